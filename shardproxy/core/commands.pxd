@@ -1,0 +1,48 @@
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum Kind:
+    KIND_FORWARD = 0    # its keys share a shard: request and reply pass untouched
+    KIND_FANOUT = 1     # split by shard, replies merged (see `merge`)
+    KIND_LOCAL = 2      # answered here: a handler
+    KIND_MULTI = 3      # MULTI, EXEC, DISCARD: the engine's own
+    KIND_REFUSED = 4    # not supported (yet); `why` says why
+
+cdef enum Merge:
+    MERGE_NONE = 0
+    MERGE_ARRAY = 1     # MGET: one frame a key, spliced in the keys' order
+    MERGE_SUM = 2       # DEL, UNLINK, EXISTS, TOUCH: integers are added
+    MERGE_OK = 3        # MSET: +OK when all say so
+
+cdef enum:
+    FLAG_WRITE = 1
+    FLAG_READONLY = 2
+    FLAG_BLOCKING = 4       # may block: refused when it would (BLOCK option); never on a shared upstream
+    FLAG_BARRIER = 8        # waits until everything the client sent before is answered (HELLO, RESET)
+    FLAG_CONTAINER = 16     # has subcommands: look args[1] up with find_sub
+    FLAG_MOVABLE = 32       # keys are not at fixed positions: use keys()
+    FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
+    FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
+
+cdef struct Row:
+    char name[48]           # lower case, "config|get" for a subcommand
+    uint16_t id             # index into CommandTable.names
+    uint8_t kind            # Kind
+    uint8_t merge           # Merge
+    uint32_t flags          # FLAG_*
+    int16_t arity           # as Redis: negative means at least
+    int16_t first           # position of the first key; 0: none (or movable)
+    int16_t last            # position of the last key; negative counts from the end
+    int16_t step            # keys are `step` arguments apart (MSET: 2)
+
+cdef class CommandTable:
+    """Immutable; a changed table is a new object."""
+    # Case-insensitive; NULL when unknown.
+    cdef const Row *find(self, const char *name, size_t n) noexcept nogil
+    # The row of "container|sub"; NULL when that container has no such subcommand.
+    cdef const Row *find_sub(self, const Row *container, const char *sub, size_t n) noexcept nogil
+    # Writes the argument positions of all keys to out (at most `room`) and returns how many there are;
+    # -1: the arguments are malformed (Redis: "Invalid number of arguments specified for command"),
+    # -2: a key the command reads is named by a pattern (SORT BY/GET) that may live elsewhere,
+    # -3: it would block (XREAD BLOCK). Positions are right only when the count is <= room.
+    cdef int keys(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                  int *out, int room) noexcept nogil
