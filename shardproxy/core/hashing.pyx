@@ -4,7 +4,7 @@ Owns: bytes -> number, and which part of a key is hashed (`hash_tag`, in the .px
 rings or shards. The functions the data plane calls touch no Python object and cannot fail.
 
 twemproxy's hashes are reproduced with their habits, since a key must land where twemproxy put it: some add
-bytes as *signed* chars (as on x86), the two "64-bit" FNVs keep only the low half, crc32 only 15 bits, and crc16 keeps 32.
+bytes as *signed* chars (as on x86), the "64-bit" FNVs keep only the low half, crc32 15 bits, crc16 all 32.
 
 Sources: XXH64, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md; MD5, RFC 1321; FNV,
 http://www.isthe.com/chongo/tech/comp/fnv/; one_at_a_time and jenkins (lookup3),
@@ -330,6 +330,7 @@ cdef int step
 for step in range(64):
     md5_sines[step] = <uint32_t>floor(fabs(sin(step + 1)) * 4294967296.0)
 
+# twemproxy's twelve, then our own
 KEY_HASHES = (*[TWEMPROXY[step].name.decode() for step in range(12)], "xxh64")
 
 
@@ -341,12 +342,17 @@ cdef KeyHash key_hash(str name) except? NULL:
 
 
 def hash_key(str name, bytes data):
+    """The hash of that name (one of KEY_HASHES): 64 bits for "xxh64", else the 32 bits that twemproxy uses.
+
+    Raises ValueError when there is no hash of that name.
+    """
     if name == "xxh64":
         return xxh64(data, len(data))
     return key_hash(name)(data, len(data))
 
 
 def _xxh64(bytes data):
+    """XXH64 with seed 0, 64 bits: equal to `xxhash.xxh64_intdigest`."""
     return xxh64(data, len(data))
 
 globals()["xxh64"] = _xxh64  # one Cython scope cannot have a def and a cdef of the same name

@@ -6,8 +6,8 @@ a binary search in a flat array between two bounds that the upper bits of the ha
 or two steps whatever the number of points.
 
 docs/placement.md says the same for those who write it in another language. Sources: Karger et al.,
-"Consistent hashing and random trees" (STOC 1997); ketama, https://www.metabrew.com/article/libketama-consistent-hashing-algo-memcached-clients
-in the form that twemproxy gave it, https://github.com/twitter/twemproxy.
+"Consistent hashing and random trees" (STOC 1997); ketama, https://github.com/RJ/ketama, in the form that
+https://github.com/twitter/twemproxy gave it.
 """
 
 from libc.math cimport floorf
@@ -43,6 +43,17 @@ cdef uint32_t ketama_groups(uint32_t weight, uint32_t total, uint32_t shards) no
 
 
 cdef class Ring:
+    """Shards on a circle of hashes; a key belongs to the first point at or after its own.
+
+    shards: (name, weight) in the order of configuration, which numbers them from 0; a weight is at least 1.
+    For ketama and modula the name is the server's as twemproxy has it: see `twemproxy_name`.
+    distribution: "ring" (default), "ketama" or "modula". virtual_nodes: points per weight, on a "ring" only.
+    hash: of keys; None is "xxh64" (which "ring" always uses), for ketama and modula twemproxy's "fnv1a_64".
+    hash_tag: two characters, or "" for none; None is "{}" on a ring, else "".
+
+    Raises ValueError for shards, names or options that make no ring.
+    """
+
     def __cinit__(self, shards, str distribution="ring", int virtual_nodes=160, hash=None, hash_tag=None):
         ring = distribution == "ring"
         hash = ("xxh64" if ring else "fnv1a_64") if hash is None else hash
@@ -68,7 +79,9 @@ cdef class Ring:
             counts = [4 * ketama_groups(weight, total, self.shards) for weight in self.weights]
         self.size = min(sum(counts), 0xFFFFFFFF)
         if self.size > MAX_POINTS:
-            raise ValueError(f"{sum(counts)} points on a ring; at most {MAX_POINTS}: lower weights or virtual_nodes")
+            raise ValueError(
+                f"a ring of {sum(counts)} points; at most {MAX_POINTS}: lower the weights or virtual_nodes"
+            )
         points = <Point *>malloc(self.size * sizeof(Point))
         if points == NULL:
             raise MemoryError
@@ -152,6 +165,10 @@ cdef class Ring:
         return -1  # those left have no points (ketama, with a very small weight)
 
     def locate(self, bytes key, out=()):
+        """The number of the shard that holds this key while the shards numbered in `out` are out.
+
+        None when none is left. Raises ValueError for a number that is no shard's.
+        """
         cdef bytearray flags = bytearray(self.shards)
         for shard in out:
             if not 0 <= shard < self.shards:
@@ -161,9 +178,11 @@ cdef class Ring:
         return None if found < 0 else found
 
     def hash_of(self, bytes key):
+        """The hash that places this key, its hash tag applied: 64 bits on a ring, else 32."""
         return self.place(key, len(key)) >> (32 if self.distribution == "ketama" else 0)
 
     def points(self):
+        """(point, shard's number), in the order of a search; for modula the point is the entry, from 0."""
         cdef uint32_t i
         cdef int down = 32 if self.distribution == "ketama" else 0
         return [(self.at[i] >> down, self.owner[i]) for i in range(self.size)]
@@ -244,6 +263,7 @@ cdef place_points(Point *points, names, counts, distribution):
 
 
 cdef str fingerprint(Ring ring):
+    # Over text, so that any language can make it: docs/placement.md
     lines = [f"{ring.distribution} {ring.hash} {ring.hash_tag}\n"]
     lines += [f"{at} {ring.names[owner]}\n" for at, owner in ring.points()]
     text = "".join(lines).encode()
@@ -251,6 +271,11 @@ cdef str fingerprint(Ring ring):
 
 
 def twemproxy_name(alias, host, port):
+    """The name that twemproxy hashes for a server: what to call its shard so that no key moves.
+
+    alias: the name after the address in twemproxy's configuration, or None. host: as written there, or the
+    path of a unix socket (its port is ignored; twemproxy includes the colon before the weight).
+    """
     if alias is not None:
         return alias
     if host.startswith("/"):

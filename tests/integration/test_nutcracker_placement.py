@@ -6,6 +6,7 @@ its key went. twemproxy listens on a unix socket; nodes on loopback addresses, o
 
 import asyncio
 import contextlib
+import itertools
 import random
 import shutil
 import socket
@@ -59,7 +60,7 @@ class Node(asyncio.Protocol):
 async def nodes(
     directory: Path, kind: str, weights: Sequence[int], aliases: Sequence[str | None]
 ) -> AsyncIterator[list[Server]]:
-    """As many listening nodes as there are weights: on "port"s of their own, all on port "11211", or "unix"."""
+    """A listening node a weight. kind: "port", each on its own; "11211", each on its own host; or "unix"."""
     loop = asyncio.get_running_loop()
     # A network of its own within 127.0.0.0/8, so that parallel runs do not meet on port 11211
     network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
@@ -128,7 +129,7 @@ async def ask(listen: Path, keys: Sequence[bytes]) -> list[int]:
     try:
         for start in range(0, len(keys), 500):
             batch = keys[start : start + 500]
-            writer.write(b"".join(hiredis.pack_command((b"GET", key)) for key in batch))
+            writer.write(b"".join(b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key) for key in batch))
             while len(answers) < start + len(batch):
                 data = await asyncio.wait_for(reader.read(1 << 16), 10)
                 assert data, "twemproxy closed the connection"
@@ -196,10 +197,11 @@ ALIASES = ["b", "alpha", "a", "Beta", "node-10", "node-9", "gamma"]
 async def test_names_weights_and_tags(
     tmp_path: Path, distribution: str, hash_tag: str, kind: str, weights: tuple[int, ...], aliased: bool
 ) -> None:
-    aliases = ALIASES[: len(weights)] if aliased else [None] * len(weights)
+    aliases: list[str | None] = [*ALIASES[: len(weights)]] if aliased else [None] * len(weights)
     options = {"distribution": distribution} | ({"hash_tag": hash_tag} if hash_tag else {})
     async with nodes(tmp_path, kind, weights, aliases) as servers:
-        await compare(tmp_path, servers, random_keys(f"{weights} {hash_tag}", tag=hash_tag or "{}"), **options)
+        keys = random_keys(f"{weights} {hash_tag}", tag=hash_tag or "{}")
+        await compare(tmp_path, servers, keys, **options)
 
 
 @pytest.mark.parametrize("distribution", ["ketama", "modula"])
@@ -216,7 +218,7 @@ async def test_equal_points_of_ketama(tmp_path: Path, turned: bool) -> None:
     points = Ring([(name, 1) for name in names], distribution="ketama").points()
     pairs = [
         (names[one], names[two], at)
-        for (at, one), (after, two) in zip(points, points[1:], strict=False)
+        for (at, one), (after, two) in itertools.pairwise(points)
         if at == after and one != two
     ]
     assert pairs
