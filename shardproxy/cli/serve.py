@@ -27,4 +27,6 @@ def command(path: str) -> None:
     try:
         raise SystemExit(run(config))
     except OSError as error:
-        fail(f"cannot listen on {', '.join(config.listen)}: {error.strerror or error}; see `listen` in {path}")
+        fail(
+            f"cannot listen on {', '.join(config.listen)}: {error.strerror or error}; see `listen` in {path}"
+        )
