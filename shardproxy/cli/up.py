@@ -1,5 +1,6 @@
 """`shardproxy up`: Redis nodes and a proxy before them, to try it; nothing else needed."""
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import click
 from shardproxy.cli.common import fail, plain_console, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shardproxy.config import Config
     from shardproxy.proxy.embedded import EmbeddedNode
@@ -49,12 +50,13 @@ def command(nodes: int, port: int, data: str | None) -> None:
 
     check_port(port)
     plain_console()  # what is missing is said now, not when everything runs
-    try:
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ModuleNotFoundError):
         import uvloop
-    except ModuleNotFoundError:
-        uvloop = None
+
+        new_loop = uvloop.new_event_loop
     try:
-        with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.run(until_stopped(nodes, port, data))
     except EmbeddedError as error:
         fail(str(error))
@@ -101,7 +103,8 @@ async def run(count: int, port: int, data: str | None) -> None:
         EmbeddedNodes(count, data, on_death=tell_death) as embedded,
         Proxy(config_of(embedded.nodes, port)) as proxy,
     ):
-        tell_start(proxy.addresses[0], embedded.nodes, data)
+        with contextlib.suppress(OSError, SystemExit):  # nobody reads it: rich raises SystemExit then
+            tell_start(proxy.addresses[0], embedded.nodes, data)
         await proxy.serve_forever()
 
 
@@ -143,8 +146,9 @@ def tell_start(address: str, nodes: "Sequence[EmbeddedNode]", data: str | None) 
 def tell_death(node: "EmbeddedNode", status: int) -> None:
     from shardproxy.proxy.embedded import exit_text
 
-    click.echo(
-        f"shardproxy: {node.name} ({node.address}, pid {node.pid}) died: {exit_text(status)}. "
-        f"It said last: {node.last_line}. Its keys answer errors; the others are served.",
-        err=True,
-    )
+    with contextlib.suppress(OSError):
+        click.echo(
+            f"shardproxy: {node.name} ({node.address}, pid {node.pid}) died: {exit_text(status)}. "
+            f"It said last: {node.last_line}. Its keys answer errors; the others are served.",
+            err=True,
+        )
