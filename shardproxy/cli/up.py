@@ -9,7 +9,7 @@ import click
 from shardproxy.cli.common import fail, plain_console, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from shardproxy.config import Config
     from shardproxy.proxy.embedded import EmbeddedNode
@@ -46,19 +46,15 @@ def command(nodes: int, port: int, data: str | None) -> None:
     """
     import asyncio
 
-    from shardproxy.proxy.embedded import EmbeddedError
-
     check_port(port)
     plain_console()  # what is missing is said now, not when everything runs
-    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ModuleNotFoundError):
-        import uvloop
+    from shardproxy.proxy.embedded import EmbeddedError
+    from shardproxy.proxy.server import StartError, loop_factory
 
-        new_loop = uvloop.new_event_loop
     try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(until_stopped(nodes, port, data))
-    except EmbeddedError as error:
+    except (EmbeddedError, StartError) as error:
         fail(str(error))
     click.echo("Stopped; the nodes are gone.", err=True)
 
