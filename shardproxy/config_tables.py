@@ -206,7 +206,7 @@ class Reader:
             return self.mistake(where, shown(option.key, value), str(error))
 
     def named(self, option: Option, record: type[Record], table: Any, where: str) -> Any:
-        """A table of tables by name: dict[str, Record], without those that cannot be; None for none at all."""
+        """A table of tables by name: dict[str, Record] of those that can be; None when none can."""
         if not isinstance(table, dict):
             return self.mistake(where, shown(where, table), "a table")
         made = {}

@@ -7,6 +7,7 @@ its key went. twemproxy listens on a unix socket; nodes on loopback addresses, o
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import shutil
 import socket
@@ -89,36 +90,39 @@ def free_port() -> int:
         return port
 
 
+async def accepts(listen: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        _, writer = await asyncio.open_unix_connection(listen)
+        writer.close()
+        return True
+    return False
+
+
 @contextlib.asynccontextmanager
 async def nutcracker(directory: Path, servers: Sequence[Server], **options: str) -> AsyncIterator[Path]:
     """A twemproxy over these servers; yields the socket it listens on."""
     program = shutil.which("nutcracker") or shutil.which("/usr/sbin/nutcracker")
     if program is None:
         pytest.fail("twemproxy is missing: apt-get install nutcracker")
-    listen = directory / "nutcracker.sock"
+    listen, config, log = (directory / f"nutcracker.{end}" for end in ("sock", "yml", "log"))
     pool = {"listen": str(listen), "redis": "true", **{key: f'"{value}"' for key, value in options.items()}}
-    config = directory / "nutcracker.yml"
-    config.write_text(
-        "pool:\n"
-        + "".join(f"  {key}: {value}\n" for key, value in pool.items())
-        + "  servers:\n"
-        + "".join(f"   - {server.line}\n" for server in servers)
-    )
-    stats = ("-a", "127.0.0.1", "-s", str(free_port()))
-    process = await asyncio.create_subprocess_exec(
-        program, "-c", str(config), *stats, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        while not listen.exists():
-            if process.returncode is not None:
-                assert process.stderr is not None
-                pytest.fail((await process.stderr.read()).decode())
-            await asyncio.sleep(0.002)
-        yield listen
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
+    settings = [f"  {key}: {value}" for key, value in pool.items()]
+    config.write_text("\n".join(["pool:", *settings, "  servers:", *(f"   - {s.line}" for s in servers), ""]))
+    arguments = ("-c", str(config), "-o", str(log), "-a", "127.0.0.1", "-s")
+    for _ in range(5):  # it cannot choose a port for its statistics by itself; ours may be taken meanwhile
+        process = await asyncio.create_subprocess_exec(program, *arguments, str(free_port()))
+        try:
+            async with asyncio.timeout(20):
+                while process.returncode is None and not await accepts(listen):
+                    await asyncio.sleep(0.002)
+            if process.returncode is None:
+                yield listen
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    pytest.fail(log.read_text())
 
 
 async def ask(listen: Path, keys: Sequence[bytes]) -> list[int]:
@@ -233,3 +237,25 @@ async def test_equal_points_of_ketama(tmp_path: Path, turned: bool) -> None:
         directory.mkdir()
         async with nodes(directory, "port", [1, 1], aliases) as servers:
             await compare(directory, servers, keys)
+
+
+VECTORS = Path(__file__).parents[2] / "docs" / "placement-vectors.json"
+
+
+@pytest.mark.parametrize("distribution", ["ketama", "modula"])
+async def test_the_golden_vectors(tmp_path: Path, distribution: str) -> None:
+    rings = json.loads(VECTORS.read_text(encoding="utf-8"))["rings"]
+    chosen = [ring for ring in rings if ring["distribution"] == distribution]
+    assert chosen
+    for number, ring in enumerate(chosen):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        names = [*ring["shards"]]
+        options = {"distribution": distribution, "hash": ring["hash"]}
+        options |= {"hash_tag": ring["hash_tag"]} if ring["hash_tag"] else {}
+        async with (
+            nodes(directory, "port", [*ring["shards"].values()], names) as servers,
+            nutcracker(directory, servers, **options) as listen,
+        ):
+            asked = await ask(listen, [bytes.fromhex(key) for key in ring["keys"]])
+        assert [names[answer] for answer in asked] == [*ring["keys"].values()]
