@@ -77,13 +77,13 @@ def get_keys(reason: str) -> str:
 # --- The client's: it is not to be served ------------------------------------------------------------------
 
 PROTECTED_MODE = (
-    "DENIED shardproxy is running in protected mode: it has no users configured, so it serves only clients of "
-    "its own machine, over the loopback interface or a unix socket. To serve others, on a network that you "
-    'trust, set "protected_mode = false" in shardproxy.toml.'
+    "DENIED shardproxy is running in protected mode: it has no users configured, so it serves only clients "
+    "of its own machine, over the loopback interface or a unix socket. To serve others, on a network that "
+    'you trust, set "protected_mode = false" in shardproxy.toml.'
 )
 HTTP_REQUEST = (
-    "ERR this is an HTTP request, and shardproxy speaks RESP, as Redis does; the connection is closed, since it "
-    "may be an attack over a browser"
+    "ERR this is an HTTP request, and shardproxy speaks RESP, as Redis does; the connection is closed, since "
+    "it may be an attack over a browser"
 )
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------
@@ -128,8 +128,8 @@ INTERNAL = "ERR internal error of shardproxy; its log says more"
 
 def port_in_use(address: str) -> str:
     return (
-        f"cannot listen on {address}: another program does. Stop it (`ss -ltnp` names it), or listen elsewhere: "
-        'listen = ["HOST:PORT"] in shardproxy.toml, port 0 for any free one'
+        f"cannot listen on {address}: another program does. Stop it (`ss -ltnp` names it), or listen "
+        'elsewhere: listen = ["HOST:PORT"] in shardproxy.toml, port 0 for any free one'
     )
 
 
@@ -138,7 +138,7 @@ def socket_in_use(address: str) -> str:
 
 
 def not_a_socket(address: str) -> str:
-    return f"cannot listen on {address}: there is a file of that name that is no socket. Remove it, or give another path"
+    return f"cannot listen on {address}: that file is not a socket. Remove it, or give another path"
 
 
 def cannot_listen(address: str, reason: str) -> str:

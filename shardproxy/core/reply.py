@@ -1,9 +1,9 @@
 """Values → RESP bytes, for handlers: the forms that Redis 7.0 itself sends, in RESP2 and RESP3.
 
 Pure. Every function takes the protocol version of the client (2 or 3) last and returns one whole frame. The
-aggregates (array, mapping, set_, push) take frames that are already encoded, so that a reply is built from the
-inside out. Where RESP2 has no such type, it gets what Redis sends there: a map is a flat array, a double a
-bulk string, a boolean an integer, a verbatim string a bulk string.
+aggregates (array, mapping, set_, push) take frames that are already encoded, so that a reply is built from
+the inside out. Where RESP2 has no such type, it gets what Redis sends there: a map is a flat array, a double
+and a verbatim string are bulk strings, a boolean is an integer.
 """
 
 import math

@@ -12,5 +12,6 @@ from shardproxy.handlers import client, command, connection, info, proxy
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
-    "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info", "proxy",
+    "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
+    "proxy",
 ]  # fmt: skip

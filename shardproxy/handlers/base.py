@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Call, Reactor
     from shardproxy.handlers.client import ClientRecord
 
-Answer: TypeAlias = "bytes | None | Coroutine[Any, Any, bytes | None]"
+Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
 
 
@@ -55,8 +55,11 @@ class Server(Protocol):
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none
     pid: int  # the supervisor's, if there is one
-    node_info: Mapping[str, NodeInfo]  # by address
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
+
+    @property
+    def node_info(self) -> Mapping[str, NodeInfo]:
+        """By address."""
 
     def counters(self) -> Mapping[str, int]:
         """Over all workers."""
@@ -100,27 +103,25 @@ def handled() -> frozenset[str]:
 
 def dispatch(server: Server, call: "Call") -> None:
     """Answers a call, now or in a task."""
-    handler = _HANDLERS.get(call.row.name)
-    if handler is None:
-        return call.reply(reply.error(_unknown(call)))
+    handler = _HANDLERS.get(call.row.name, _no_handler)
     try:
         answer = handler(server, call)
     except Exception as error:
-        return _failed(server, call, error)
+        _failed(server, call, error)
+        return
     if asyncio.iscoroutine(answer):
         task = asyncio.get_running_loop().create_task(_finish(server, call, answer))
         server.tasks.add(task)
         task.add_done_callback(server.tasks.discard)
     elif answer is not None:
-        call.reply(answer)  # type: ignore[arg-type]  # iscoroutine narrows too little
-    return None
+        call.reply(answer)
 
 
-def _unknown(call: "Call") -> str:
+def _no_handler(server: Server, call: "Call") -> bytes:
     """A container without this subcommand; anything else in the table without a handler is our mistake."""
     if call.row.subcommands and len(call.args) > 1:
-        return errors.unknown_subcommand(call.row.name, call.args[1])
-    return errors.not_supported(call.row.name, call.row.why)
+        return reply.error(errors.unknown_subcommand(call.row.name, call.args[1]))
+    return reply.error(errors.not_supported(call.row.name, call.row.why))
 
 
 async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Call, Client
 
 TYPES = ("normal", "master", "replica", "slave", "pubsub")
-SOCKET_BUFFER = 16384  # what Redis says of a new client's output buffer; ours are shared
 
 
 class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +74,9 @@ def line(it: ClientRecord) -> bytes:
     text = (
         f"addr={it.addr} laddr={it.laddr} fd={it.fd} name=%b age={it.age} idle={it.idle} flags={it.flags} "
         f"db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 "
-        f"multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} omem={it.output_bytes} "
-        f"tot-mem={it.total_memory} events=r cmd={it.command} user=default redir=-1 resp={it.proto} "
-        "lib-name=%b lib-ver=%b\n"
+        f"multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} "
+        f"omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} user=default "
+        f"redir=-1 resp={it.proto} lib-name=%b lib-ver=%b\n"
     )
     return b"id=%d " % it.id + _fill(text, it.name, it.lib_name, it.lib_ver)
 

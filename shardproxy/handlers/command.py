@@ -30,7 +30,7 @@ def _spec(spec: KeySpec, proto: int) -> bytes:
             (str(key), reply.integer(value) if isinstance(value, int) else reply.bulk(value))
             for key, value in zip(options[::2], options[1::2], strict=True)
         ]
-        return _pairs([("type", reply.bulk(kind)), ("spec", _pairs(items, proto))], proto)  # type: ignore[arg-type]
+        return _pairs([("type", reply.bulk(kind)), ("spec", _pairs(items, proto))], proto)
 
     return _pairs(
         [

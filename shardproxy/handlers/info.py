@@ -24,12 +24,8 @@ NO_EVICTION = "noeviction"
 
 def human(size: int) -> str:
     """As Redis: 1.33M."""
-    value, unit = float(size), "B"
-    for unit in "BKMGT":  # noqa: B007  # the unit that it stopped at
-        if value < 1024 or unit == "T":
-            break
-        value /= 1024
-    return f"{size}B" if unit == "B" else f"{value:.2f}{unit}"
+    power = min(max(size.bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.2f}{'BKMGT'[power]}" if power else f"{size}B"
 
 
 def maxmemory_policy(server: Server) -> str:

@@ -28,7 +28,7 @@ def _json(value: object) -> bytes:
 
 
 def percentiles(histogram: Sequence[int]) -> dict[str, int]:
-    """How many there were, and what so many of them were faster than, in microseconds (0: there were none)."""
+    """How many there were, and what that part of them was faster than, in microseconds (0: none)."""
     found, count = {}, sum(histogram)
     for name, part in PERCENTILES.items():
         left = part * count

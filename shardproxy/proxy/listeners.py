@@ -26,11 +26,13 @@ class StartError(OSError):
 class Listener:
     """One address of the configuration, bound: a socket for each worker slot."""
 
-    def __init__(self, address: str, sockets: Sequence[Sequence[socket.socket]], path: str = "") -> None:
+    def __init__(
+        self, address: str, sockets: Sequence[Sequence[socket.socket]], path: str = "", inode: int = 0
+    ) -> None:
         self.address = address  # port 0 resolved
         self.sockets = sockets  # by slot; of a unix socket, the same for all
-        self.path = path  # of a unix socket
-        self._inode = os.stat(path).st_ino if path else 0
+        self.path = path  # of a unix socket; its file goes with the listener if the inode is given
+        self._inode = inode
 
     @property
     def port(self) -> int:
@@ -43,7 +45,7 @@ class Listener:
                 each.close()
         # Ours only: another program may have taken the name over
         with contextlib.suppress(OSError):
-            if self.path and os.stat(self.path).st_ino == self._inode:
+            if self._inode and os.stat(self.path).st_ino == self._inode:
                 os.unlink(self.path)
 
 
@@ -130,7 +132,7 @@ def _bind_unix(path: str, slots: int) -> Listener:
     except BaseException:
         made.close()
         raise
-    return Listener(f"unix://{path}", [[made]] * slots, path)
+    return Listener(f"unix://{path}", [[made]] * slots, path, os.stat(path).st_ino)
 
 
 def _remove_stale(path: str) -> None:

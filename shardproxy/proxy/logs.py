@@ -8,7 +8,7 @@ its text and its variables may quote what a client sent.
 import os
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -19,6 +19,7 @@ LEVELS = {
     "node_down": "warning",
     "node_up": "info",
     "node_refuses": "warning",
+    "node_learnt": "debug",
     "upstream_lost": "warning",
     "client_closed": "info",
     "protocol_error": "info",
@@ -53,7 +54,9 @@ def _place(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[
 class Logger:
     """Says events by name; the level comes from the table above."""
 
-    def __init__(self, config: Log, stream: TextIO | None = None, **context: object) -> None:
+    def __init__(
+        self, config: Log, stream: TextIO | None = None, context: Mapping[str, object] | None = None
+    ) -> None:
         stream = stream or sys.stderr
         human = config.format == "human" or (config.format == "auto" and stream.isatty())
         last: Any = (
@@ -72,7 +75,7 @@ class Logger:
                 last,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(config.level),
-        ).bind(**context)
+        ).bind(**(context or {}))
 
     def __call__(self, event: str, **fields: object) -> None:
         getattr(self._log, LEVELS.get(event, OTHERWISE))(event, **fields)

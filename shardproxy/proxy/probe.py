@@ -34,7 +34,7 @@ def fields_of(info: str) -> dict[str, str]:
 
 
 async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> Told:
-    """Asks one node; login: (username or "", password). Raises NodeRefuses; takes `timeout` seconds at most."""
+    """Asks one node; login: (username or "", password). Raises NodeRefuses; `timeout` seconds in all."""
     beginning = bytearray()
     try:
         async with asyncio.timeout(timeout):
@@ -83,7 +83,7 @@ async def _talk(
 
 
 def _pack(*args: str) -> bytes:
-    return bytes(hiredis.pack_command(args))
+    return bytes(hiredis.pack_command(tuple(args)))  # type: ignore[arg-type]  # its stub says a tuple of one
 
 
 async def _reply(reader: asyncio.StreamReader, parser: hiredis.Reader, beginning: bytearray) -> Any:

@@ -16,12 +16,12 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Credentials
+from shardproxy.config import Config, Credentials, Limits
 from shardproxy.core import commands
 from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.reactor import Reactor
@@ -31,7 +31,7 @@ from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.logs import Logger
 
-__all__ = ["Peers", "Proxy", "StartError", "loop_factory", "run"]
+__all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
 CRON = 0.1  # seconds between two calls of reactor.cron
 DRAIN_STEP = 0.01
@@ -54,6 +54,20 @@ class Peers(Protocol):
         """Has the supervisor make a new topology of it."""
 
 
+class Team(NamedTuple):
+    """What a worker under a supervisor is given."""
+
+    slot: int
+    workers: int
+    bound: Sequence[Listener]  # with this worker's sockets only
+    id_base: int
+    page: memoryview  # for the reactor's counters
+    run_id: str
+    started: float
+    pid: int  # the supervisor's
+    peers: Peers
+
+
 class Proxy:
     """One worker, in this process.
 
@@ -61,52 +75,42 @@ class Proxy:
             await proxy.serve_forever()
 
     Leaving the block drains (`limits.drain_timeout` at most) and closes. Raises StartError when it cannot
-    listen, ConfigError when a password cannot be read. The keywords are for workers under a supervisor.
+    listen, ConfigError when a password cannot be read. team: for a worker under a supervisor.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        bound: Sequence[Listener] | None = None,
-        slot: int = 0,
-        id_base: int = 0,
-        page: memoryview | None = None,
-        run_id: str | None = None,
-        started: float | None = None,
-        pid: int | None = None,
-        peers: Peers | None = None,
-    ) -> None:
+    def __init__(self, config: Config, *, team: Team | None = None) -> None:
         self.config = config
         self.topology = Topology.from_config(config)
         self.commands = commands.builtin()
-        self.started = time.time() if started is None else started
-        self.run_id = run_id or secrets.token_hex(20)
-        self.pid = pid or os.getpid()
+        self.started = team.started if team else time.time()
+        self.run_id = team.run_id if team else secrets.token_hex(20)
+        self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.log = Logger(config.log, **({"worker": slot} if peers else {}))
+        self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        self._team = team
+        self._peers = team.peers if team else None
         self._credentials = Credentials.read(config)
-        self._given, self._bound = bound, list(bound or ())
-        self._slot, self._peers = slot, peers
+        self._bound = list(team.bound) if team else []
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
+        self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
         self.reactor = Reactor(
-            config.limits,
+            share_of(config.limits, team.workers if team else 1),
             functools.partial(handlers.dispatch, self),
             on_event=self._on_event,
-            id_base=id_base,
-            page=page,
+            id_base=team.id_base if team else 0,
+            page=team.page if team else None,
         )
 
     # --- its life ---
 
     async def __aenter__(self) -> Self:
         try:
-            self._start()
+            self.start()
         except BaseException:
             await self.close()
             raise
@@ -120,12 +124,13 @@ class Proxy:
         finally:
             await self.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begins to serve; `close` ends it. For those who cannot use `async with`."""
         limits = self.config.limits
         descriptors = listeners.raise_descriptors(limits.maxclients)
         if descriptors < limits.maxclients + listeners.SPARE_DESCRIPTORS:
             self.log("descriptors_limited", descriptors=descriptors, maxclients=limits.maxclients)
-        if self._given is None:
+        if self._team is None:
             self._bound = listeners.bind_all(self.config.listen)
         self.tcp_port = next((each.port for each in self._bound if each.port), 0)
         pool = self.topology.pools[0]
@@ -133,7 +138,7 @@ class Proxy:
         self.reactor.set_commands(self.commands)
         self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
         for listener in self._bound:
-            for each in listener.sockets[self._slot]:
+            for each in listener.sockets[0]:
                 protected = self.config.protected_mode and not listener.path
                 self.reactor.listen(each.fileno(), protected=protected)
         loop = asyncio.get_running_loop()
@@ -163,6 +168,7 @@ class Proxy:
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
         self.reactor.drain()
+        self._close_listeners()
         limit = time.monotonic() + self.config.limits.drain_timeout
         while not self.reactor.idle():
             if time.monotonic() > limit:
@@ -173,6 +179,7 @@ class Proxy:
 
     async def close(self) -> None:
         """At once; what is in flight is not answered."""
+        self._closing = True
         if self._cron is not None:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
@@ -182,15 +189,19 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.reactor.close()
-        if self._given is None:
-            for listener in self._bound:
-                listener.close()
+        self._close_listeners()
         self._ended.set()
+
+    def _close_listeners(self) -> None:
+        for listener in self._bound:
+            listener.close()
 
     # --- what it learns of the nodes ---
 
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
         """From the engine, within a tick."""
+        if self._closing:
+            return  # what is lost now we have closed ourselves
         self.log(event, **fields)
         if event in ("node_up", "node_down"):
             state: State = "up" if event == "node_up" else "suspect"
@@ -271,6 +282,11 @@ class Proxy:
         return await self._all("process", ProcessRecord)
 
 
+def share_of(limits: Limits, workers: int) -> Limits:
+    """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
+    return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
+
+
 def process_record() -> ProcessRecord:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     with open("/proc/self/statm", "rb") as file:
@@ -322,7 +338,7 @@ async def serve(config: Config) -> int:
     signals = Signals()
     proxy = Proxy(config)
     try:
-        proxy._start()
+        proxy.start()
         proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
         settle()
         await signals.first.wait()
@@ -348,9 +364,11 @@ def _version() -> str:
 
 def run(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code."""
-    main = serve
+    main: Callable[[Config], Coroutine[Any, Any, int]] = serve
     if config.workers != 1:
-        from shardproxy.proxy.supervisor import supervise as main
+        from shardproxy.proxy.supervisor import supervise
+
+        main = supervise
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(main(config))
