@@ -26,7 +26,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     addr: str
     laddr: str
     fd: int
-    name: bytes = b""
+    name: str = ""
     age: int = 0
     idle: int = 0
     flags: str = "N"
@@ -39,8 +39,8 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     total_memory: int = 0
     command: str = "NULL"
     proto: int = 2
-    lib_name: bytes = b""
-    lib_ver: bytes = b""
+    lib_name: str = ""
+    lib_ver: str = ""
 
 
 def record_of(client: "Client") -> ClientRecord:
@@ -51,7 +51,7 @@ def record_of(client: "Client") -> ClientRecord:
         addr=client.addr,
         laddr=client.laddr,
         fd=client.fd,
-        name=client.name,
+        name=client.name.decode(),  # printable, see setname
         age=int(client.age),
         idle=int(client.idle),
         flags=flags or "N",
@@ -64,27 +64,21 @@ def record_of(client: "Client") -> ClientRecord:
         total_memory=client.total_memory,
         command=client.last_command,
         proto=client.proto,
-        lib_name=client.lib_name,
-        lib_ver=client.lib_ver,
+        lib_name=client.lib_name.decode(),
+        lib_ver=client.lib_ver.decode(),
     )
 
 
 def line(it: ClientRecord) -> bytes:
     """A line of CLIENT LIST, as Redis 7.2 writes it."""
     text = (
-        f"addr={it.addr} laddr={it.laddr} fd={it.fd} name=%b age={it.age} idle={it.idle} flags={it.flags} "
-        f"db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 "
-        f"multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} "
-        f"omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} user=default "
-        f"redir=-1 resp={it.proto} lib-name=%b lib-ver=%b\n"
+        f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
+        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} qbuf-free=0 "
+        f"argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} "
+        f"omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} user=default redir=-1 "
+        f"resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
     )
-    return b"id=%d " % it.id + _fill(text, it.name, it.lib_name, it.lib_ver)
-
-
-def _fill(text: str, *values: bytes) -> bytes:
-    # An address may be a unix socket's path, with any bytes and percent signs in it
-    parts = text.encode(errors="surrogateescape").split(b"%b")
-    return b"".join(part + value for part, value in zip(parts, (*values, b""), strict=True))
+    return text.encode(errors="surrogateescape")
 
 
 def _lines(records: Iterable[ClientRecord], proto: int) -> bytes:
