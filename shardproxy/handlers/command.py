@@ -141,6 +141,7 @@ def getkeys(server: Server, call: "Call") -> bytes:
 
 @handles("command|getkeysandflags")
 def getkeysandflags(server: Server, call: "Call") -> bytes:
+    """The flags of SET and BITFIELD depend on their options in Redis; here they show all that are possible."""
     args = call.args[2:]
     try:
         found = server.commands.locate_keys(args)
