@@ -200,8 +200,11 @@ class PoolConfig(Record, frozen=True, kw_only=True):
 
     @property
     def points(self) -> int:
-        """How many points its ring has."""
-        return self.virtual_nodes * sum(shard.weight for shard in self.shards.values())
+        """How many points its ring has, at most."""
+        weights = sum(shard.weight for shard in self.shards.values())
+        return {"ring": self.virtual_nodes * weights, "ketama": 160 * len(self.shards)}.get(
+            self.distribution, weights
+        )
 
 
 class Config(Record, frozen=True, kw_only=True):

@@ -11,9 +11,10 @@ from shardproxy.cli.common import config_option, load_config, print_table
 @config_option
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def command(path: str, keys: tuple[str, ...]) -> None:
-    """Show where each KEY lives, and where it would go if that shard were out.
+    """Show the shard that each KEY lives on, and its stand-in.
 
-    Asks no node: placement follows from the configuration alone.
+    The stand-in is where the key would go if that shard were out. No node
+    is asked: placement follows from the configuration alone.
 
     \b
     Example:

@@ -24,9 +24,4 @@ def command(path: str) -> None:
         from shardproxy.proxy.server import run
     except ModuleNotFoundError as error:
         fail(f'{error.name} is missing: pip install "shardproxy[proxy]"')
-    try:
-        raise SystemExit(run(config))
-    except OSError as error:
-        fail(
-            f"cannot listen on {', '.join(config.listen)}: {error.strerror or error}; see `listen` in {path}"
-        )
+    raise SystemExit(run(config))

@@ -1,5 +1,6 @@
 """`shardproxy up`: Redis nodes and a proxy before them, to try it; nothing else needed."""
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -45,18 +46,15 @@ def command(nodes: int, port: int, data: str | None) -> None:
     """
     import asyncio
 
-    from shardproxy.proxy.embedded import EmbeddedError
-
     check_port(port)
     plain_console()  # what is missing is said now, not when everything runs
+    from shardproxy.proxy.embedded import EmbeddedError
+    from shardproxy.proxy.server import StartError, loop_factory
+
     try:
-        import uvloop
-    except ModuleNotFoundError:
-        uvloop = None
-    try:
-        with asyncio.Runner(loop_factory=uvloop and uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(until_stopped(nodes, port, data))
-    except EmbeddedError as error:
+    except (EmbeddedError, StartError) as error:
         fail(str(error))
     click.echo("Stopped; the nodes are gone.", err=True)
 
@@ -101,7 +99,8 @@ async def run(count: int, port: int, data: str | None) -> None:
         EmbeddedNodes(count, data, on_death=tell_death) as embedded,
         Proxy(config_of(embedded.nodes, port)) as proxy,
     ):
-        tell_start(proxy.addresses[0], embedded.nodes, data)
+        with contextlib.suppress(OSError, SystemExit):  # nobody reads it: rich raises SystemExit then
+            tell_start(proxy.addresses[0], embedded.nodes, data)
         await proxy.serve_forever()
 
 
@@ -143,8 +142,9 @@ def tell_start(address: str, nodes: "Sequence[EmbeddedNode]", data: str | None) 
 def tell_death(node: "EmbeddedNode", status: int) -> None:
     from shardproxy.proxy.embedded import exit_text
 
-    click.echo(
-        f"shardproxy: {node.name} ({node.address}, pid {node.pid}) died: {exit_text(status)}. "
-        f"It said last: {node.last_line}. Its keys answer errors; the others are served.",
-        err=True,
-    )
+    with contextlib.suppress(OSError):
+        click.echo(
+            f"shardproxy: {node.name} ({node.address}, pid {node.pid}) died: {exit_text(status)}. "
+            f"It said last: {node.last_line}. Its keys answer errors; the others are served.",
+            err=True,
+        )
