@@ -34,8 +34,58 @@ cdef struct Row:
     int16_t last            # position of the last key; negative counts from the end
     int16_t step            # keys are `step` arguments apart (MSET: 2)
 
+# A key spec, as command_rows.KeySpec says it
+cdef struct Spec:
+    uint8_t begin           # 0: at `index`; 1: after `keyword`, looked for from `index` on; 2: unknown
+    uint8_t find            # 0: range; 1: keynum; 2: unknown
+    uint8_t is_key          # 0: it only looks like a key (a channel)
+    uint8_t size            # of `keyword`
+    int16_t index
+    int16_t last
+    int16_t step
+    int16_t limit
+    int16_t count
+    int16_t first
+    char keyword[24]        # lower case
+
+# What a row needs beyond its one cache line
+cdef struct Rest:
+    uint16_t container      # id of a subcommand's container
+    uint16_t offset         # where its own name begins in Row.name
+    uint16_t spec           # index of its first Spec
+    uint8_t specs
+    uint8_t walk            # finds the keys by walking the options; 0: by key specs
+    uint8_t mandatory       # 0: may have no keys at all (EVAL)
+
+# Open addressing over row ids; power of two, at most a quarter full
+cdef struct Index:
+    uint16_t *slots
+    uint32_t mask
+
+# Where keys go as they are found
+cdef struct Found:
+    int *out
+    int *which              # NULL: not wanted
+    int room
+    int n                   # found so far, also past `room`
+
 cdef class CommandTable:
     """Immutable; a changed table is a new object."""
+    cdef readonly tuple names       # by Row.id: "get", "config|get"
+    cdef readonly tuple records     # by Row.id: command_rows.Row
+    cdef readonly tuple whys        # by Row.id: bytes
+    cdef Row *table
+    cdef Rest *rest
+    cdef Spec *specs
+    cdef Index top
+    cdef Index sub
+    cdef int count
+    cdef void enter(self, int number_of, bint is_sub) noexcept
+    cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                    Found *found) noexcept nogil
+    # As keys(), but never -2 or -3, and `which` (NULL: not wanted) gets the number of the key spec of each.
+    cdef int positions(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                       int *out, int *which, int room) noexcept nogil
     # Case-insensitive; NULL when unknown.
     cdef const Row *find(self, const char *name, size_t n) noexcept nogil
     # The row of "container|sub"; NULL when that container has no such subcommand.

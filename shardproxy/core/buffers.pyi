@@ -1,0 +1,13 @@
+def total_bytes() -> int:
+    """Bytes in the blocks that buffers own now, spare blocks excluded."""
+
+def spare_blocks() -> tuple[int, int]:
+    """How many spare blocks of 1 KiB and of 16 KiB are kept."""
+
+class Buffer:
+    """A buffer for tests: append, consume, read back."""
+
+    def append(self, data: bytes) -> None: ...
+    def consume(self, n: int) -> None: ...
+    def release(self) -> None: ...
+    def __bytes__(self) -> bytes: ...

@@ -1,0 +1,136 @@
+"""What this proxy does with each command: the decisions, in one table that wins over everything published.
+
+A command that is not named here is forwarded, if it has keys. Whatever has none, or may block, administer or
+change a connection, must be named: `decide` raises otherwise, so a new row cannot slip through. A decision
+on a container holds for those of its subcommands that are not named themselves.
+
+`why` completes the sentence  -ERR 'BLPOP' is not supported yet: <why>
+"""
+
+from typing import Any
+
+import msgspec
+
+from shardproxy.core.command_rows import Row, facts, nest, parse_line
+
+# Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
+EXTRA = [
+    ["client|no-touch", 3, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
+     "Sets whether this client's commands count as a use of the keys"],
+    ["client|setinfo", 4, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
+     "Tells the name or version of the client's library"],
+    ["proxy", -2, "", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows this proxy: its nodes, its ring and its commands"],
+    ["proxy|help", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Lists the subcommands of PROXY"],
+    ["proxy|info", -2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows the proxy's counters and state"],
+    ["proxy|nodes", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows every node: address, state and reason"],
+    ["proxy|locate", -3, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows the shard and the node that hold a key"],
+    ["proxy|commands", -2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows what is done with each command"],
+    ["proxy|topology", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+     "Shows pools, shards and rings"],
+]  # fmt: skip
+
+FORWARD: dict[str, Any] = {"kind": "forward", "in_multi": True}
+LOCAL: dict[str, Any] = {"kind": "local"}
+MULTI: dict[str, Any] = {"kind": "multi"}
+
+BLOCKS = "it may wait for data, and the connections to the nodes are shared by many clients"
+PATTERN = "its BY or GET pattern reads keys that may live on other shards"
+NO_KEY = "without a key there is no shard to run it on"
+
+
+def _fanout(merge: str) -> dict[str, Any]:
+    return {"kind": "fanout", "merge": merge, "in_multi": True}
+
+
+def _refused(why: str) -> dict[str, Any]:
+    return {"kind": "refused", "why": why}
+
+
+_PUBSUB = _refused("messages are not passed between nodes and clients")
+_SCRIPTS = _refused("scripts and functions would have to be kept alike on every node")
+_KEYSPACE = _refused("it concerns the keys of all shards")
+_NODE = _refused("it acts on one node; connect to that node itself")
+_CLUSTER = _refused("the proxy is not a Redis Cluster node; it finds every key's node itself")
+_TRACKING = _refused("client-side caching needs invalidations from every node")
+_DATABASE = _refused("only database 0 is served")
+_HELP = _refused("its help text is on the nodes and at https://redis.io/commands")
+_CONTAINER = _refused("name one of its subcommands")
+
+# names → decision. Later lines win.
+DECISIONS: list[tuple[str, dict[str, Any]]] = [
+    # Keys of several shards: split, merged
+    ("mget", _fanout("array")),
+    ("mset", _fanout("ok")),
+    ("del unlink exists touch", _fanout("sum")),
+    # Forwarded although flags or key specs say little: a walk over their options finds the keys
+    ("sort sort_ro", FORWARD | {"walk": "sort", "why": PATTERN}),
+    ("xread xreadgroup", FORWARD | {"walk": "xread", "why": BLOCKS}),
+    ("georadius georadiusbymember", FORWARD | {"walk": "georadius"}),
+    ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
+    # Answered here
+    ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
+    ("hello select reset", LOCAL | {"barrier": True}),
+    ("auth quit info client command proxy", LOCAL),
+    ("multi exec discard", MULTI),
+    # Containers with subcommands that are forwarded
+    ("object memory xinfo xgroup", _CONTAINER),
+    ("object|encoding object|freq object|idletime object|refcount memory|usage", FORWARD),
+    ("xinfo|consumers xinfo|groups xinfo|stream", FORWARD),
+    ("xgroup|create xgroup|createconsumer xgroup|delconsumer xgroup|destroy xgroup|setid", FORWARD),
+    ("object|help memory|help xinfo|help xgroup|help", _HELP),
+    # Refused
+    ("blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin", _refused(BLOCKS)),
+    ("watch unwatch", _refused("a watched key needs a connection of the client's own; use MULTI ... EXEC alone")),
+    ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", _PUBSUB),
+    ("publish spublish pubsub", _PUBSUB),
+    ("script function", _SCRIPTS),
+    ("scan keys dbsize randomkey flushall flushdb", _KEYSPACE),
+    ("move swapdb", _DATABASE),
+    ("migrate", _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"}),
+    ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
+    ("acl", _refused("the proxy has no users of its own")),
+    ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
+    ("cluster asking readonly readwrite restore-asking", _CLUSTER),
+    ("monitor slowlog latency", _NODE),
+    ("memory|doctor memory|malloc-stats memory|purge memory|stats", _NODE),
+    ("bgrewriteaof bgsave save lastsave shutdown debug module pfdebug pfselftest lolwut", _NODE),
+    ("failover psync replconf replicaof slaveof sync role", _NODE),
+    ("client|caching client|getredir client|tracking client|trackinginfo", _TRACKING),
+    ("client|kill", _refused("the proxy does not close connections on request")),
+    ("client|pause client|unpause", _refused("the proxy does not hold clients back on request")),
+    ("client|unblock", _refused("no client is ever blocked here")),
+]
+
+# With one of these a command is never forwarded because of its keys alone
+UNSAFE_FLAGS = frozenset({"admin", "blocking", "pubsub", "noscript", "no_multi"})
+
+
+def _by_name() -> dict[str, dict[str, Any]]:
+    return {name: decision for names, decision in DECISIONS for name in names.split()}
+
+
+def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
+    """The row with its decision, and its subcommands with theirs; ValueError when nothing was decided."""
+    container = row.name.partition("|")[0]
+    decision = decisions.get(row.name) or decisions.get(container)
+    if decision is None:
+        if not row.has_keys or UNSAFE_FLAGS & set(row.flags):
+            raise ValueError(f"what to do with {row.name!r} must be said in command_policy.DECISIONS")
+        decision = FORWARD
+    subs = tuple(decide(sub, decisions) for sub in row.subcommands)
+    return msgspec.structs.replace(row, subcommands=subs, **decision)
+
+
+def builtin_rows() -> list[Row]:
+    """Every command of Redis 7.0, what newer clients send in their handshake, and PROXY; all decided."""
+    extra = [parse_line(line) for line in EXTRA]
+    flat = [row for top in facts() for row in (*top.flat(), *(e for e in extra if e.name.startswith(top.name + "|")))]
+    rows = nest([*flat, *(e for e in extra if e.name.partition("|")[0] == "proxy")])
+    decisions = _by_name()
+    return [decide(row, decisions) for row in rows]

@@ -1,0 +1,483 @@
+"""The command table, compiled: which command is this, and where are its keys?
+
+Owns the lookup by name and the search for keys in a command's arguments; the rows themselves, facts and
+decisions, come from command_rows and command_policy. Rules: a table never changes after it was made; the
+functions of the fast path touch no Python object, allocate nothing, and read no argument beyond argc,
+whatever the row and the arguments say.
+
+Keys are found as Redis finds them, by key specs (https://redis.io/docs/reference/key-specs/), except where
+the published specs are incomplete, or can be led astray by a value that looks like a keyword (a consumer
+group called "streams"): there `walk_*` reads the options one by one, as the command itself does.
+"""
+
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr, memcpy
+
+import msgspec
+
+from shardproxy.core import command_policy
+
+cdef enum:
+    BAD = -1            # see keys() in the .pxd
+    PATTERN = -2
+    WOULD_BLOCK = -3
+    NO_ROW = 0xFFFF
+
+cdef dict KINDS = {
+    "forward": KIND_FORWARD, "fanout": KIND_FANOUT, "local": KIND_LOCAL, "multi": KIND_MULTI, "refused": KIND_REFUSED,
+}
+cdef dict MERGES = {"none": MERGE_NONE, "array": MERGE_ARRAY, "sum": MERGE_SUM, "ok": MERGE_OK}
+cdef dict BEGINS = {"index": 0, "keyword": 1, "unknown": 2}
+cdef dict FINDS = {"range": 0, "keynum": 1, "unknown": 2}
+cdef enum:
+    WALK_SPECS = 0
+    WALK_SORT = 1
+    WALK_XREAD = 2
+    WALK_GEORADIUS = 3
+    WALK_MIGRATE = 4
+cdef dict WALKS = {
+    "": WALK_SPECS, "sort": WALK_SORT, "xread": WALK_XREAD, "georadius": WALK_GEORADIUS, "migrate": WALK_MIGRATE,
+}
+
+# A-Z to a-z; NUL becomes 1, so that no input ever matches the padding of a row's name
+cdef unsigned char LOWER[256]
+cdef int _c
+for _c in range(256):
+    LOWER[_c] = _c + 32 if c'A' <= _c <= c'Z' else (_c if _c else 1)
+
+
+cdef inline uint32_t hash_name(const char *name, size_t n, uint32_t salt) noexcept nogil:
+    # Only the first and the last 8 bytes, letters folded by setting 0x20 in every byte: good enough to spread
+    # command names, and names are compared exactly afterwards.
+    cdef uint64_t a = 0, b = 0
+    cdef uint32_t c = 0, d = 0
+    if n >= 8:
+        memcpy(&a, name, 8)
+        memcpy(&b, name + n - 8, 8)
+    elif n >= 4:
+        memcpy(&c, name, 4)
+        memcpy(&d, name + n - 4, 4)
+        a = c
+        b = d
+    elif n:
+        a = <uint64_t> <unsigned char> name[0] | (<uint64_t> <unsigned char> name[n >> 1] << 8)
+        b = <unsigned char> name[n - 1]
+    a = (a | 0x2020202020202020ULL) * 0x9E3779B97F4A7C15ULL
+    b = ((b | 0x2020202020202020ULL) + n + (<uint64_t> salt << 32)) * 0xC2B2AE3D27D4EB4FULL
+    a ^= b
+    return <uint32_t> (a >> 40)
+
+
+cdef inline bint same(const char *text, const char *lower, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(n):
+        if LOWER[<unsigned char> text[i]] != <unsigned char> lower[i]:
+            return False
+    return True
+
+
+cdef inline bint is_word(const char *text, size_t n, const char *word, size_t size) noexcept nogil:
+    return n == size and same(text, word, n)
+
+
+cdef inline int64_t number(const char *text, size_t n) noexcept nogil:
+    # Redis's string2ll, for counts: digits without sign or leading zero; -1 for everything else
+    cdef int64_t value = 0
+    cdef size_t i
+    if n == 0 or n > 9 or (text[0] == c'0' and n > 1):
+        return -1
+    for i in range(n):
+        if not c'0' <= text[i] <= c'9':
+            return -1
+        value = value * 10 + (text[i] - c'0')
+    return value
+
+
+cdef inline void put(Found *found, int position, int spec) noexcept nogil:
+    if found.n < found.room:
+        found.out[found.n] = position
+        if found.which != NULL:
+            found.which[found.n] = spec
+    found.n += 1
+
+
+cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, const char *const *argv,
+                 const size_t *argl, Found *found) noexcept nogil:
+    """0, or BAD."""
+    cdef int begin = 0, i, stop, way
+    cdef int64_t last
+    cdef int64_t n
+    if spec.begin == 0:
+        begin = spec.index
+    elif spec.begin == 1:
+        if spec.index > 0:      # as Redis: the last argument is no keyword, for no key would follow it
+            i, stop, way = spec.index, argc - 1, 1
+        else:
+            i, stop, way = argc + spec.index, 1, -1
+        while 1 <= i < argc and (i < stop if way == 1 else i > stop):
+            if is_word(argv[i], argl[i], spec.keyword, spec.size):
+                begin = i + 1
+                break
+            i += way
+        if begin == 0:
+            return 0
+    else:
+        return 0
+    if spec.find == 0:
+        if spec.last >= 0:
+            last = begin + spec.last
+        elif spec.limit == 0:
+            last = argc + spec.last
+        else:
+            last = begin + (argc - begin) // spec.limit + spec.last
+        # The last group must be whole (MSET k v k): Redis notices when it executes, a split would not
+        if spec.step > 1 and spec.last < 0 and (last - begin + 1) % spec.step != 0:
+            return BAD
+    elif spec.find == 1:
+        if begin + spec.count >= argc:
+            return BAD
+        n = number(argv[begin + spec.count], argl[begin + spec.count])
+        if n == 0 and not mandatory:
+            return 0
+        begin += spec.first
+        if n <= 0 or n > argc:
+            return BAD
+        last = begin + (n - 1) * spec.step
+    else:
+        return 0
+    if begin >= argc or last < begin or last >= argc:
+        return BAD
+    i = begin
+    while i <= last:
+        put(found, i, number_of)
+        i += spec.step
+    return 0
+
+
+cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
+    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key]"""
+    cdef int i = 2, store = 0, status = 0
+    put(found, 1, 0)
+    while i < argc:
+        if is_word(argv[i], argl[i], b"limit", 5):
+            i += 3
+        elif is_word(argv[i], argl[i], b"by", 2) or is_word(argv[i], argl[i], b"get", 3):
+            # Without a "*" Redis reads no other key: BY nosort, GET #
+            if i + 1 < argc and memchr(argv[i + 1], c'*', argl[i + 1]) != NULL:
+                status = PATTERN
+            i += 2
+        elif is_word(argv[i], argl[i], b"store", 5) and i + 1 < argc:
+            store = i + 1       # the last one counts
+            i += 2
+        else:
+            i += 1
+    if store:
+        put(found, store, 2)
+    return status
+
+
+cdef int walk_xread(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
+    """XREAD[GROUP GROUP group consumer] [COUNT n] [BLOCK ms] [NOACK] STREAMS key ... id ..."""
+    cdef int i = 1, j, status = 0
+    while i < argc:
+        if is_word(argv[i], argl[i], b"count", 5):
+            i += 2
+        elif is_word(argv[i], argl[i], b"block", 5):
+            status = WOULD_BLOCK
+            i += 2
+        elif is_word(argv[i], argl[i], b"group", 5):
+            i += 3
+        elif is_word(argv[i], argl[i], b"noack", 5):
+            i += 1
+        elif is_word(argv[i], argl[i], b"streams", 7):
+            i += 1
+            if i == argc or (argc - i) % 2 != 0:
+                return BAD
+            for j in range(i, i + (argc - i) // 2):
+                put(found, j, 0)
+            return status
+        else:
+            return BAD
+    return BAD
+
+
+cdef int walk_georadius(int argc, const char *const *argv, const size_t *argl, bint by_member,
+                        Found *found) noexcept nogil:
+    """GEORADIUS key lon lat radius unit | GEORADIUSBYMEMBER key member radius unit, [COUNT n] [STORE key] ..."""
+    cdef int i = 5 if by_member else 6
+    put(found, 1, 0)
+    while i < argc:
+        if is_word(argv[i], argl[i], b"count", 5):
+            i += 2
+        elif is_word(argv[i], argl[i], b"store", 5) or is_word(argv[i], argl[i], b"storedist", 9):
+            if i + 1 >= argc:
+                return BAD
+            put(found, i + 1, 1 if argl[i] == 5 else 2)
+            i += 2
+        else:
+            i += 1
+    return 0
+
+
+cdef int walk_migrate(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
+    """MIGRATE host port key|"" db timeout [COPY] [REPLACE] [AUTH password] [AUTH2 user password] [KEYS key ...]"""
+    cdef int i = 6, j
+    while i < argc:
+        if is_word(argv[i], argl[i], b"auth", 4):
+            i += 2
+        elif is_word(argv[i], argl[i], b"auth2", 5):
+            i += 3
+        elif is_word(argv[i], argl[i], b"keys", 4):
+            if argl[3] != 0 or i + 1 >= argc:
+                return BAD
+            for j in range(i + 1, argc):
+                put(found, j, 1)
+            return 0
+        else:
+            i += 1
+    put(found, 3, 0)
+    return 0
+
+
+cdef class CommandTable:
+    """Commands by name. Immutable; a changed table is a new object.
+
+    rows: command_rows.Row of every command, subcommands inside their containers. Raises ValueError for a
+    name that is longer than 47 bytes, or that comes twice.
+    """
+
+    def __cinit__(self, rows):
+        tops = list(rows)
+        self.records = tuple(flat for row in tops for flat in row.flat())
+        self.names = tuple(row.name for row in self.records)
+        self.whys = tuple(row.why.encode() for row in self.records)
+        self.count = len(self.records)
+        if len(set(self.names)) != self.count or self.count >= NO_ROW:
+            raise ValueError("a command comes twice, or there are too many")
+        specs = [spec for row in self.records for spec in row.key_specs]
+        cdef uint32_t size = 64
+        while size < <uint32_t> self.count * 4:
+            size *= 2
+        self.table = <Row *> calloc(self.count + 1, sizeof(Row))
+        self.rest = <Rest *> calloc(self.count + 1, sizeof(Rest))
+        self.specs = <Spec *> calloc(len(specs) + 1, sizeof(Spec))
+        self.top.slots = <uint16_t *> calloc(size, sizeof(uint16_t))
+        self.sub.slots = <uint16_t *> calloc(size, sizeof(uint16_t))
+        if not (self.table and self.rest and self.specs and self.top.slots and self.sub.slots):
+            raise MemoryError
+        self.top.mask = self.sub.mask = size - 1
+        cdef uint32_t i
+        for i in range(size):
+            self.top.slots[i] = self.sub.slots[i] = NO_ROW
+        for number_of, spec in enumerate(specs):
+            fill_spec(&self.specs[number_of], spec)
+        cdef uint16_t container = 0
+        at = 0
+        for number_of, row in enumerate(self.records):
+            fill_row(&self.table[number_of], number_of, row)
+            is_sub = "|" in row.name
+            if not is_sub:
+                container = number_of
+            fill_rest(&self.rest[number_of], container, at, row)
+            at += len(row.key_specs)
+            self.enter(number_of, is_sub)
+
+    def __dealloc__(self):
+        free(self.table)
+        free(self.rest)
+        free(self.specs)
+        free(self.top.slots)
+        free(self.sub.slots)
+
+    cdef void enter(self, int number_of, bint is_sub) noexcept:
+        cdef Rest *rest = &self.rest[number_of]
+        cdef const char *name = self.table[number_of].name + rest.offset
+        cdef size_t n = 0
+        while name[n]:
+            n += 1
+        cdef Index *index = &self.sub if is_sub else &self.top
+        cdef uint32_t at = hash_name(name, n, rest.container if is_sub else 0) & index.mask
+        while index.slots[at] != NO_ROW:
+            at = (at + 1) & index.mask
+        index.slots[at] = number_of
+
+    cdef const Row *find(self, const char *name, size_t n) noexcept nogil:
+        cdef uint32_t at
+        cdef const Row *row
+        if n == 0 or n >= 48:
+            return NULL
+        at = hash_name(name, n, 0) & self.top.mask
+        while self.top.slots[at] != NO_ROW:
+            row = &self.table[self.top.slots[at]]
+            if same(name, row.name, n) and row.name[n] == 0:
+                return row
+            at = (at + 1) & self.top.mask
+        return NULL
+
+    cdef const Row *find_sub(self, const Row *container, const char *sub, size_t n) noexcept nogil:
+        cdef uint32_t at
+        cdef const Row *row
+        cdef const Rest *rest
+        if n == 0 or n >= 48:
+            return NULL
+        at = hash_name(sub, n, container.id) & self.sub.mask
+        while self.sub.slots[at] != NO_ROW:
+            row = &self.table[self.sub.slots[at]]
+            rest = &self.rest[self.sub.slots[at]]
+            if (rest.container == container.id and rest.offset + n < 48
+                    and same(sub, row.name + rest.offset, n) and row.name[rest.offset + n] == 0):
+                return row
+            at = (at + 1) & self.sub.mask
+        return NULL
+
+    cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                    Found *found) noexcept nogil:
+        """0, BAD, PATTERN or WOULD_BLOCK; the positions are in `found`, except when BAD."""
+        cdef const Rest *rest = &self.rest[row.id]
+        cdef int i
+        if argc < (row.arity if row.arity > 0 else -row.arity) or (row.arity > 0 and argc != row.arity):
+            return BAD
+        if rest.walk == WALK_SPECS:
+            for i in range(rest.specs):
+                if self.specs[rest.spec + i].is_key and by_spec(
+                        &self.specs[rest.spec + i], i, rest.mandatory, argc, argv, argl, found) != 0:
+                    return BAD
+            return 0
+        if rest.walk == WALK_SORT:
+            return walk_sort(argc, argv, argl, found)
+        if rest.walk == WALK_XREAD:
+            return walk_xread(argc, argv, argl, found)
+        if rest.walk == WALK_GEORADIUS:
+            return walk_georadius(argc, argv, argl, row.arity == -5, found)
+        return walk_migrate(argc, argv, argl, found)
+
+    cdef int keys(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                  int *out, int room) noexcept nogil:
+        cdef Found found = Found(out, NULL, room, 0)
+        cdef int status = self.search(row, argc, argv, argl, &found)
+        return status if status < 0 else found.n
+
+    cdef int positions(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
+                       int *out, int *which, int room) noexcept nogil:
+        cdef Found found = Found(out, which, room, 0)
+        return BAD if self.search(row, argc, argv, argl, &found) == BAD else found.n
+
+    def row(self, bytes name, *args):
+        """The command's row, or the subcommand's when it is a container and args has one; None if unknown."""
+        cdef const Row *found = self.find(name, len(name))
+        cdef bytes sub
+        if found != NULL and args and found.flags & FLAG_CONTAINER:
+            sub = args[0]
+            found = self.find_sub(found, sub, len(sub))
+        return None if found == NULL else self.records[found.id]
+
+    def rows(self):
+        """Every command, subcommands inside their containers, in the order they were given."""
+        return [row for row in self.records if "|" not in row.name]
+
+    def locate_keys(self, args):
+        """[(position, key spec number)] of a command's keys, args[0] being its name.
+
+        Raises ValueError with what COMMAND GETKEYS says of such arguments.
+        """
+        cdef list items = [bytes(arg) for arg in args]
+        cdef int argc = len(items)
+        if not items:
+            raise ValueError("Invalid command specified")
+        cdef bytes item = items[0]
+        cdef const Row *row = self.find(item, len(item))
+        if row != NULL and row.flags & FLAG_CONTAINER and argc > 1:
+            item = items[1]
+            row = self.find_sub(row, item, len(item))
+        if row == NULL:
+            raise ValueError("Invalid command specified")
+        record = self.records[row.id]
+        if not record.has_keys:
+            raise ValueError("The command has no key arguments")
+        if argc < abs(row.arity) or (row.arity > 0 and argc != row.arity):
+            raise ValueError("Invalid number of arguments specified for command")
+        cdef const char **argv = <const char **> calloc(argc, sizeof(char *))
+        cdef size_t *argl = <size_t *> calloc(argc, sizeof(size_t))
+        # A command names no argument twice, except SORT and GEORADIUS, whose options are fewer than arguments
+        cdef int *out = <int *> calloc(2 * argc, sizeof(int))
+        cdef int i, n
+        try:
+            if argv == NULL or argl == NULL or out == NULL:
+                raise MemoryError
+            for i in range(argc):
+                item = items[i]
+                argv[i] = item
+                argl[i] = len(item)
+            n = self.positions(row, argc, argv, argl, out, out + argc, argc)
+            if n < 0:
+                raise ValueError("Invalid arguments specified for command")
+            return [(out[i], out[argc + i]) for i in range(min(n, argc))]
+        finally:
+            free(argv)
+            free(argl)
+            free(out)
+
+    def keys_of(self, args):
+        """Positions of a command's keys in args (args[0] is its name); errors as locate_keys."""
+        return [position for position, _ in self.locate_keys(args)]
+
+
+    def __len__(self):
+        return self.count
+
+
+cdef int fill_row(Row *row, int number_of, record) except -1:
+    cdef bytes name = record.name.encode()
+    if not 0 < len(name) < 48 or name != name.lower():
+        raise ValueError(f"a command's name is 1 to 47 lower-case bytes: {record.name!r}")
+    memcpy(row.name, <const char *> name, len(name))
+    row.id = number_of
+    row.kind = KINDS[record.kind]
+    row.merge = MERGES[record.merge]
+    row.flags = (
+        (FLAG_WRITE if record.writes else 0)
+        | (FLAG_READONLY if "readonly" in record.flags else 0)
+        | (FLAG_BLOCKING if "blocking" in record.flags else 0)
+        | (FLAG_BARRIER if record.barrier else 0)
+        | (FLAG_CONTAINER if record.subcommands else 0)
+        | (FLAG_MOVABLE if record.movable else 0)
+        | (FLAG_IN_MULTI if record.in_multi else 0)
+        | (FLAG_KEYLESS if record.keyless else 0)
+    )
+    row.arity = record.arity
+    row.first, row.last, row.step = record.key_range
+    return 0
+
+
+cdef int fill_spec(Spec *spec, record) except -1:
+    cdef bytes keyword = record.keyword.lower().encode()
+    if len(keyword) > 24:
+        raise ValueError(f"a keyword of a key spec is at most 24 bytes: {record.keyword!r}")
+    spec.begin = BEGINS[record.begin]
+    spec.find = FINDS[record.find]
+    spec.is_key = record.is_key
+    memcpy(spec.keyword, <const char *> keyword, len(keyword))
+    spec.size = len(keyword)
+    spec.index = record.index
+    spec.last = record.last
+    spec.step = record.step
+    spec.limit = record.limit
+    spec.count = record.count
+    spec.first = record.first
+    return 0
+
+
+cdef int fill_rest(Rest *rest, int container, int spec, record) except -1:
+    rest.container = container
+    rest.offset = record.name.find("|") + 1
+    rest.spec = spec
+    rest.specs = len(record.key_specs)
+    rest.walk = WALKS[record.walk]
+    rest.mandatory = "no_mandatory_keys" not in record.flags
+    return 0
+
+
+def builtin():
+    """The table of every command of Redis 7.0 and of this proxy's own."""
+    return CommandTable(command_policy.builtin_rows())

@@ -1,0 +1,223 @@
+# The engine's data: every struct that a request passes through, and the state they share.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from shardproxy.core.buffers cimport Buf
+from shardproxy.core.commands cimport CommandTable
+from shardproxy.core.fanout cimport Fan
+from shardproxy.core.resp cimport Progress, Request, Scan
+from shardproxy.core.ring cimport Ring
+from shardproxy.dataplane.counters cimport BUCKETS, Counter
+
+cdef extern from "<sys/socket.h>" nogil:
+    struct sockaddr_storage:
+        unsigned short ss_family
+
+cdef enum:
+    MAX_SHARED = 16             # shared upstreams of one node and protocol
+    SCRATCH = 65536             # one read from a client
+    STREAM_ABOVE = 65536        # a frame larger than this is passed on as it comes
+    TEXT = 320
+
+# What an epoll event is about: kind << 62 | (generation & 0x3fffffff) << 32 | index.
+cdef enum:
+    OF_CLIENT = 0
+    OF_UPSTREAM = 1
+    OF_LISTENER = 2
+    OF_WAKE = 3
+
+cdef enum:
+    REPLY_ON = 0
+    REPLY_OFF = 1
+    REPLY_SKIP = 2              # the next command's only
+
+cdef enum:
+    TX_NONE = 0
+    TX_OPEN = 1
+    TX_BROKEN = 2               # a command could not be queued: EXEC answers EXECABORT
+
+# The place in a client's reply queue that one command fills, with 0 to n frames.
+cdef struct Slot:
+    Buf held                    # frames that came before it was at the head
+    Fan *fan                    # the command was split: not merged yet
+    uint8_t filled
+    uint8_t discard             # CLIENT REPLY OFF: what fills it is thrown away
+
+cdef struct Client:
+    uint64_t id
+    int fd
+    uint32_t index
+    uint32_t generation
+    uint32_t head               # slots[head .. tail), counted for ever, each at [number & mask]
+    uint32_t tail
+    uint32_t mask
+    Slot *slots
+    Buf inp                     # what was read and is not a whole command yet, or waits
+    Buf out
+    Progress progress
+    size_t held                 # bytes in slots
+    uint32_t events             # what epoll watches
+    uint64_t created            # us, as everything that is a time here
+    uint64_t active
+    uint64_t commands
+    uint16_t last_row
+    uint8_t proto
+    uint8_t reply_mode
+    bint dirty                  # has output, or interest to change, at the end of the tick
+    bint resuming               # in the list of those whose input is looked at again
+    bint stalled                # its input waits: budget, or a barrier
+    bint blocked                # the socket takes no more output now
+    bint eof                    # the client has sent its last byte
+    bint leaving                # closed when its last reply is out
+    bint dead
+    bint no_evict
+    bint no_touch
+    uint8_t tx_state
+    int32_t tx_shard            # -1: no key yet
+    uint32_t tx_count
+    Buf tx                      # MULTI and the commands after it, as they came
+
+cdef enum:
+    TO_CLIENT = 0
+    TO_PART = 1                 # of a split command
+    TO_NOBODY = 2               # thrown away
+    TO_ASKER = 3                # a Python callback
+    TO_LATE = 4                 # its deadline has passed: thrown away, and counted
+
+# Who an upstream's next reply is for.
+cdef struct Entry:
+    uint32_t client
+    uint32_t generation
+    uint32_t slot
+    uint16_t part
+    uint8_t to
+    bint write
+    uint32_t frames             # replies still to come
+    uint64_t at                 # when the request was read
+    uint64_t start              # of its bytes in all that this upstream was given
+
+cdef enum:
+    DOWN = 0
+    CONNECTING = 1
+    GREETING = 2                # connected; HELLO and AUTH are not answered yet
+    UP = 3
+
+cdef struct Upstream:
+    int fd
+    uint32_t index
+    uint32_t generation
+    uint16_t node
+    uint8_t proto
+    uint8_t state
+    bint dirty
+    bint doomed                 # to be reset at the end of the tick, for `why`
+    bint wanted                 # somebody has asked for it: kept connected
+    uint32_t events
+    int greetings               # replies to the greeting still to come
+    Buf inp
+    Buf out
+    Entry *fifo                 # fifo[head .. tail), each at [number & mask]
+    uint32_t head
+    uint32_t tail
+    uint32_t mask
+    uint32_t late               # fifo[head .. late) have passed their deadline
+    Scan scan
+    size_t scanned              # bytes of the frame at inp's head that the scanner is done with
+    bint midway                 # part of the frame being read has been passed on
+    bint push                   # the frame being read is a push
+    uint64_t given              # bytes put into out, ever
+    uint64_t written
+    uint64_t progress           # when it last answered something or was idle
+    uint64_t retry_at
+    int failures                # connections in a row that failed
+    char why[TEXT]
+
+cdef struct Node:
+    sockaddr_storage address
+    uint32_t address_size
+    bint resolved
+    char name[256]              # host:port, for people
+    Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3
+    char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
+    uint64_t requests
+    uint64_t errors
+    uint64_t lost
+    uint64_t latency[2][BUCKETS]
+
+cdef struct Shard:
+    uint16_t node
+    char name[128]
+
+cdef struct Budget:
+    uint32_t clients
+    uint32_t requests           # in flight, of one client
+    size_t soft                 # reply bytes of one client: not read beyond it
+    size_t hard                 # closed beyond it
+    size_t memory               # of the process
+    uint64_t idle               # us; 0: for ever
+
+cdef class Engine:
+    cdef int epoll
+    cdef int wake_fd
+    cdef bint in_tick
+    cdef bint awake                         # the wake descriptor is readable
+    cdef bint closed
+    cdef bint draining
+    cdef uint64_t now                       # us, monotonic, of this tick
+    cdef Client **clients
+    cdef uint32_t *client_generations
+    cdef uint32_t client_room
+    cdef uint32_t client_count
+    cdef uint32_t *free_clients
+    cdef uint32_t free_count
+    cdef Upstream **upstreams
+    cdef uint32_t upstream_count
+    cdef Node *nodes
+    cdef int node_count
+    cdef Shard *shards
+    cdef const char **shard_names
+    cdef int shard_count
+    cdef Ring ring
+    cdef CommandTable table
+    cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
+    cdef uint32_t dirty_client_count
+    cdef uint32_t *resuming
+    cdef uint32_t resuming_count
+    cdef uint32_t *dead
+    cdef uint32_t dead_count
+    cdef char *scratch
+    cdef Request request
+    cdef Budget budget
+    cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
+    cdef size_t eff_soft
+    cdef uint64_t timeout                   # us; of the pool, as are the next three
+    cdef uint64_t connect_timeout
+    cdef uint64_t reset_after
+    cdef int connections
+    cdef bint partial_nil
+    cdef uint64_t next_id
+    cdef uint64_t random_state
+    cdef uint64_t *count                    # counters; then the histograms
+    cdef object page                        # keeps the memory of `count` alive
+    cdef object dispatch
+    cdef object on_event
+    cdef dict meta                          # client id -> what few clients have: names
+    cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
+    cdef dict askers                        # (upstream, entry number) -> callback
+    cdef dict asked                         # the same -> frames so far
+    cdef char text[TEXT]                    # the error line that was made last
+    cdef int text_size
+    cdef int owner_room
+    cdef uint16_t *owners                   # scratch of a fan-out: shard of each key
+    cdef uint32_t *shares                   # keys of each shard
+    cdef int *positions                     # scratch: where the keys are
+    cdef int position_room
+
+    cdef void event(self, str name, dict fields)
+    cdef void wake(self) noexcept
+    cdef uint64_t random(self) noexcept nogil
+    cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil
+    cdef void mark_dirty(self, Client *c) noexcept nogil
+    cdef void mark_resuming(self, Client *c) noexcept nogil
+
+cdef uint64_t monotonic_us() noexcept nogil

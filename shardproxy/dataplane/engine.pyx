@@ -1,0 +1,88 @@
+"""The state that all parts of the engine share, and the few operations on its lists.
+
+Lists and FIFOs hold indices, with a generation where what they name may be gone by the time they are read; nothing
+holds a bare pointer across a tick. Everything runs on one thread, inside `Reactor.tick` or a call from the loop.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free
+from posix.unistd cimport write
+
+from shardproxy.core.resp cimport request_free
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *t)
+    int CLOCK_MONOTONIC
+
+
+cdef uint64_t monotonic_us() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+cdef class Engine:
+    cdef void event(self, str name, dict fields):
+        """Tell the server something worth a log line; what goes wrong there stays there."""
+        try:
+            self.on_event(name, fields)
+        except Exception as error:
+            import sys
+            sys.unraisablehook(type("Unraisable", (), {
+                "exc_type": type(error), "exc_value": error, "exc_traceback": error.__traceback__,
+                "err_msg": f"in the handler of the event {name!r}", "object": self.on_event,
+            })())
+
+    cdef void wake(self) noexcept:
+        """Have the loop call tick again although no socket is ready."""
+        cdef uint64_t one = 1
+        if not self.awake and not self.closed:
+            self.awake = write(self.wake_fd, &one, 8) == 8
+
+    cdef uint64_t random(self) noexcept nogil:
+        # xorshift64: only to spread retries
+        self.random_state ^= self.random_state << 13
+        self.random_state ^= self.random_state >> 7
+        self.random_state ^= self.random_state << 17
+        return self.random_state
+
+    cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil:
+        cdef Client *c
+        if index >= self.client_room:
+            return NULL
+        c = self.clients[index]
+        if c == NULL or c.generation != generation or c.dead:
+            return NULL
+        return c
+
+    cdef void mark_dirty(self, Client *c) noexcept nogil:
+        if not c.dirty:
+            c.dirty = True
+            self.dirty_clients[self.dirty_client_count] = c.index
+            self.dirty_client_count += 1
+
+    cdef void mark_resuming(self, Client *c) noexcept nogil:
+        if not c.resuming:
+            c.resuming = True
+            self.resuming[self.resuming_count] = c.index
+            self.resuming_count += 1
+
+    def __dealloc__(self):
+        request_free(&self.request)
+        free(self.clients)
+        free(self.client_generations)
+        free(self.free_clients)
+        free(self.upstreams)
+        free(self.nodes)
+        free(self.shards)
+        free(self.shard_names)
+        free(self.dirty_clients)
+        free(self.resuming)
+        free(self.dead)
+        free(self.scratch)
+        free(self.owners)
+        free(self.shares)
+        free(self.positions)

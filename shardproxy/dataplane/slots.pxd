@@ -1,0 +1,19 @@
+from libc.stdint cimport int64_t, uint32_t
+from shardproxy.dataplane.engine cimport Client, Engine, Slot
+
+# A new slot at the end of the client's queue: its number; -1: no memory (the client is closed).
+cdef int64_t slot_open(Engine e, Client *c) noexcept
+# n bytes of the reply that fills it; `last`: that was all.
+cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept
+# A slot and its reply in one go.
+cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
+cdef void client_flush(Engine e, Client *c) noexcept
+# Out of the epoll set at once; freed at the end of the tick. A reason is logged, NULL is an ordinary end.
+cdef void client_close(Engine e, Client *c, const char *reason) noexcept
+cdef void client_free(Engine e, Client *c) noexcept
+
+cdef inline Slot *slot_at(Client *c, uint32_t slot) noexcept nogil:
+    return &c.slots[slot & c.mask]
+
+cdef inline uint32_t in_flight(Client *c) noexcept nogil:
+    return c.tail - c.head

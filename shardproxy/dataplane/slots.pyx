@@ -1,0 +1,191 @@
+"""A client's reply queue: slots in the order of its commands, and the client's output.
+
+Rules: replies leave in the order of the commands, whatever order they come in; what comes before its turn is held
+in its slot; a push may enter the output only between frames. Output is written once, at the end of the tick.
+A client over its hard budget is closed with a reason; between the soft one and that it is only not read.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+from posix.unistd cimport close
+
+from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release
+from shardproxy.core.fanout cimport fan_free
+from shardproxy.dataplane.counters cimport (
+    CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
+)
+from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Slot
+from shardproxy.dataplane.system cimport (
+    EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_NOSIGNAL, epoll_ctl, epoll_event, send, tag,
+)
+
+
+cdef int64_t slot_open(Engine e, Client *c) noexcept:
+    cdef uint32_t room, i, number
+    cdef Slot *slots
+    cdef Slot *s
+    if c.slots == NULL or c.tail - c.head > c.mask:
+        room = 2 * (c.mask + 1) if c.slots != NULL else 4
+        slots = <Slot *>calloc(room, sizeof(Slot))
+        if slots == NULL:
+            client_close(e, c, "out of memory")
+            return -1
+        i = c.head
+        while i != c.tail:
+            slots[i & (room - 1)] = c.slots[i & c.mask]
+            i += 1
+        free(c.slots)
+        c.slots = slots
+        c.mask = room - 1
+    number = c.tail
+    c.tail += 1
+    s = &c.slots[number & c.mask]
+    s.fan = NULL
+    s.filled = False
+    s.discard = c.reply_mode
+    if c.reply_mode == 2:
+        c.reply_mode = 0
+    return number
+
+
+cdef inline void drain(Engine e, Client *c) noexcept:
+    """What is at the front of the queue goes out; the first slot that is open may already have begun."""
+    cdef Slot *s
+    while c.head != c.tail:
+        s = &c.slots[c.head & c.mask]
+        if s.held.len:
+            c.held -= s.held.len
+            if c.out.len == 0 and s.held.len > 4096:
+                buf_release(&c.out)
+                c.out = s.held
+                s.held.p = NULL
+                s.held.off = s.held.len = s.held.cap = 0
+            elif buf_append(&c.out, buf_head(&s.held), s.held.len) < 0:
+                client_close(e, c, "out of memory")
+                return
+        if s.held.p != NULL:
+            buf_release(&s.held)
+        if not s.filled:
+            return
+        c.head += 1
+
+
+cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept:
+    cdef Slot *s = slot_at(c, slot)
+    if c.dead:
+        return
+    if not s.discard and n:
+        if slot == c.head:
+            if buf_append(&c.out, p, n) < 0:
+                client_close(e, c, "out of memory")
+                return
+        else:
+            if buf_append(&s.held, p, n) < 0:
+                client_close(e, c, "out of memory")
+                return
+            c.held += n
+        if c.out.len + c.held > e.budget.hard:
+            client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
+            return
+    if last:
+        s.filled = True
+        if slot == c.head:
+            c.head += 1
+            if c.head != c.tail:
+                drain(e, c)
+    e.mark_dirty(c)
+
+
+cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept:
+    cdef int64_t slot = slot_open(e, c)
+    if slot >= 0:
+        slot_feed(e, c, <uint32_t>slot, p, n, True)
+
+
+cdef void watch(Engine e, Client *c) noexcept:
+    """Tell epoll what this client waits for, if that has changed."""
+    cdef epoll_event ev
+    cdef uint32_t events = 0
+    if not (c.stalled or c.eof or c.leaving):
+        events = EPOLLIN
+    if c.blocked:
+        events |= EPOLLOUT
+    if events != c.events:
+        c.events = events
+        ev.events = events
+        ev.data.u64 = tag(OF_CLIENT, c.index, c.generation)
+        epoll_ctl(e.epoll, EPOLL_CTL_MOD, c.fd, &ev)
+
+
+cdef void client_flush(Engine e, Client *c) noexcept:
+    cdef ssize_t n
+    c.blocked = False
+    while c.out.len:
+        n = send(c.fd, buf_head(&c.out), c.out.len, MSG_NOSIGNAL)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                c.blocked = True
+                break
+            client_close(e, c, NULL)
+            return
+        e.count[<int>CLIENT_BYTES_OUT] += n
+        buf_consume(&c.out, n)
+    if c.out.len == 0 and c.out.p != NULL:
+        buf_release(&c.out)
+    if c.head == c.tail:
+        if c.mask > 63:
+            free(c.slots)
+            c.slots = NULL
+            c.mask = 0
+        if c.out.len == 0 and (c.leaving or (c.eof and not c.stalled)):
+            client_close(e, c, NULL)
+            return
+    if c.stalled:
+        if in_flight(c) <= e.eff_requests // 2 and c.out.len + c.held <= e.eff_soft // 2:
+            e.mark_resuming(c)
+    elif not c.leaving and (in_flight(c) >= e.eff_requests or c.out.len + c.held > e.eff_soft):
+        c.stalled = True
+        e.count[<int>STALLS] += 1
+    watch(e, c)
+
+
+cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
+    cdef epoll_event ev
+    if c.dead:
+        return
+    c.dead = True
+    e.count[<int>CLIENTS_CLOSED] += 1
+    epoll_ctl(e.epoll, EPOLL_CTL_DEL, c.fd, &ev)
+    e.dead[e.dead_count] = c.index
+    e.dead_count += 1
+    if reason != NULL:
+        e.count[<int>CLIENTS_KILLED] += 1
+        e.event("client_closed", {"client": c.id, "reason": reason.decode()})
+
+
+cdef void client_free(Engine e, Client *c) noexcept:
+    """The second phase: nothing of this tick can name it any more."""
+    cdef uint32_t i = c.head
+    cdef Slot *s
+    close(c.fd)
+    while i != c.tail:
+        s = &c.slots[i & c.mask]
+        if s.fan != NULL:
+            fan_free(s.fan)
+        buf_release(&s.held)
+        i += 1
+    free(c.slots)
+    buf_release(&c.inp)
+    buf_release(&c.out)
+    buf_release(&c.tx)
+    e.meta.pop(c.id, None)
+    e.clients[c.index] = NULL
+    e.client_generations[c.index] += 1
+    e.free_clients[e.free_count] = c.index
+    e.free_count += 1
+    e.client_count -= 1
+    e.count[<int>CLIENTS] = e.client_count
+    free(c)
