@@ -4,7 +4,7 @@
 
 idle: COUNT connections that have each sent a GET and got its reply. flood: the same, then each sends 1 MB
 of pipelined SETs, reads replies as they come, and leaves the moment its last byte is written. Prints
-`ready` when connected, waits for a line, does its work, prints `done REFUSED`, waits for a line, leaves.
+`ready` when connected, waits for a line, does its work, prints `done REFUSED` and leaves.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     print("done", flood(clients, prefix) if kind == "flood" else 0, flush=True)
-    sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Resident memory of a proxy: under 10,000 idle clients, and after 10,000 that pipelined 1 MB each and left.
 
 Each figure comes from a fresh proxy that has been warmed by seeding. Resident memory leaves out what the
-kernel holds for sockets; that is the same for every peer.
+kernel holds for sockets; that is the same for every peer. A proxy without a budget can take all the
+machine's memory in the flood: past CEILING the clients are killed, and the figure says so.
 """
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 import time
@@ -13,10 +15,13 @@ from dataclasses import dataclass
 
 from tests.bench import keys
 from tests.bench.peers import Peer
-from tests.bench.processes import ROOT, BenchError
+from tests.bench.processes import ROOT, BenchError, Process
 
+CEILING = 4 << 30
+QUIET_SECONDS = 0.5
 SETTLE_SECONDS = 60.0
-FLOOD_SECONDS = 600.0
+FLOOD_SECONDS = 300.0
+WARM_KEYS = 1000
 
 
 @dataclass(frozen=True)
@@ -28,55 +33,52 @@ class Footprint:
     peak: int
     after: int  # when they have left and the proxy has come to rest
     refused: int
+    stopped: bool  # the proxy passed CEILING and the clients were killed
 
 
 def measure(peer: Peer, kind: str, count: int) -> Footprint:
     """`kind` is "idle" or "flood"; starts and stops the peer."""
     process, start = peer.start(), keys.prefix(peer.name, 4096)
+    argv = [sys.executable, "-m", "tests.bench.crowd", str(peer.port), kind, str(count), start]
     try:
-        keys.seed(peer.port, start, 1000, 4096)
-        keys.verify(peer.port, start, 1000, 4096)
-        before = _rest(peer)
+        keys.seed(peer.port, start, WARM_KEYS, 4096)
+        keys.verify(peer.port, start, WARM_KEYS, 4096)
+        before = _at_rest(process)
         process.reset_peak()
-        argv = [sys.executable, "-m", "tests.bench.crowd", str(peer.port), kind, str(count), start]
-        with subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT
-        ) as crowd:
+        with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True, bufsize=1, cwd=ROOT) as crowd:
             try:
-                _expect(crowd, "ready")
-                idle = _rest(peer)
-                _say(crowd)
-                refused = int(_expect(crowd, "done"))
+                _answer(crowd, process, "ready")
+                idle = _at_rest(process)
+                print(file=crowd.stdin)
+                done = _answer(crowd, process, "done")
             finally:
-                _say(crowd)
-                try:
-                    crowd.wait(FLOOD_SECONDS if sys.exc_info()[0] is None else 5)
-                except subprocess.TimeoutExpired:
-                    crowd.kill()
-        after = _rest(peer)
-        return Footprint(before, idle, process.peak(), after, refused)
+                crowd.kill()
+        return Footprint(before, idle, process.peak(), _at_rest(process), int(done or 0), done is None)
     finally:
         peer.stop()
 
 
-def _rest(peer: Peer) -> int:
-    """Resident bytes once the proxy has used no CPU to speak of for a second."""
-    deadline, cpu = time.monotonic() + SETTLE_SECONDS, peer.cpu_seconds()
+def _at_rest(process: Process) -> int:
+    """Resident bytes once the proxy has used next to no CPU for a while."""
+    deadline, cpu = time.monotonic() + SETTLE_SECONDS, process.cpu_seconds()
     while time.monotonic() < deadline:
-        time.sleep(1)
-        last, cpu = cpu, peer.cpu_seconds()
-        if cpu - last < 0.02:
+        time.sleep(QUIET_SECONDS)
+        last, cpu = cpu, process.cpu_seconds()
+        if cpu - last < QUIET_SECONDS / 50:
             break
-    return peer.process.rss() if peer.process else 0
+    return process.rss()
 
 
-def _say(crowd: subprocess.Popen[str]) -> None:
-    if crowd.stdin and crowd.poll() is None:
-        crowd.stdin.write("\n")
-
-
-def _expect(crowd: subprocess.Popen[str], word: str) -> str:
-    line = crowd.stdout.readline() if crowd.stdout else ""
+def _answer(crowd: subprocess.Popen[str], process: Process, word: str) -> str | None:
+    """What the crowd says after `word`, None when the proxy passed CEILING first."""
+    assert crowd.stdout
+    deadline = time.monotonic() + FLOOD_SECONDS
+    while not select.select([crowd.stdout], [], [], 0.05)[0]:
+        if process.peak() > CEILING:
+            return None
+        if time.monotonic() > deadline:
+            raise BenchError(f"the clients of the memory measure took over {FLOOD_SECONDS:.0f} s")
+    line = crowd.stdout.readline()
     if not line.startswith(word):
-        raise BenchError(f"the crowd of clients said {line!r} instead of {word!r}")
+        raise BenchError(f"the clients of the memory measure said {line!r} instead of {word!r}")
     return line.removeprefix(word).strip()

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench import startup
 from tests.bench.load import Sample, versions
 from tests.bench.measures import HIGHER_IS_BETTER, UNITS, Goal, Measure
-from tests.bench.memory import Footprint
+from tests.bench.memory import CEILING, Footprint
 from tests.bench.peers import Peer
 from tests.bench.processes import need, output_of
 
@@ -96,53 +96,60 @@ def spread(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, never an exponent."""
+    """Three significant digits, never an exponent; a count in full."""
+    if isinstance(value, int):
+        return f"{value:,}"
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:,.{digits}f}"
 
 
 def memory_table(idle: dict[str, Footprint], flood: dict[str, Footprint], count: int, budget: int) -> str:
-    peers = list(idle)
+    """`budget`: shardproxy's own, in bytes; 0 when it did not run."""
+
+    def row(title: str, values: dict[str, float], goal: float = 0, more: str = "") -> Row:
+        words = f"≤ {number(goal)}{more}" if goal else ""
+        return [title, *map(number, values.values()), words, _met(values.get(OURS), goal)]
+
     rows = [
-        _memory_row(
+        row(
             f"{count:,} idle clients that have each sent a command: MB above none",
             {peer: (it.idle - it.before) / 1e6 for peer, it in idle.items()},
-            f"≤ {IDLE_GOAL_MB:.0f}",
             IDLE_GOAL_MB,
         ),
-        _memory_row("before the flood: MB", {peer: it.before / 1e6 for peer, it in flood.items()}, "", None),
-        _memory_row(
+        row("before the flood: MB", {peer: it.before / 1e6 for peer, it in flood.items()}),
+        row(
             f"peak while {count:,} clients pipeline 1 MB each: MB",
             {peer: it.peak / 1e6 for peer, it in flood.items()},
-            f"≤ {budget / 1e6:.0f} (limits.memory)" if budget else "",
-            budget / 1e6 if budget else None,
+            budget / 1e6,
+            ", its limits.memory",
         ),
-        _memory_row(
+        row(
             "when they have left: % above before",
             {peer: (it.after / it.before - 1) * 100 for peer, it in flood.items()},
-            f"≤ {FLOOD_GOAL_PERCENT:.0f}",
             FLOOD_GOAL_PERCENT,
         ),
-        _memory_row(
-            "clients closed before they were through", {p: it.refused for p, it in flood.items()}, "", None
-        ),
+        row("clients closed before they were through", {peer: it.refused for peer, it in flood.items()}),
     ]
-    return markdown(["memory", *peers, "goal", "met"], rows)
+    table = markdown(["memory", *flood, "goal", "met"], rows)
+    stopped = [peer for peer, it in flood.items() if it.stopped]
+    if stopped:
+        table += (
+            f"\n\nThe flood was stopped when it had taken {CEILING / 1e9:.1f} GB of: {', '.join(stopped)}."
+        )
+    return table
 
 
-def _memory_row(title: str, values: dict[str, float], goal: str, limit: float | None) -> Row:
-    met = ""
-    if limit is not None and OURS in values:
-        met = "yes" if values[OURS] <= limit else "**no**"
-    return [title, *(number(value) for value in values.values()), goal, met]
+def _met(value: float | None, goal: float) -> str:
+    if value is None or not goal:
+        return ""
+    return "yes" if value <= goal else "**no**"
 
 
 def startup_table(figures: dict[str, float]) -> str:
     rows = []
     for title, value in figures.items():
-        goal = startup.GOALS.get(title)
-        met = "" if goal is None else "yes" if value <= goal else "**no**"
-        rows.append([title, number(value), f"≤ {goal:.0f}" if goal else "", met])
+        goal = startup.GOALS.get(title, 0)
+        rows.append([title, number(value), f"≤ {goal:.0f}" if goal else "", _met(value, goal)])
     return markdown(["start", "CPU, ms", "goal", "met"], rows)
 
 

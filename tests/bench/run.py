@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BenchError as error:
         sys.exit(f"bench: {error}")
     command = " ".join(["python -m tests.bench", *(sys.argv[1:] if arguments is None else arguments)])
-    text = f"`{command}`, {time.strftime('%Y-%m-%d')}, {scale.rounds} rounds:\n\n{text}"
+    text = f"`{command}`, {time.strftime('%Y-%m-%d')}, rounds: {scale.rounds}\n\n{text}"
     print(text)
     if options.json:
         options.json.write_text(json.dumps(raw, indent=1))
@@ -81,7 +81,7 @@ def run(
     peers: Sequence[type[Peer]], scale: Scale, parts: Sequence[str], only: re.Pattern[str]
 ) -> tuple[str, dict[str, object]]:
     """The tables, and every sample behind them."""
-    text, raw = [report.machine(peers)], {}
+    text, raw = [report.machine(peers)], dict[str, object]()
     names = [peer.name for peer in peers]
     with tempfile.TemporaryDirectory(prefix="shardproxy-bench-") as place, ExitStack() as stack:
         home = Path(place)
