@@ -1,6 +1,6 @@
 """The benchmark: shardproxy and its peers over the same nodes, in the same run, as one table.
 
-    python -m tests.bench            # the whole table, about half an hour
+    python -m tests.bench            # the whole table, about ten minutes
     python -m tests.bench --quick    # does the harness work? half a minute
 
 processes  a child process: its CPU, its memory, its end

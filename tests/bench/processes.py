@@ -117,6 +117,19 @@ def _kilobytes(pid: int, file: str, field: str) -> int:
     return int(found[1]) if found else 0
 
 
+def busy_percent(seconds: float = 1.0) -> float:
+    """How much of all cores is in use now, by anything."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        return sum(fields), fields[3] + fields[4]
+
+    total, idle = ticks()
+    time.sleep(seconds)
+    total, idle = ticks()[0] - total, ticks()[1] - idle
+    return 100 * (1 - idle / total) if total else 0.0
+
+
 def output_of(*argv: str) -> str:
     """What a program prints, both streams, stripped; "" when it cannot be run."""
     try:

@@ -18,7 +18,7 @@ from tests.bench.load import Sample, versions
 from tests.bench.measures import HIGHER_IS_BETTER, UNITS, Goal, Measure
 from tests.bench.memory import CEILING, Footprint
 from tests.bench.peers import Peer
-from tests.bench.processes import need, output_of
+from tests.bench.processes import busy_percent, need, output_of
 
 OURS = "shardproxy"
 COMPARED = ("twemproxy", "envoy")
@@ -162,7 +162,7 @@ def machine(peers: Sequence[type[Peer]]) -> str:
             break
     redis = output_of(need("redis-server", "apt install redis-server"), "--version").split()[2]
     facts = [
-        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}",
+        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}; {busy_percent():.0f} % busy before the start",
         f"3 nodes of redis-server {redis.removeprefix('v=')}, redis-benchmark {versions()}",
         *(f"{peer.name} {peer.version()}" for peer in peers),
     ]
