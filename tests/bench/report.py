@@ -162,7 +162,8 @@ def machine(peers: Sequence[type[Peer]]) -> str:
             break
     redis = output_of(need("redis-server", "apt install redis-server"), "--version").split()[2]
     facts = [
-        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}; {busy_percent():.0f} % busy before the start",
+        f"{os.cpu_count()} cores ({model}), {busy_percent():.0f} % busy before the start",
+        f"Linux {platform.release()}",
         f"3 nodes of redis-server {redis.removeprefix('v=')}, redis-benchmark {versions()}",
         *(f"{peer.name} {peer.version()}" for peer in peers),
     ]
