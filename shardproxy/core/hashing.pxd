@@ -5,7 +5,9 @@ from libc.string cimport memchr
 ctypedef uint32_t (*KeyHash)(const char *key, size_t n) noexcept nogil
 
 cdef uint64_t xxh64(const char *data, size_t n) noexcept nogil
-# NULL with ValueError when there is no such hash
+# The four little-endian words of a digest
+cdef void md5(const char *data, size_t n, uint32_t *digest) noexcept nogil
+# Raises ValueError when twemproxy has no hash of that name
 cdef KeyHash key_hash(str name) except? NULL
 
 

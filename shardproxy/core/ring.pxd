@@ -19,20 +19,20 @@ cdef class Ring:
     cdef int opening, closing       # of a hash tag; opening < 0: no tags
     cdef int shards
     cdef bint modula
-    # Sorted points and, beside them, whose they are. A ketama point has 32 bits: it stands in the upper half,
-    # so that one search serves both.
+    # Sorted points and, beside them, whose they are. A 32-bit point stands in the upper half, so that one
+    # search serves ring and ketama; modula's points are its entries, 0 .. size-1.
     cdef uint32_t size
     cdef uint64_t *at
     cdef uint16_t *owner
-    # index[h >> shift] is the first point that may be at or after h, index[(h >> shift) + 1] ends the search
+    # The first point at or after h lies between index[h >> shift] and index[(h >> shift) + 1]
     cdef uint32_t *index
     cdef int shift
 
     # The shard that owns a key, hash tag applied: 0 .. len(names)-1.
     cdef int shard_of(self, const char *key, size_t n) noexcept nogil
-    # The same past shards whose byte is set in `out` (bytes, one a shard; NULL: none); -1 when all are out.
+    # The same past shards whose byte is set in `out` (one byte a shard; NULL: none are); -1 when all are out.
     cdef int stand_in(self, const char *key, size_t n, const unsigned char *out) noexcept nogil
 
     cdef uint64_t place(self, const char *key, size_t n) noexcept nogil
-    cdef uint32_t point_at(self, uint64_t place) noexcept nogil
-    cdef int lay_out(self, Point *points, uint32_t size) except -1
+    cdef uint32_t point_of(self, uint64_t place) noexcept nogil
+    cdef int lay_out(self, Point *points) except -1

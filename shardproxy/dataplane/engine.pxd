@@ -137,6 +137,7 @@ cdef struct Node:
     uint32_t address_size
     bint resolved
     char name[256]              # host:port, for people
+    char shard[128]             # whose node it is
     Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3
     char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
     uint64_t requests
@@ -154,6 +155,7 @@ cdef struct Budget:
     size_t soft                 # reply bytes of one client: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
+    size_t queue                # waiting to be written to one upstream
     uint64_t idle               # us; 0: for ever
 
 cdef class Engine:
@@ -164,7 +166,7 @@ cdef class Engine:
     cdef bint closed
     cdef bint draining
     cdef uint64_t now                       # us, monotonic, of this tick
-    cdef Client **clients
+    cdef Client **client_list
     cdef uint32_t *client_generations
     cdef uint32_t client_room
     cdef uint32_t client_count
@@ -172,7 +174,7 @@ cdef class Engine:
     cdef uint32_t free_count
     cdef Upstream **upstreams
     cdef uint32_t upstream_count
-    cdef Node *nodes
+    cdef Node *node_list
     cdef int node_count
     cdef Shard *shards
     cdef const char **shard_names
@@ -194,6 +196,7 @@ cdef class Engine:
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections
+    cdef int keepalive                      # seconds; 0: none
     cdef bint partial_nil
     cdef uint64_t next_id
     cdef uint64_t random_state

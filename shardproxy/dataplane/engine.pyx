@@ -53,7 +53,7 @@ cdef class Engine:
         cdef Client *c
         if index >= self.client_room:
             return NULL
-        c = self.clients[index]
+        c = self.client_list[index]
         if c == NULL or c.generation != generation or c.dead:
             return NULL
         return c
@@ -72,11 +72,11 @@ cdef class Engine:
 
     def __dealloc__(self):
         request_free(&self.request)
-        free(self.clients)
+        free(self.client_list)
         free(self.client_generations)
         free(self.free_clients)
         free(self.upstreams)
-        free(self.nodes)
+        free(self.node_list)
         free(self.shards)
         free(self.shard_names)
         free(self.dirty_clients)

@@ -182,7 +182,7 @@ cdef void client_free(Engine e, Client *c) noexcept:
     buf_release(&c.out)
     buf_release(&c.tx)
     e.meta.pop(c.id, None)
-    e.clients[c.index] = NULL
+    e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1
     e.free_clients[e.free_count] = c.index
     e.free_count += 1

@@ -17,3 +17,4 @@ cdef void upstreams_due(Engine e) noexcept
 cdef void upstream_free(Engine e, Upstream *u) noexcept
 cdef void fan_done(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept
 cdef void fan_fail(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept
+cdef void keep_alive(Engine e, int fd) noexcept

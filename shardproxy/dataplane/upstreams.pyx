@@ -30,23 +30,35 @@ from shardproxy.dataplane.engine cimport (
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY, connect, epoll_ctl, epoll_event, getsockopt,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt,
     recv, send, setsockopt, sockaddr, socket, tag,
 )
 
 cdef extern from "<string.h>" nogil:
-    char *strerror(int number)
+    const char *strerror(int number)
 
 cdef enum:
     READ = 262144               # one read from a node
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
+    MAX_QUEUE = 4194304         # requests on one upstream
 
 
 # --- connecting ---
 
+cdef void keep_alive(Engine e, int fd) noexcept:
+    """TCP notices a peer that is gone without a word, while idle and while bytes wait for its acknowledgement."""
+    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3, ms = 30000
+    if on:
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &e.keepalive, sizeof(int))
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &third, sizeof(int))
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(int))
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
+
+
 cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     snprintf(u.why, TEXT, "%s", why)
     if strlen(node.why) == 0:
         e.event("node_down", {"node": node.name.decode(), "reason": why.decode(errors="replace")})
@@ -54,7 +66,7 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
 
 
 cdef void start(Engine e, Upstream *u) noexcept:
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     cdef epoll_event ev
     cdef int one = 1, fd, status
     cdef char text[TEXT]
@@ -69,7 +81,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one))
+        keep_alive(e, fd)
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
         snprintf(text, TEXT, "%s", strerror(errno))
@@ -99,7 +111,7 @@ cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
 
 
 cdef void ready(Engine e, Upstream *u) noexcept:
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     u.state = UP
     u.failures = 0
     u.progress = e.now
@@ -188,7 +200,7 @@ cdef inline void dirty(Engine e, Upstream *u) noexcept:
 
 cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread) noexcept:
     cdef int number = e.shards[shard].node
-    cdef Node *node = &e.nodes[number]
+    cdef Node *node = &e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     cdef Upstream *u = node.shared[proto - 2][k]
     if u == NULL:
@@ -198,6 +210,10 @@ cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread)
             return NULL
         node.shared[proto - 2][k] = u
     if u.state == UP and not u.doomed:
+        if u.out.len > e.budget.queue or u.tail - u.head > MAX_QUEUE:
+            e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
+                                   e.shards[shard].name, node.name, <unsigned long long>u.out.len)
+            return NULL
         node.requests += 1
         return u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
@@ -212,7 +228,7 @@ cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread)
 cdef void shard_down(Engine e, int shard, Upstream *u) noexcept:
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
-                           e.shards[shard].name, e.nodes[u.node].name, u.why)
+                           e.shards[shard].name, e.node_list[u.node].name, u.why)
     fit(e)
 
 
@@ -382,7 +398,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef int status
     cdef Entry *entry
     cdef char *p
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     cdef char text[TEXT]
     cdef uint64_t us
     cdef bint last
@@ -394,7 +410,10 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
             return
-        upstream_lost(e, u, "it closed the connection" if got == 0 else strerror(errno), False)
+        if got == 0:
+            upstream_lost(e, u, "it closed the connection", False)
+        else:
+            upstream_lost(e, u, strerror(errno), False)
         return
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got
@@ -444,11 +463,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             node.errors += 1
         entry.frames -= 1
         last = entry.frames == 0
-        deliver(e, u, entry, p, u.scanned, last)
         if last:
             us = e.now - entry.at
             node.latency[entry.write][bucket_of(us)] += 1
             e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
+        deliver(e, u, entry, p, u.scanned, last)    # an asker may make the FIFO grow: entry is not valid after it
+        if last:
             if u.late == u.head:
                 u.late += 1
             u.head += 1
@@ -483,7 +503,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     cdef uint8_t was = u.state
     cdef bint begun = u.midway and not u.push
     cdef Entry entry
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     cdef char reason[TEXT]
     if was == DOWN:
         return
@@ -512,11 +532,12 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     while u.head != u.tail:
         entry = u.fifo[u.head & u.mask]
         if entry.start >= u.written:
-            e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN node %.100s is down: %.150s\r\n", node.name, reason)
+            e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
+                                   node.shard, node.name, reason)
         else:
             e.count[<int>UNKNOWN_OUTCOMES] += 1
-            e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: node %.100s was lost before it answered "
-                                   "(%.100s); the command may have run\r\n", node.name, reason)
+            e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
+                                   "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
         fit(e)
         fail_entry(e, u, &entry, begun)
         begun = False
@@ -528,15 +549,15 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
     cdef Entry *entry
-    cdef Node *node = &e.nodes[u.node]
+    cdef Node *node = &e.node_list[u.node]
     while u.late != u.tail:
         entry = &u.fifo[u.late & u.mask]
         if entry.at + e.timeout > e.now:
             return
         if not (u.late == u.head and u.midway) and (entry.to == TO_CLIENT or entry.to == TO_PART):
             e.count[<int>TIMEOUTS] += 1
-            e.text_size = snprintf(e.text, TEXT, "-TIMEOUT node %.100s did not answer within %llu ms; the command "
-                                   "may still run\r\n", node.name, <unsigned long long>(e.timeout // 1000))
+            e.text_size = snprintf(e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; "
+                                   "the command may still run\r\n", node.shard, node.name, <unsigned long long>(e.timeout // 1000))
             fail_entry(e, u, entry, False)
             entry.to = TO_LATE
         u.late += 1

@@ -1,0 +1,172 @@
+"""The topology: which pools, shards and nodes there are, and how each node is doing.
+
+Owns: the records and the pure functions that derive one snapshot from another. A snapshot never changes: a
+change is a new one with the next generation, swapped in one step, so nobody sees half of it. Holds addresses
+and never credentials: whatever is here may be shown (`as_json`) or sent to a worker.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+
+from shardproxy.core.ring import Ring
+
+if TYPE_CHECKING:
+    from shardproxy.config import Config, PoolConfig
+
+State = Literal["unknown", "up", "suspect", "out"]
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One server, at "HOST:PORT", "[IPV6]:PORT" or "/PATH"; `reason` says why it is in its state."""
+
+    address: str
+    state: State = "unknown"
+    reason: str = ""
+    version: str = ""
+
+
+class Shard(msgspec.Struct, frozen=True):
+    name: str
+    weight: int
+    protocol: str
+    node: Node
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """The shards of one ring and what holds for all of them. Times are seconds."""
+
+    name: str
+    kind: str
+    on_shard_down: str
+    on_return: str
+    distribution: str
+    hash: str
+    hash_tag: str
+    virtual_nodes: int
+    partial: str
+    timeout: float
+    attempt_timeout: float
+    connect_timeout: float
+    reset_after: float
+    connections_per_node: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def ring(self) -> Ring:
+        """The same object for as long as placement stays the same, over any number of snapshots.
+
+        Raises ValueError when the shards make no ring; a pool from `Topology.from_config` never does.
+        """
+        names = tuple((shard.name, shard.weight) for shard in self.shards)
+        return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
+
+    def home(self, key: bytes) -> Shard:
+        """The shard that a key belongs to, whatever its state."""
+        number = self.ring.locate(key)
+        assert number is not None
+        return self.shards[number]
+
+    def stand_in(self, key: bytes) -> Shard | None:
+        """The shard that would hold a key if its home were out, past those that are; None: there is none."""
+        home = self.home(key)
+        number = self.ring.locate(key, self.no_stand_in(home))
+        return None if number is None else self.shards[number]
+
+    def no_stand_in(self, home: Shard) -> frozenset[int]:
+        """Numbers of the shards that cannot hold home's keys: itself, those out, any of another protocol."""
+        return frozenset(
+            number
+            for number, shard in enumerate(self.shards)
+            if shard.name == home.name or shard.node.state == "out" or shard.protocol != home.protocol
+        )
+
+    @classmethod
+    def from_config(cls, name: str, config: "PoolConfig") -> Self:
+        shards = tuple(
+            Shard(shard_name, shard.weight, shard.protocol, Node(shard.address))
+            for shard_name, shard in config.shards.items()
+        )
+        same = {
+            field: getattr(config, field)
+            for field in cls.__struct_fields__
+            if field not in ("name", "shards")
+        }
+        pool = cls(name=name, shards=shards, **same)
+        try:
+            pool.ring  # noqa: B018  # built here, so that a mistake is found now
+        except ValueError as error:
+            raise ValueError(f"pool {name}: {error}") from None
+        return pool
+
+
+class Topology(msgspec.Struct, frozen=True):
+    """A snapshot of everything. Compare generations to tell which of two is newer."""
+
+    generation: int
+    pools: tuple[Pool, ...]
+
+    @classmethod
+    def from_config(cls, config: "Config", generation: int = 0) -> Self:
+        """Every node's state is unknown. Raises ValueError naming the pool whose shards make no ring."""
+        return cls(generation, tuple(Pool.from_config(name, pool) for name, pool in config.pool.items()))
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """By address; one that serves several shards is here once."""
+        return {shard.node.address: shard.node for pool in self.pools for shard in pool.shards}
+
+    def pool(self, name: str) -> Pool:
+        """Raises KeyError when there is none of that name."""
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise KeyError(name)
+
+    def with_node_state(
+        self, address: str, state: State, reason: str = "", version: str | None = None
+    ) -> Self:
+        """The next snapshot, with this node in this state wherever it serves; `self` if nothing changes.
+
+        version: what the node says it runs; None keeps what is known. Raises KeyError for an unknown address.
+        """
+        old = self.nodes[address]
+        node = Node(address, state, reason, old.version if version is None else version)
+        return self if node == old else self._next(self.pools, {address: node})
+
+    def with_config(self, config: "Config") -> Self:
+        """The next snapshot, of a changed configuration; `self` if nothing changes.
+
+        A node that stays keeps its state. Raises ValueError as `from_config`.
+        """
+        new = self._next(self.from_config(config).pools, self.nodes)
+        return self if new.pools == self.pools else new
+
+    def _next(self, pools: tuple[Pool, ...], nodes: dict[str, Node]) -> Self:
+        replace = msgspec.structs.replace
+
+        def with_nodes(pool: Pool) -> Pool:
+            shards = [replace(shard, node=nodes.get(shard.node.address, shard.node)) for shard in pool.shards]
+            return replace(pool, shards=tuple(shards))
+
+        return type(self)(self.generation + 1, tuple(map(with_nodes, pools)))
+
+    def as_json(self) -> bytes:
+        """For PROXY TOPOLOGY and for workers: the records as they are, and each pool's ring fingerprint."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        for shown, pool in zip(document["pools"], self.pools, strict=True):
+            shown["fingerprint"] = pool.ring.fingerprint
+        return msgspec.json.encode(document)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """What `as_json` made. Raises msgspec.ValidationError for anything else."""
+        return msgspec.json.decode(data, type=cls)
+
+
+@functools.lru_cache(maxsize=64)
+def _ring(
+    shards: tuple[tuple[str, int], ...], distribution: str, virtual_nodes: int, hash: str, hash_tag: str
+) -> Ring:
+    return Ring(shards, distribution, virtual_nodes, hash, hash_tag)

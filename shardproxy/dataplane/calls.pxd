@@ -1,0 +1,8 @@
+from libc.stdint cimport uint32_t
+from shardproxy.core.commands cimport Row
+from shardproxy.core.resp cimport Request
+from shardproxy.dataplane.engine cimport Client, Engine
+
+# Opens the command's slot and hands it to the handlers.
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
+cdef object client_handle(Engine e, Client *c)

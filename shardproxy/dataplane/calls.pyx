@@ -1,0 +1,308 @@
+"""What handlers see of the engine: a command that left the fast path, and the client that sent it.
+
+Both are handles (index and generation): they stay safe to use after the client is gone, when writing through them does
+nothing and reading gives the values of an empty client.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from shardproxy.core.buffers cimport buf_release
+from shardproxy.core.commands cimport Row
+from shardproxy.core.resp cimport Request
+from shardproxy.dataplane.counters cimport ANSWERED_HERE
+from shardproxy.dataplane.engine cimport (
+    REPLY_OFF, REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
+)
+from shardproxy.dataplane.slots cimport client_close, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.system cimport (
+    AF_INET, AF_INET6, AF_UNIX, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_un,
+)
+
+REPLY_MODES = ("on", "off", "skip")
+
+
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef int64_t slot = slot_open(e, c)
+    cdef Call call
+    cdef int i
+    if slot < 0:
+        return
+    e.count[<int>ANSWERED_HERE] += 1
+    try:
+        call = Call.__new__(Call)
+        call.engine = e
+        call.index = c.index
+        call.generation = c.generation
+        call.slot = <uint32_t>slot
+        call.proto = c.proto
+        call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
+        call.row = e.table.records[row.id]
+        call.running = True
+        e.dispatch(call)
+        call.running = False
+    except Exception as error:
+        e.event("handler_failed", {"command": row.name.decode(), "error": repr(error)})
+        if not call.done:
+            call.reply(b"-ERR internal error: see the log of shardproxy\r\n")
+
+
+cdef class Call:
+    """One command that left the fast path."""
+    cdef Engine engine
+    cdef uint32_t index, generation, slot
+    cdef readonly bint done
+    cdef bint running
+    cdef readonly uint8_t proto
+    cdef readonly list args
+    cdef readonly object row
+
+    def __init__(self):
+        raise TypeError("only the engine makes calls")
+
+    @property
+    def client(self):
+        return make_handle(self.engine, self.index, self.generation)
+
+    def reply(self, bytes data):
+        """Fill the slot with a complete RESP reply; does nothing when the client has left."""
+        cdef Client *c
+        if self.done:
+            raise RuntimeError("a call is answered once")
+        self.done = True
+        if self.engine.closed:
+            return
+        c = self.engine.client_at(self.index, self.generation)
+        if c != NULL:
+            if self.running and c.reply_mode == REPLY_ON and slot_at(c, self.slot).discard == REPLY_OFF:
+                slot_at(c, self.slot).discard = False       # CLIENT REPLY ON and RESET are answered themselves
+            slot_feed(self.engine, c, self.slot, data, len(data), True)
+            if not self.engine.in_tick:
+                self.engine.wake()
+
+
+cdef object make_handle(Engine e, uint32_t index, uint32_t generation):
+    cdef ClientHandle handle = ClientHandle.__new__(ClientHandle)
+    cdef Client *c = e.client_at(index, generation)
+    handle.engine = e
+    handle.index = index
+    handle.generation = generation
+    handle.number = c.id if c != NULL else 0
+    return handle
+
+
+cdef object client_handle(Engine e, Client *c):
+    return make_handle(e, c.index, c.generation)
+
+
+cdef str address_text(int fd, bint peer):
+    cdef sockaddr_storage address
+    cdef uint32_t size = sizeof(address)
+    cdef char text[64]
+    cdef sockaddr_in *four = <sockaddr_in *>&address
+    cdef sockaddr_in6 *six = <sockaddr_in6 *>&address
+    cdef int status = getpeername(fd, <sockaddr *>&address, &size) if peer else \
+        getsockname(fd, <sockaddr *>&address, &size)
+    if status < 0:
+        return "?:0"
+    if address.ss_family == AF_INET:
+        inet_ntop(AF_INET, &four.sin_addr, text, sizeof(text))
+        return f"{text.decode()}:{ntohs(four.sin_port)}"
+    if address.ss_family == AF_INET6:
+        inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
+        return f"[{text.decode()}]:{ntohs(six.sin6_port)}"
+    # both ends of a unix socket are called by the listener's path, as Redis does
+    size = sizeof(address)
+    getsockname(fd, <sockaddr *>&address, &size)
+    return (<sockaddr_un *>&address).sun_path.decode(errors="replace") + ":0"
+
+
+cdef class ClientHandle:
+    """A client connection, for handlers. Times are seconds, sizes bytes."""
+    cdef Engine engine
+    cdef uint32_t index, generation
+    cdef unsigned long long number
+
+    def __init__(self):
+        raise TypeError("only the engine makes clients")
+
+    cdef Client *at(self):
+        return NULL if self.engine.closed else self.engine.client_at(self.index, self.generation)
+
+    cdef bytes text(self, str what):
+        cdef dict mine = self.engine.meta.get(self.number)
+        return mine.get(what, b"") if mine is not None else b""
+
+    cdef void set_text(self, str what, bytes value):
+        if self.at() != NULL:
+            self.engine.meta.setdefault(self.number, {})[what] = value
+
+    @property
+    def alive(self):
+        return self.at() != NULL
+
+    @property
+    def id(self):
+        return self.number
+
+    @property
+    def name(self):
+        return self.text("name")
+
+    @name.setter
+    def name(self, bytes value):
+        self.set_text("name", value)
+
+    @property
+    def lib_name(self):
+        return self.text("lib_name")
+
+    @lib_name.setter
+    def lib_name(self, bytes value):
+        self.set_text("lib_name", value)
+
+    @property
+    def lib_ver(self):
+        return self.text("lib_ver")
+
+    @lib_ver.setter
+    def lib_ver(self, bytes value):
+        self.set_text("lib_ver", value)
+
+    @property
+    def proto(self):
+        cdef Client *c = self.at()
+        return c.proto if c != NULL else 2
+
+    @proto.setter
+    def proto(self, int value):
+        cdef Client *c = self.at()
+        if value not in (2, 3):
+            raise ValueError("the protocol is 2 or 3")
+        if c != NULL:
+            c.proto = value
+
+    @property
+    def db(self):
+        return 0
+
+    @property
+    def addr(self):
+        cdef Client *c = self.at()
+        return address_text(c.fd, True) if c != NULL else "?:0"
+
+    @property
+    def laddr(self):
+        cdef Client *c = self.at()
+        return address_text(c.fd, False) if c != NULL else "?:0"
+
+    @property
+    def fd(self):
+        cdef Client *c = self.at()
+        return c.fd if c != NULL else -1
+
+    @property
+    def age(self):
+        cdef Client *c = self.at()
+        return (monotonic_us() - c.created) / 1e6 if c != NULL else 0.0
+
+    @property
+    def idle(self):
+        cdef Client *c = self.at()
+        return (monotonic_us() - c.active) / 1e6 if c != NULL else 0.0
+
+    @property
+    def last_command(self):
+        cdef Client *c = self.at()
+        return self.engine.table.names[c.last_row] if c != NULL and c.commands else "NULL"
+
+    @property
+    def total_commands(self):
+        cdef Client *c = self.at()
+        return c.commands if c != NULL else 0
+
+    @property
+    def query_buffer(self):
+        cdef Client *c = self.at()
+        return c.inp.len if c != NULL else 0
+
+    @property
+    def output_bytes(self):
+        cdef Client *c = self.at()
+        return c.out.len + c.held if c != NULL else 0
+
+    @property
+    def total_memory(self):
+        cdef Client *c = self.at()
+        return c.inp.cap + c.out.cap + c.tx.cap + c.held + sizeof(Client) if c != NULL else 0
+
+    @property
+    def pending(self):
+        cdef Client *c = self.at()
+        return in_flight(c) if c != NULL else 0
+
+    @property
+    def in_multi(self):
+        """Commands queued since MULTI; -1 outside of a transaction."""
+        cdef Client *c = self.at()
+        return <int>c.tx_count if c != NULL and c.tx_state else -1
+
+    @property
+    def multi_memory(self):
+        cdef Client *c = self.at()
+        return c.tx.cap if c != NULL else 0
+
+    @property
+    def no_evict(self):
+        cdef Client *c = self.at()
+        return bool(c.no_evict) if c != NULL else False
+
+    @no_evict.setter
+    def no_evict(self, bint value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.no_evict = value
+
+    @property
+    def no_touch(self):
+        cdef Client *c = self.at()
+        return bool(c.no_touch) if c != NULL else False
+
+    @no_touch.setter
+    def no_touch(self, bint value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.no_touch = value
+
+    @property
+    def reply_mode(self):
+        cdef Client *c = self.at()
+        return REPLY_MODES[c.reply_mode if c != NULL else 0]
+
+    @reply_mode.setter
+    def reply_mode(self, str value):
+        cdef Client *c = self.at()
+        cdef int mode = REPLY_MODES.index(value)
+        if c != NULL:
+            c.reply_mode = mode
+
+    def close_after_reply(self, str reason=None):
+        """Take no more from this client, and close it when its last reply is out."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.leaving = True
+            self.engine.mark_dirty(c)
+            if reason is not None:
+                self.engine.event("client_closed", {"client": c.id, "reason": reason})
+
+    def reset(self):
+        """What RESET undoes: transaction, protocol, reply mode, name."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.tx_state = TX_NONE
+            buf_release(&c.tx)
+            c.proto = 2
+            c.reply_mode = 0
+            c.no_evict = c.no_touch = False
+            if self.number in self.engine.meta:
+                self.engine.meta[self.number].pop("name", None)
