@@ -31,9 +31,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Measure:
+    """`often` times the samples, each a fraction as long: for figures that depend on which core runs what."""
+
     title: str
     load: Load
     goals: tuple[Goal, ...]
+    often: int = 1
 
 
 def _goals(cpu: dict[str, float], *latencies: str) -> tuple[Goal, ...]:
@@ -55,12 +58,13 @@ MEASURES: list[Measure] = [
     *_pair("depth 64", _goals({"twemproxy": 0.20}), depth=64, requests=600_000),
     *_pair("depth 1, 500 clients", _goals({"twemproxy": 1.0}), clients=500, requests=60_000),
     *_pair("depth 1, 4 KiB", _goals({"twemproxy": 1.0}), size=4096, requests=50_000),
-    Measure("GET, 1 client", Load("GET", clients=1, requests=10_000), _goals({"twemproxy": 1.1}, "p50")),
-    Measure("GET, 4 clients", Load("GET", clients=4, requests=30_000), _goals({"twemproxy": 1.1}, "p50")),
+    Measure("GET, 1 client", Load("GET", clients=1, requests=15_000), _goals({"twemproxy": 1.1}, "p50"), 3),
+    Measure("GET, 4 clients", Load("GET", clients=4, requests=45_000), _goals({"twemproxy": 1.1}, "p50"), 3),
     Measure(
         "GET, 50 clients, 15,000/s offered",
-        Load("GET", requests=30_000, rate=15_000),
+        Load("GET", requests=45_000, rate=15_000),
         (Goal("p99", {"twemproxy": 1.0}), Goal("p50", {}), Goal("cpu", {})),
+        3,
     ),
     Measure(
         "MGET, 100 keys over 3 nodes",

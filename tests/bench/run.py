@@ -124,12 +124,12 @@ def loads(
             for size in sizes:
                 seed(peer, nodes, size, scale.keys)
         for measure in measures:
-            load = measure.load.scaled(scale.factor)
+            load, rounds = measure.load.scaled(scale.factor / measure.often), scale.rounds * measure.often
             samples: report.Samples = {peer.name: [] for peer in peers}
-            for number in range(scale.rounds):
+            for number in range(rounds):
                 turn = number % len(peers)
                 for peer in (*peers[turn:], *peers[:turn]):
-                    say(f"{measure.title}: round {number + 1} of {scale.rounds}, {peer.name}")
+                    say(f"{measure.title}: round {number + 1} of {rounds}, {peer.name}")
                     samples[peer.name].append(generators.sample(load, peer, nodes, scale.keys))
             results[measure.title] = samples
         for peer in peers:
