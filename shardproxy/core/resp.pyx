@@ -89,7 +89,7 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
             used[0] = i
             return SCAN_MORE if n - i < MAX_HEADER else SCAN_BAD
         line = end - (p + i)
-        if line < 2 or end[-1] != c'\r' or read_number(p + i + 1, line - 2, &v) < 0 or v < -1:
+        if line < 2 or (end - 1)[0] != c'\r' or read_number(p + i + 1, line - 2, &v) < 0 or v < -1:
             used[0] = i
             return SCAN_BAD
         if kind == c'$' or kind == c'!' or kind == c'=':
@@ -159,7 +159,7 @@ cdef int header(Request *r, const char *p, size_t n, int64_t *value, size_t *siz
     cdef const char *end = <const char *>memchr(p, c'\n', n if n < MAX_HEADER else MAX_HEADER)
     if end == NULL:
         return REQ_MORE if n < MAX_HEADER else refuse(r, wrong)
-    if end - p < 2 or end[-1] != c'\r' or read_number(p + 1, end - p - 2, value) < 0:
+    if end - p < 2 or (end - 1)[0] != c'\r' or read_number(p + 1, end - p - 2, value) < 0:
         return refuse(r, wrong)
     size[0] = end - p + 1
     return REQ_OK

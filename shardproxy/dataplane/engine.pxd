@@ -202,6 +202,9 @@ cdef class Engine:
     cdef uint64_t random_state
     cdef uint64_t *count                    # counters; then the histograms
     cdef object page                        # keeps the memory of `count` alive
+    cdef dict listeners                     # descriptor -> protected
+    cdef list paused_listeners              # out of the epoll set until the next cron
+    cdef int spare_fd
     cdef object dispatch
     cdef object on_event
     cdef dict meta                          # client id -> what few clients have: names
