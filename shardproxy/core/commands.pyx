@@ -108,7 +108,7 @@ cdef inline void put(Found *found, int position, int spec) noexcept nogil:
     found.n += 1
 
 
-cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, const char *const *argv,
+cdef int by_spec(const Spec *spec, int number_of, const Rest *rest, int argc, const char *const *argv,
                  const size_t *argl, Found *found) noexcept nogil:
     """0, or BAD."""
     cdef int begin = 0, i, stop, way
@@ -139,14 +139,16 @@ cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, cons
             last = argc + spec.last
         else:
             last = begin + (argc - begin) // spec.limit + spec.last
+        if spec.last < 0 and last < begin:
+            return 0        # PFMERGE key, without sources. GETKEYS calls that invalid; PFMERGE runs
         # The last group must be whole (MSET k v k): Redis notices when it executes, a split would not
-        if spec.step > 1 and spec.last < 0 and (last - begin + 1) % spec.step != 0:
+        if spec.step > 1 and spec.last < 0 and not rest.learned and (last - begin + 1) % spec.step != 0:
             return BAD
     elif spec.find == 1:
         if begin + spec.count >= argc:
             return BAD
         n = number(argv[begin + spec.count], argl[begin + spec.count])
-        if n == 0 and not mandatory:
+        if n == 0 and not rest.mandatory:
             return 0
         begin += spec.first
         if n <= 0 or n > argc:
@@ -350,9 +352,11 @@ cdef class CommandTable:
         if rest.walk == WALK_SPECS:
             for i in range(rest.specs):
                 if self.specs[rest.spec + i].is_key and by_spec(
-                        &self.specs[rest.spec + i], i, rest.mandatory, argc, argv, argl, found) != 0:
+                        &self.specs[rest.spec + i], i, rest, argc, argv, argl, found) != 0:
                     return BAD
-            return 0
+            if found.n > argc:      # specs of a stranger may name arguments again and again
+                return BAD
+            return BAD if found.n == 0 and rest.mandatory else 0
         if rest.walk == WALK_SORT or rest.walk == WALK_SORT_RO:
             return walk_sort(argc, argv, argl, rest.walk == WALK_SORT, found)
         if rest.walk == WALK_XREAD:
@@ -365,6 +369,8 @@ cdef class CommandTable:
                   int *out, int room) noexcept nogil:
         cdef Found found = Found(out, NULL, room, 0)
         cdef int status = self.search(row, argc, argv, argl, &found)
+        if status == BAD and self.rest[row.id].learned:
+            return 0    # it is not known that the node refuses such arguments
         return status if status < 0 else found.n
 
     cdef int positions(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
@@ -400,13 +406,13 @@ cdef class CommandTable:
         number of arguments, and arguments that its keys cannot be told from.
         """
         found = self.examine(args, True)
-        row = self.row(*args)
+        row = self.row(*args[:2])
         return [(position, command_rows.key_flags(row, spec, args)) for position, spec in found]
 
     cdef object examine(self, args, bint wants_positions):
         cdef list items = [bytes(arg) for arg in args]
         cdef int argc = len(items)
-        record = self.row(*items) if items else None
+        record = self.row(*items[:2]) if items else None
         if record is None:
             raise ValueError("Invalid command specified")
         if not record.has_keys:
@@ -416,7 +422,7 @@ cdef class CommandTable:
         cdef const Row *row = &self.table[self.numbers[record.name]]
         cdef const char **argv = <const char **> calloc(argc, sizeof(char *))
         cdef size_t *argl = <size_t *> calloc(argc, sizeof(size_t))
-        cdef int room = 4 * argc    # several specs may name one argument; more than this none does
+        cdef int room = argc
         cdef int *out = <int *> calloc(2 * room, sizeof(int))
         cdef bytes item
         cdef int i, n
@@ -434,7 +440,7 @@ cdef class CommandTable:
                 return []       # as Redis says of EVAL, whatever its arguments are
             if n < 0:
                 raise ValueError("Invalid arguments specified for command")
-            return [(out[i], out[room + i]) for i in range(min(n, room))]
+            return [(out[i], out[room + i]) for i in range(n)]
         finally:
             free(argv)
             free(argl)
@@ -493,7 +499,8 @@ cdef int fill_rest(Rest *rest, int container, int spec, record) except -1:
     rest.spec = spec
     rest.specs = len(record.key_specs)
     rest.walk = WALKS[record.walk]
-    rest.mandatory = "no_mandatory_keys" not in record.flags
+    rest.learned = record.learned
+    rest.mandatory = record.has_keys and "no_mandatory_keys" not in record.flags
     return 0
 
 
