@@ -184,7 +184,7 @@ def walked_args(row: Row, rng: random.Random) -> list[bytes]:
     name = row.name.encode()
     keys = [b"k%d" % i for i in range(rng.randint(1, 4))]
     if name in (b"sort", b"sort_ro"):
-        store = [[b"store", b"d%d" % rng.randint(0, 3)]] if name == b"sort" else []
+        store: list[list[bytes]] = [[b"store", b"d%d" % rng.randint(0, 3)]] if name == b"sort" else []
         return [
             name,
             b"k",
@@ -202,8 +202,8 @@ def walked_args(row: Row, rng: random.Random) -> list[bytes]:
         return [name, b"h", b"1", b"", b"0", b"1", *options, b"KEYS", *keys]
     head = [name, b"k", *([b"1", b"2"] if name == b"georadius" else [b"member"]), b"3", b"m"]
     options = some([b"count", b"1"], [b"asc"], [b"withdist"])
-    store = rng.choice([[], [b"store", b"d"], [b"STOREDIST", b"d"], [b"store", b"d", b"storedist", b"e"]])
-    return [*head, *options, *store]
+    target = rng.choice([[], [b"store", b"d"], [b"STOREDIST", b"d"], [b"store", b"d", b"storedist", b"e"]])
+    return [*head, *options, *target]
 
 
 def generated(rows: Sequence[Row], rng: random.Random, count: int) -> list[list[bytes]]:
