@@ -19,7 +19,7 @@ A key spec (https://redis.io/docs/reference/key-specs/), several separated by ";
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -191,7 +191,7 @@ def parse_line(line: list[Any]) -> Row:
 
 def facts() -> list[Row]:
     """Every command and subcommand of Redis 7.0.15, flat, no decisions yet."""
-    text = resources.files(__package__).joinpath("commands.json").read_bytes()
+    text = Path(__file__).with_name("commands.json").read_bytes()
     return [parse_line(line) for line in msgspec.json.decode(text)]
 
 
