@@ -394,6 +394,10 @@ cdef class CommandTable:
         """Positions of a command's keys in args (args[0] is its name). Raises as keys_and_flags_of."""
         return [position for position, _ in self.examine(args, True)]
 
+    def locate_keys(self, args):
+        """[(position, number of the key spec that found it)] of a command's keys. Raises as keys_and_flags_of."""
+        return self.examine(args, True)
+
     def keys_and_flags_of(self, args):
         """[(position, flags)] of a command's keys: (1, ("RW", "access", "update")).
 
