@@ -261,6 +261,54 @@ class SomethingElse:
         self.thread.join(5)
 
 
+class Relay:
+    """A server in front of another that replaces bytes on the way, both as long as what they replace.
+
+    `up`: in what clients send; `down`: in what the server answers. Whole reads only, which is enough for tests.
+    """
+
+    def __init__(self, port: int, up: tuple[bytes, bytes], down: tuple[bytes, bytes]) -> None:
+        self.target, self.up, self.down = port, up, down
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.sockets: list[socket.socket] = [self.listener]
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                self.sockets += [client, server]
+                for pair in ((client, server, self.up), (server, client, self.down)):
+                    self.threads.append(threading.Thread(target=self._pump, args=pair, daemon=True))
+                    self.threads[-1].start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, change: tuple[bytes, bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                sink.sendall(data.replace(*change))
+            sink.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        for thread in self.threads:
+            thread.join(5)
+
+
 def toml(
     shards: dict[str, str], listen: Sequence[str] = ("127.0.0.1:0",), top: str = "", pool: str = ""
 ) -> str:

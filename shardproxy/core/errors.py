@@ -70,7 +70,7 @@ def client_value(option: bytes) -> str:
 
 
 def get_keys(reason: str) -> str:
-    """reason: what CommandTable.locate_keys raised."""
+    """reason: what CommandTable.keys_of raised."""
     return f"ERR {reason}"
 
 

@@ -141,17 +141,13 @@ def getkeys(server: Server, call: "Call") -> bytes:
 
 @handles("command|getkeysandflags")
 def getkeysandflags(server: Server, call: "Call") -> bytes:
-    """The flags of SET and BITFIELD depend on their options in Redis; here they show all that are possible."""
     args = call.args[2:]
     try:
-        found = server.commands.locate_keys(args)
+        found = server.commands.keys_and_flags_of(args)
     except ValueError as error:
         return reply.error(errors.get_keys(str(error)))
-    row = server.commands.row(*args[:2]) or server.commands.row(args[0])
-    assert row is not None  # locate_keys knew it
     return reply.array(
-        reply.array([reply.bulk(args[position]), _words(row.key_specs[spec].flags, call.proto)])
-        for position, spec in found
+        reply.array([reply.bulk(args[position]), _words(flags, call.proto)]) for position, flags in found
     )
 
 

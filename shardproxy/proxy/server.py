@@ -247,8 +247,7 @@ class Proxy:
         self._set_node(address, "up", version=told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
-            learn = getattr(commands, "learn", None)
-            self.commands = learn(commands.builtin(), list(self._told.values())) if learn else self.commands
+            self.commands = commands.learn(self.commands, list(self._told.values()))
             self.reactor.set_commands(self.commands)
             self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
 

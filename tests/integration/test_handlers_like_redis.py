@@ -77,7 +77,7 @@ CONVERSATIONS = [
     ],
     ["COMMAND GETKEYS XREAD STREAMS a b 0 0", "COMMAND GETKEYS SORT a BY x GET y STORE z"],
     ["COMMAND GETKEYSANDFLAGS LMOVE a b left left", "COMMAND GETKEYSANDFLAGS SORT a STORE b"],
-    ["HELLO 3", "COMMAND GETKEYSANDFLAGS RPOPLPUSH a b", "COMMAND GETKEYSANDFLAGS PING a"],
+    ["HELLO 3", "COMMAND GETKEYSANDFLAGS SET a b", "COMMAND GETKEYSANDFLAGS PING a"],
     [
         "COMMAND INFO get",
         "COMMAND INFO GET foo",
@@ -109,7 +109,7 @@ async def test_the_same_bytes(conversation: list[str], redis: RedisNode) -> None
         for command in conversation:
             args = command.split()
             ours = await ask(server, client, *args)
-            assert masked(ours) == masked(raw.ask(*args)), command
+            assert masked(ours) == masked(without_notes(raw.ask(*args))), command
 
 
 # Lists in an order of Redis's own (a hash table): compared as sets of frames
