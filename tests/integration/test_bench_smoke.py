@@ -1,0 +1,45 @@
+"""The benchmark harness runs end to end and measures what it says. No figure is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = "twemproxy"  # one is enough: twemproxy is in Debian; Envoy is a 100 MB wheel
+
+
+def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "tests.bench", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_every_measure_of_every_peer_is_taken(tmp_path: Path) -> None:
+    samples, page = tmp_path / "samples.json", tmp_path / "page.md"
+    page.write_text("before\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nafter\n")
+    done = bench(
+        "--quick", "--factor", "0.005", "--peers", PEERS, "--json", str(samples), "--markdown", str(page)
+    )
+    assert done.returncode == 0, done.stderr
+    raw = json.loads(samples.read_text())
+    assert len(raw["load"]) >= 14
+    for title, peers in raw["load"].items():
+        assert set(peers) == set(PEERS.split(",")), title
+        for sample in (sample for samples in peers.values() for sample in samples):
+            assert min(sample["cpu"], sample["rps"], sample["p50"], sample["p99"]) > 0, title
+    for footprint in (*raw["memory"]["idle"].values(), *raw["memory"]["flood"].values()):
+        assert 0 < footprint["before"] <= footprint["peak"]
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert all(title in text for title in raw["load"])
+
+
+def test_an_unknown_peer_is_named() -> None:
+    done = bench("--peers", "twemproxy,nosuch")
+    assert done.returncode == 1
+    assert "no peer is called nosuch" in done.stderr
