@@ -62,7 +62,7 @@ def pack(*args: str | bytes | int) -> bytes:
 
 
 def frame_end(data: bytes | bytearray, at: int = 0) -> int:
-    """Where the RESP frame that begins at `at` ends; -1 when more bytes are needed. For tests: slow and plain."""
+    """Where the RESP frame that begins at `at` ends; -1 when more bytes are needed. Slow and plain."""
     line = data.find(b"\r\n", at)
     if line < 0:
         return -1
@@ -155,7 +155,7 @@ class Raw:
 
 
 class RedisNode:
-    """A redis-server of our own on 127.0.0.1; `options` are as on its command line: ("--maxmemory", "1mb")."""
+    """A redis-server on 127.0.0.1; `options` are as on its command line: ("--maxmemory", "1mb")."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -176,10 +176,10 @@ class RedisNode:
         """Returns when it answers; also after `stop` or `kill`, on the same port."""
         server = program("redis-server", "redis-server")
         self.process = subprocess.Popen(
-            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder]
-            + ["--enable-debug-command", "yes", *self.options],
+            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder,
+             "--enable-debug-command", "yes", *self.options],
             stdout=subprocess.DEVNULL,
-        )
+        )  # fmt: skip
         until(self._answers, f"redis-server on port {self.port}")
         return self
 
@@ -264,7 +264,7 @@ class SomethingElse:
 class Relay:
     """A server in front of another that replaces bytes on the way, both as long as what they replace.
 
-    `up`: in what clients send; `down`: in what the server answers. Whole reads only, which is enough for tests.
+    `up`: in what clients send; `down`: in what the server answers. Works on single reads.
     """
 
     def __init__(self, port: int, up: tuple[bytes, bytes], down: tuple[bytes, bytes]) -> None:

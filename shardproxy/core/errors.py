@@ -145,5 +145,12 @@ def cannot_listen(address: str, reason: str) -> str:
     return f"cannot listen on {address}: {reason}"
 
 
+def not_permitted(address: str) -> str:
+    return (
+        f"cannot listen on {address}: permission denied. Ports below 1024 are root's, or of who has "
+        "CAP_NET_BIND_SERVICE; a unix socket needs a directory that may be written"
+    )
+
+
 def worker_gave_up(slot: int, how: str) -> str:
     return f"worker {slot} ended before it was ready ({how}); the log above says why"

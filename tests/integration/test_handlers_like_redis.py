@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 
 import pytest
-
 from fakes import FakeClient, FakeServer, ask
 from servers import Raw, RedisNode
+
 from shardproxy.core import errors, reply
 
 # What differs between any two servers: (pattern, put in its place)
@@ -191,7 +191,7 @@ def test_every_form_is_as_redis_writes_it(
 
 
 def test_error_texts(redis: RedisNode) -> None:
-    """The texts of core/errors that the engine has C strings for, and those a handler cannot meet on fakes."""
+    """Texts of core/errors that the engine has C strings for, or that handlers on fakes cannot meet."""
     with redis.raw() as raw:
         for args in (["FOO"], ["FOO", "a", "b"], ["x" * 200, "y" * 300, "z"], ["A\0B", "c\r\nd"], ["é", "è"]):
             data = [arg.encode() for arg in args]

@@ -9,7 +9,6 @@ import stat
 from pathlib import Path
 
 import pytest
-
 from servers import (
     ProxyProcess,
     Raw,
@@ -22,6 +21,7 @@ from servers import (
     toml,
     until,
 )
+
 from shardproxy import config
 from shardproxy.proxy import listeners
 from shardproxy.proxy.server import Proxy, StartError
@@ -143,6 +143,69 @@ def test_a_port_in_use_is_one_clear_error() -> None:
             assert len(text.splitlines()) == 1
         finally:
             process.stop()
+
+
+# --- bad input: one clear error, and nobody else notices ---
+
+
+def test_bad_commands_get_redis_own_errors(proxy: ProxyProcess, redis: RedisNode) -> None:
+    with proxy.raw() as ours, redis.raw() as theirs:
+        for args in (
+            ["NOSUCH"],
+            ["NOSUCH", "a", "b"],
+            ["GET"],
+            ["CLIENT", "NOSUCH"],
+            ["SET", "a"],
+            ["CLIENT"],
+        ):
+            assert ours.ask(*args) == theirs.ask(*args), args
+        assert ours.ask("PING") == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
+    ],
+)
+def test_an_http_request_is_closed_with_a_reason(request_: bytes, proxy: ProxyProcess) -> None:
+    with proxy.raw() as other, proxy.raw() as raw:
+        raw.send(request_)
+        said = raw.rest()
+        assert b"HTTP" in said
+        assert said.startswith(b"-")
+        assert other.ask("PING") == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"*1\r\n:1\r\n", b"*-5x\r\n", b"*1\r\n$-2\r\n", b"*99999999999999\r\n", b"*1\r\n$99999999999\r\n"],
+)
+def test_garbage_is_closed_with_a_reason(garbage: bytes, proxy: ProxyProcess) -> None:
+    with proxy.raw() as other, proxy.raw() as raw:
+        raw.send(b"PING\r\n" + garbage)
+        said = raw.rest()
+        assert said.startswith(b"+PONG\r\n-ERR ")
+        assert other.ask("PING") == b"+PONG\r\n"
+
+
+def test_protected_mode_turns_away_other_machines(nodes3: list[RedisNode]) -> None:
+    """Asked from an address of this machine that is not loopback, which looks like another machine's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("203.0.113.1", 9))  # sends nothing; the kernel chooses our address
+        except OSError:
+            pytest.fail("this test needs a network interface beside the loopback one")
+        mine = probe.getsockname()[0]
+    for protected in (True, False):
+        text = toml(shards_of(nodes3), listen=["0.0.0.0:0"], top=f"protected_mode = {str(protected).lower()}")
+        with ProxyProcess(text) as process:
+            with Raw((mine, process.port)) as raw:
+                said = raw.rest() if protected else raw.ask("PING")
+            assert said.startswith(b"-DENIED " if protected else b"+PONG\r\n")
+            with process.raw() as raw:
+                assert raw.ask("PING") == b"+PONG\r\n"
 
 
 # --- nodes ---
@@ -298,7 +361,7 @@ async def test_who_cannot_listen_everywhere_listens_nowhere() -> None:
                 pass
         assert not _listens(port)
     with pytest.raises(StartError, match="no interface"):
-        listeners.bind("192.0.2.1:0")
+        listeners.bind("203.0.113.1:0")
     with pytest.raises(StartError, match="cannot listen on no-such-host"):
         listeners.bind("no-such-host.invalid:0")
 

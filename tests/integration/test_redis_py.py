@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import pytest
 import redis as redis_py
 import redis.asyncio as redis_asyncio
-
 from servers import ProxyProcess, program
 
 PROTOCOLS = [

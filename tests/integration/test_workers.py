@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from servers import ProxyProcess, Raw, RedisNode, shards_of, toml, until
+
 from shardproxy.proxy.supervisor import backoff, exit_text
 
 

@@ -22,7 +22,7 @@ def modules() -> list[Path]:
 
 def layer(name: str) -> str:
     """The layer of a module of ours: "core" of "shardproxy.core.ring", "config", "" of the package itself."""
-    part = (name.split(".") + [""])[1]
+    part = [*name.split("."), ""][1]
     return "config" if part in CONFIG else part
 
 
