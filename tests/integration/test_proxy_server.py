@@ -151,12 +151,14 @@ def test_a_port_in_use_is_one_clear_error() -> None:
 def test_bad_commands_get_redis_own_errors(proxy: ProxyProcess, redis: RedisNode) -> None:
     with proxy.raw() as ours, redis.raw() as theirs:
         for args in (
-            ["NOSUCH"],
-            ["NOSUCH", "a", "b"],
-            ["GET"],
-            ["CLIENT", "NOSUCH"],
-            ["SET", "a"],
-            ["CLIENT"],
+            *(["NOSUCH"], ["NOSUCH", "a", "b"], ["GET"], ["CLIENT", "NOSUCH"], ["SET", "a"], ["CLIENT"]),
+            *(
+                ["x" * 200, "y" * 300, "z"],
+                ["A\0B", "c\r\nd"],
+                ["é", "è"],
+                ["CLIENT", "F\r\nO"],
+                ["COMMAND", ""],
+            ),
         ):
             assert ours.ask(*args) == theirs.ask(*args), args
         assert ours.ask("PING") == b"+PONG\r\n"

@@ -10,7 +10,7 @@ from fakes import TABLE_OF_COMMANDS, FakeCall, FakeClient, FakeServer, ask, call
 from shardproxy import handlers
 from shardproxy.handlers import base
 
-INTERNAL = b"-ERR internal error of shardproxy; its log says more\r\n"
+INTERNAL = b"-ERR internal error: see the log of shardproxy\r\n"
 
 
 @pytest.fixture
