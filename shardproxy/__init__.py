@@ -1,3 +1,43 @@
-"""Many cache servers behind one door."""
+"""Many cache servers behind one door: a fast RESP proxy over a consistent hash ring of Redis nodes.
+
+    import shardproxy
+    async with shardproxy.Proxy(shardproxy.load("shardproxy.toml")) as proxy:
+        await proxy.serve_forever()
+
+What is below is imported when it is first used: the bare import stays quick.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardproxy.config import Config as Config
+    from shardproxy.config import ConfigError as ConfigError
+    from shardproxy.config import PoolConfig as PoolConfig
+    from shardproxy.config import ShardConfig as ShardConfig
+    from shardproxy.config import load as load
+    from shardproxy.proxy.server import Proxy as Proxy
 
 __version__ = "0.1.0"
+__all__ = ["Config", "ConfigError", "PoolConfig", "Proxy", "ShardConfig", "__version__", "load"]
+
+_HOMES = {
+    "Config": "shardproxy.config",
+    "ConfigError": "shardproxy.config",
+    "PoolConfig": "shardproxy.config",
+    "Proxy": "shardproxy.proxy.server",
+    "ShardConfig": "shardproxy.config",
+    "load": "shardproxy.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,157 +1,102 @@
 """shardproxy.toml ↔ typed records. The records are the one table: types, defaults, bounds and help.
 
 Rules: all mistakes at once, each with file, key, what was found and what is allowed; a secret is in no repr,
-no message and no schema default; the records hold plain units (bytes, seconds) whatever the file writes.
+no message and no output; the records hold plain units (bytes, seconds) whatever the file writes.
 """
 
-import difflib
 import os
-import re
 import tomllib
-import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
+from shardproxy import config_tables as tables
 from shardproxy import config_text as text
+from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
+from shardproxy.config_text import Count, Duration, Password, Secret, Size, Timeout
 
-YEAR = 365 * 86400
-KEY_HASHES = Literal[
-    "auto", "xxh64", "one_at_a_time", "md5", "crc16", "crc32", "crc32a", "fnv1_64", "fnv1a_64", "fnv1_32",
-    "fnv1a_32", "hsieh", "murmur", "jenkins",
+__all__ = [
+    "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
+    "default_text", "effective_text", "load", "reference", "schema",
 ]  # fmt: skip
 
-
-class Secret:
-    """A password that shows itself only when asked to."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+MAX_POINTS = 1 << 20
+ENV = "the environment variable that holds the password"
+FILE = "the file that holds the password"
+INLINE = "the password itself, only in a file that others cannot read"
 
 
-def read_secret(value: object) -> Secret:
-    if not isinstance(value, str) or not value:
-        raise ValueError("a password in quotes, not empty")
-    return Secret(value)
+class Log(Record, frozen=True, kw_only=True):
+    """What is logged, and how."""
+
+    format: Annotated[Literal["auto", "human", "json"], "auto: human on a terminal, JSON elsewhere"] = "auto"
+    level: Annotated[Literal["debug", "info", "warning", "error"], "the least that is logged"] = "info"
 
 
-def named(pattern: str, allowed: str) -> Callable[[object], str]:
-    def read(value: object) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(allowed)
-        return value
+class Limits(Record, frozen=True, kw_only=True):
+    """Nothing grows without bound: what a client, and all of them, may take."""
 
-    return read
-
-
-read_tag = named(r"auto|\S\S|", 'two characters such as "{}", "" for none, or "auto"')
-read_word = named(r"(?s).+", "text, not empty")
-STRING = {"type": "string"}
-Count = Annotated[int, Meta(ge=1, le=1 << 31)]
-Size = Annotated[
-    int,
-    Meta(
-        ge=1,
-        le=1 << 40,
-        extra={"read": text.read_size, "write": text.write_size, "allowed": text.SIZE},
-        extra_json_schema={"type": ["string", "integer"]},
-    ),
-]
-Duration = Annotated[
-    float,
-    Meta(
-        ge=0,
-        le=YEAR,
-        extra={"read": text.read_duration, "write": text.write_duration, "allowed": text.DURATION},
-        extra_json_schema=STRING,
-    ),
-]
-Listen = Annotated[str, Meta(extra={"read": text.read_listen})]
-Password = Annotated[Secret | None, Meta(extra={"read": read_secret})]
-Word = Annotated[str, Meta(extra={"read": read_word})]
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file. `not_yet`: keys of the design that are refused by name until they are built."""
-
-    not_yet: ClassVar[Mapping[str, str]] = {}
-
-
-class Log(Record):
-    format: Annotated[
-        Literal["auto", "human", "json"], Meta(description="auto: human on a terminal, JSON elsewhere")
-    ] = "auto"
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")
-    ] = "info"
-
-
-class Limits(Record):
-    maxclients: Annotated[Count, Meta(description="clients connected at once, over all workers")] = 10_000
-    client_requests: Annotated[
-        Count, Meta(description="requests in flight of one client before it is read no further")
-    ] = 1024
-    client_output_soft: Annotated[
-        Size, Meta(description="reply bytes outstanding before a client is read no further")
-    ] = 1 << 20
-    client_output_hard: Annotated[
-        Size, Meta(description="reply bytes outstanding beyond which a client is closed")
-    ] = 1 << 30
-    max_value: Annotated[Size, Meta(description="one argument of a command")] = 512 << 20
-    max_request: Annotated[Size, Meta(description="a whole command")] = 1 << 30
-    max_arguments: Annotated[Count, Meta(description="arguments of one command")] = 1 << 20
-    max_inline: Annotated[Size, Meta(description="a command typed as a plain line")] = 64 << 10
+    maxclients: Annotated[Count, "clients connected at once, over all workers"] = 10_000
+    client_requests: Annotated[Count, "a client with so many requests in flight is read no further"] = 1024
+    client_output_soft: Annotated[Size, "a client owed so many reply bytes is read no further"] = 1 << 20
+    client_output_hard: Annotated[Size, "a client owed so many reply bytes is closed"] = 1 << 30
+    max_value: Annotated[Size, "one argument of a command"] = 512 << 20
+    max_request: Annotated[Size, "a whole command"] = 1 << 30
+    max_arguments: Annotated[Count, "arguments of one command"] = 1 << 20
+    max_inline: Annotated[Size, "a command typed as a plain line"] = 64 << 10
     memory: Annotated[
-        Size,
-        Meta(
-            description="all buffers of a process: beyond it, clients that hold much are paused, then closed"
-        ),
+        Size, "buffers of a process; beyond it, clients that hold much are paused, then closed"
     ] = 1 << 30
-    idle_timeout: Annotated[
-        Duration, Meta(description="clients silent for so long are closed; 0s: never")
-    ] = 0.0
-    tcp_keepalive: Annotated[
-        Duration, Meta(description="between TCP keepalive probes, clients and nodes; 0s: none")
-    ] = 300.0
-    drain_timeout: Annotated[Duration, Meta(description="how long a stop waits for requests in flight")] = (
-        30.0
+    idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
+    tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
+    drain_timeout: Annotated[Duration, "how long a stop waits for requests in flight"] = 30.0
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ("client_output_hard", "client_output_soft"),
+            lambda it: it.client_output_hard < it.client_output_soft,
+            "at least client_output_soft",
+        ),
+        Rule(("max_request", "max_value"), lambda it: it.max_request < it.max_value, "at least max_value"),
+        Rule(("max_request", "max_inline"), lambda it: it.max_request < it.max_inline, "at least max_inline"),
     )
 
 
-class ShardConfig(Record):
-    not_yet: ClassVar[Mapping[str, str]] = {"replicas": "replicas", "tls": "TLS to nodes"}
+class ShardConfig(Record, frozen=True, kw_only=True):
+    """One position on the ring, and the node that holds its keys."""
 
-    primary: Annotated[str, Meta(description="the node's address", extra={"read": text.read_node})]
-    weight: Annotated[
-        int, Meta(ge=1, le=65535, description="its part of the keys, relative to the others'")
-    ] = 1
-    username: Annotated[Word | None, Meta(description="who to log in as; none: Redis's default user")] = None
-    password: Annotated[Password, Meta(description="only in a file that others cannot read")] = None
-    password_env: Annotated[
-        Word | None, Meta(description="the environment variable that holds the password")
-    ] = None
-    password_file: Annotated[Word | None, Meta(description="the file that holds the password")] = None
+    primary: Annotated[text.NodeUrl, "the node's address"]
+    weight: Annotated[int, Meta(ge=1, le=65535), "its part of the keys, relative to the others'"] = 1
+    username: Annotated[text.Username | None, "who to log in as; none: as the pool says"] = None
+    password_env: Annotated[text.Variable | None, ENV] = None
+    password_file: Annotated[text.FilePath | None, FILE] = None
+    password: Annotated[Password | None, INLINE] = None
+
+    not_yet: ClassVar[Mapping[str, str]] = {"replicas": "replicas", "tls": "TLS to nodes"}
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ("password", "password_env", "password_file"),
+            lambda it: " and ".join(_passwords(it)) if len(_passwords(it)) > 1 else "",
+            "one of them",
+        ),
+    )
+
+    @classmethod
+    def prepare(cls, table: Any) -> Any:
+        """A shard may be its address alone, and an address may bring its login along."""
+        table = {"primary": table} if isinstance(table, str) else table
+        if not isinstance(table, dict) or not isinstance(table.get("primary"), str):
+            return table
+        url, username, password = text.split_login(table["primary"])
+        login = {"username": username} if username else {}
+        return login | table | {"primary": url} | ({"password": password} if password else {})
 
     @property
     def address(self) -> str:
-        """ "HOST:PORT", or "/PATH" of a unix socket."""
+        """The address alone: "HOST:PORT", or "/PATH" of a unix socket."""
         return text.address_of(self.primary)
 
     @property
@@ -159,107 +104,176 @@ class ShardConfig(Record):
         return "redis"
 
 
-class PoolConfig(Record):
+class PoolConfig(Record, frozen=True, kw_only=True):
+    """The shards of one ring, and what becomes of their keys when nodes fail."""
+
     kind: Annotated[
-        Literal["durable", "cache"],
-        Meta(description="durable: nothing moves or goes silently; cache: content may be lost"),
+        Literal["durable", "cache"], "durable: nothing moves or goes silently; cache: content may be lost"
     ] = "durable"
     on_shard_down: Annotated[
         Literal["error", "miss", "rehash"],
-        Meta(description="what its keys get meanwhile; miss, rehash: cache only"),
+        "what the keys of a shard that is down get; all but error: cache only",
     ] = "error"
     on_return: Annotated[
         Literal["keep", "invalidate", "flush"],
-        Meta(description="what a node's content is worth when it returns; invalidate, flush: cache only"),
+        "what becomes of a returning node's content; all but keep: cache only",
     ] = "keep"
     distribution: Annotated[
-        Literal["ring", "ketama", "modula"],
-        Meta(description="how keys are placed; ketama, modula: as twemproxy does"),
+        Literal["ring", "ketama", "modula"], "how keys are placed; ketama, modula: as twemproxy does"
     ] = "ring"
-    hash: Annotated[
-        KEY_HASHES, Meta(description="of keys; auto: xxh64 on a ring, else twemproxy's own default fnv1a_64")
-    ] = "auto"
+    hash: Annotated[text.KeyHash, "how keys are hashed; auto: xxh64 on a ring, else fnv1a_64"] = "auto"
     hash_tag: Annotated[
-        str,
-        Meta(
-            description='the part of a key between these two is hashed alone; auto: "{}" on a ring, else none',
-            extra={"read": read_tag},
-        ),
+        text.HashTag, 'what of a key is between these is hashed alone; auto: "{}" on a ring, else none'
     ] = "auto"
-    virtual_nodes: Annotated[
-        int, Meta(ge=1, le=65535, description="points on the ring for a shard of weight 1")
-    ] = 160
+    virtual_nodes: Annotated[int, Meta(ge=1, le=65535), "points on the ring of a shard of weight 1"] = 160
     partial: Annotated[
-        Literal["error", "nil"],
-        Meta(description="when part of a command over several shards fails: one error, or nil for its keys"),
+        Literal["error", "nil"], "when one of several shards fails a command: an error, or nil for its keys"
     ] = "error"
-    timeout: Annotated[Duration, Meta(description="for a request in all")] = 1.0
-    attempt_timeout: Annotated[Duration, Meta(description="for one try; 0s: as timeout")] = 0.0
-    connect_timeout: Annotated[Duration, Meta(description="for connecting to a node and logging in")] = 1.0
+    timeout: Annotated[Timeout, "for a request in all"] = 1.0
+    attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0
+    connect_timeout: Annotated[Timeout, "for connecting to a node and logging in"] = 1.0
     reset_after: Annotated[
         Duration,
-        Meta(description="a connection to a node with requests waiting and no progress for so long is reset"),
-    ] = 5.0
+        "a connection that owes replies and brings nothing for so long is reset; 0s: five times timeout",
+    ] = 0.0
     connections_per_node: Annotated[
-        int,
-        Meta(ge=1, le=64, description="shared connections a worker has to each node, per protocol version"),
+        int, Meta(ge=1, le=64), "connections of a worker to a node, for each protocol version"
     ] = 1
-    username: Annotated[
-        Word | None, Meta(description="who to log in as at every shard that says nothing else")
-    ] = None
-    password: Annotated[Password, Meta(description="only in a file that others cannot read")] = None
-    password_env: Annotated[
-        Word | None, Meta(description="the environment variable that holds the password")
-    ] = None
-    password_file: Annotated[Word | None, Meta(description="the file that holds the password")] = None
+    username: Annotated[text.Username | None, "who to log in as; none: Redis's default user"] = None
+    password_env: Annotated[text.Variable | None, ENV] = None
+    password_file: Annotated[text.FilePath | None, FILE] = None
+    password: Annotated[Password | None, INLINE] = None
     shards: Annotated[
-        dict[str, ShardConfig], Meta(description="stable name → address; the name is what is hashed")
-    ] = {}
+        dict[str, ShardConfig],
+        Meta(
+            extra={
+                "name": text.matching(r"""[^\s"'\\\x00-\x1f\x7f]{1,128}""", "1 to 128 characters, no spaces")
+            }
+        ),
+        "stable name = address, or a table; the name is what is hashed",
+    ] = field(default_factory=dict)
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("shards",), lambda it: "" if it.shards else "no shard", "at least one, NAME = " + text.NODE),
+        Rule(("shards",), lambda it: _twice(it), "a node of its own for every shard"),
+        Rule(
+            ("on_shard_down", "kind"),
+            lambda it: it.kind == "durable" and it.on_shard_down != "error",
+            '"error", the only one for a durable pool; or kind = "cache"',
+        ),
+        Rule(
+            ("on_return", "kind"),
+            lambda it: it.kind == "durable" and it.on_return != "keep",
+            '"keep", the only one for a durable pool; or kind = "cache"',
+        ),
+        Rule(
+            ("hash", "distribution"),
+            lambda it: it.distribution == "ring" and it.hash != "xxh64",
+            '"xxh64", the only one for a ring',
+        ),
+        Rule(
+            ("virtual_nodes", "distribution"),
+            lambda it: it.distribution != "ring" and it.virtual_nodes != 160,
+            "160: ketama and modula place keys as twemproxy does",
+        ),
+        Rule(
+            ("virtual_nodes", "shards"),
+            lambda it: f"{it.points} points" if it.points > MAX_POINTS else "",
+            f"at most {MAX_POINTS} points: fewer virtual_nodes, or smaller weights",
+        ),
+        Rule(("attempt_timeout", "timeout"), lambda it: it.attempt_timeout > it.timeout, "at most timeout"),
+        Rule(("reset_after", "timeout"), lambda it: it.reset_after < it.timeout, "at least timeout"),
+        *ShardConfig.rules,
+    )
 
     def __post_init__(self) -> None:
+        """What "auto" and 0s stand for, so that the other layers need not know."""
         ring = self.distribution == "ring"
-        if self.hash == "auto":
-            msgspec.structs.force_setattr(self, "hash", "xxh64" if ring else "fnv1a_64")
-        if self.hash_tag == "auto":
-            msgspec.structs.force_setattr(self, "hash_tag", "{}" if ring else "")
-        if not self.attempt_timeout:
-            msgspec.structs.force_setattr(self, "attempt_timeout", self.timeout)
+        for key, unset, value in (
+            ("hash", "auto", "xxh64" if ring else "fnv1a_64"),
+            ("hash_tag", "auto", "{}" if ring else ""),
+            ("attempt_timeout", 0.0, self.timeout),
+            ("reset_after", 0.0, 5 * self.timeout),
+        ):
+            if getattr(self, key) == unset:
+                msgspec.structs.force_setattr(self, key, value)
+
+    @property
+    def points(self) -> int:
+        """How many points its ring has, at most."""
+        weights = sum(shard.weight for shard in self.shards.values())
+        return {"ring": self.virtual_nodes * weights, "ketama": 160 * len(self.shards)}.get(
+            self.distribution, weights
+        )
 
 
-class Config(Record):
-    not_yet: ClassVar[Mapping[str, str]] = {"tls": "TLS", "users": "users", "route": "routing over pools"}
+class Config(Record, frozen=True, kw_only=True):
+    """Where clients connect, and how many processes serve them."""
 
-    listen: Annotated[
-        tuple[Listen, ...], Meta(description="where clients connect: HOST:PORT, or unix:///PATH")
-    ] = ("127.0.0.1:6380",)
-    admin: Annotated[Listen | None, Meta(description="health, metrics, the page: shows, never acts")] = None
-    workers: Annotated[int, Meta(ge=0, le=1024, description="processes; 0: one a core")] = 1
-    protected_mode: Annotated[
-        bool, Meta(description="serve only this machine, as Redis does while it has no users")
-    ] = True
+    listen: Annotated[tuple[text.Listen, ...], "where clients connect"] = ("127.0.0.1:6380",)
+    admin: Annotated[text.Admin | None, "health, metrics, the page: shows, never acts"] = None
+    workers: Annotated[int, Meta(ge=0, le=1024), "processes; 0: one a core"] = 1
+    protected_mode: Annotated[bool, "serve only clients of this machine, as Redis does without users"] = True
     log: Log = Log()
     limits: Limits = Limits()
-    pool: dict[str, PoolConfig] = {}
+    pool: Annotated[
+        dict[str, PoolConfig],
+        Meta(extra={"name": text.matching(r"[A-Za-z0-9_-]{1,64}", "letters, digits, - and _, at most 64")}),
+    ] = field(default_factory=dict)
+
+    not_yet: ClassVar[Mapping[str, str]] = {"tls": "TLS", "users": "users", "route": "several pools"}
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("listen",), lambda it: "" if it.listen else "no address", "at least one, " + text.LISTEN),
+        Rule(
+            ("listen",),
+            lambda it: next((a for a in it.listen if it.listen.count(a) > 1 and not a.endswith(":0")), ""),
+            "each address once",
+        ),
+        Rule(
+            ("pool",), lambda it: "" if it.pool else "no pool", "one, with its shards in [pool.main.shards]"
+        ),
+        Rule(
+            ("pool",),
+            lambda it: f"{len(it.pool)} pools" if len(it.pool) > 1 else "",
+            "one: several are not supported yet",
+        ),
+    )
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is accepted but does not act as a reader of the file would expect."""
-        return ()
+        """What is accepted but does not do what a reader of the file may expect."""
+        return tuple(_warnings(self))
 
 
-class Mistake(NamedTuple):
-    where: str  # "FILE: pool.main.timeout"
-    found: str
-    allowed: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: found {self.found}; expected {self.allowed}"
+def _passwords(login: Any) -> list[str]:
+    """Which of the ways to give a password are used."""
+    return [key for key in ("password", "password_env", "password_file") if getattr(login, key) is not None]
 
 
-class ConfigError(Exception):
-    def __init__(self, mistakes: list[Mistake]) -> None:
-        super().__init__("\n".join(map(str, mistakes)))
-        self.mistakes = mistakes
+def _twice(pool: PoolConfig) -> str:
+    """A node that two shards name: their parts of the keys would be one."""
+    seen: dict[str, str] = {}
+    for name, shard in pool.shards.items():
+        if (first := seen.setdefault(shard.address, name)) != name:
+            return f"{shard.address} in both {first} and {name}"
+    return ""
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    if config.admin:
+        yield f'admin = "{config.admin}": not built yet; nothing listens there'
+    for address in (each for each in config.listen if not text.is_local(each)):
+        yield f"listen on {address}: " + (
+            "protected_mode turns away clients of other machines; on a network you trust, set it to false"
+            if config.protected_mode
+            else "protected_mode is off: who reaches it may read and change everything"
+        )
+    for name, pool in config.pool.items():
+        if pool.on_shard_down != "error":
+            value = pool.on_shard_down
+            yield f'pool.{name}.on_shard_down = "{value}": not built yet; a shard that is down answers errors'
+        if pool.on_return != "keep":
+            yield f'pool.{name}.on_return = "{pool.on_return}": not built yet; a node keeps its content'
 
 
 class Credentials:
@@ -275,37 +289,135 @@ class Credentials:
         return f"Credentials({len(self._logins)} logins)"
 
     @classmethod
-    def read(cls, config: Config, environ: Mapping[str, str] = os.environ) -> "Credentials":
-        """Raises ConfigError when a variable is unset or a file unreadable."""
-        return cls()
+    def read(
+        cls, config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
+    ) -> "Credentials":
+        """What the configuration names; a shard's own login goes before its pool's.
+
+        Raises ConfigError for a variable that is not set and a file that cannot be read.
+        """
+        reader, logins = Reader(file, Config), {}
+        for pool_name, pool in config.pool.items():
+            above = f"pool.{pool_name}"
+            for name, shard in pool.shards.items():
+                where = tables.join(f"{above}.shards", name)
+                username = shard.username or pool.username or ""
+                password = (
+                    _read_password(shard, where, reader, environ)
+                    if _passwords(shard)
+                    else _read_password(pool, above, reader, environ)
+                )
+                if password:
+                    logins[pool_name, name] = (username, password)
+                elif username and not _passwords(shard) and not _passwords(pool):
+                    reader.mistake(f"{where}.username", "no password for it", "password_env or password_file")
+        if reader.mistakes:
+            raise ConfigError(list(dict.fromkeys(reader.mistakes)))
+        return cls(logins)
 
 
-def load(source: str | Path | bytes) -> Config:
-    """The configuration in a file (or in these bytes). Raises ConfigError with every mistake."""
-    data = (
-        tomllib.loads(source.decode())
-        if isinstance(source, bytes)
-        else tomllib.loads(Path(source).read_text())
+def _read_password(
+    login: PoolConfig | ShardConfig, where: str, reader: Reader, environ: Mapping[str, str]
+) -> str:
+    if variable := login.password_env:
+        if not environ.get(variable):
+            reader.mistake(f"{where}.password_env", f"{variable}, which is not set", "a variable that is set")
+        return environ.get(variable, "")
+    if path := login.password_file:
+        try:
+            password, reason = Path(path).read_text().removesuffix("\n"), "is empty"
+        except (OSError, ValueError) as error:
+            password, reason = "", f"cannot be read ({getattr(error, 'strerror', 'not text')})"
+        if not password:
+            reader.mistake(f"{where}.password_file", f"{path}, which {reason}", "a file with a password")
+        return password
+    return login.password.reveal() if login.password else ""
+
+
+def load(source: str | os.PathLike[str] | bytes, *, secrets: bool = True) -> Config:
+    """The configuration in a file, or in these bytes. Raises ConfigError with every mistake in it.
+
+    `secrets=False` leaves alone the variables and files that hold passwords: to look at a configuration
+    where it will not run.
+    """
+    file = "configuration" if isinstance(source, bytes) else os.fspath(source)
+    reader = Reader(file, Config)
+    try:
+        content, readable = (source, False) if isinstance(source, bytes) else _read_file(file)
+        data = tomllib.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        reader.mistake("", error.strerror or str(error), "a file; `shardproxy config --defaults` prints one")
+        raise ConfigError(reader.mistakes) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reader.mistake("", f"no TOML: {reason}", "TOML; `shardproxy config --defaults` prints some")
+        raise ConfigError(reader.mistakes) from None
+    config: Config = reader.record(Config, data)
+    for where in _inline_passwords(config) if readable else ():
+        reader.mistake(
+            where, "a password in a file that others can read", f"password_env, or chmod 600 {file}"
+        )
+    if secrets:
+        try:
+            Credentials.read(config, file=file)
+        except ConfigError as error:
+            reader.mistakes += error.mistakes
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return config
+
+
+def _read_file(file: str) -> tuple[bytes, bool]:
+    """Its content, and whether group or others can read it: asked of the open file, not of the name."""
+    with open(file, "rb") as opened:
+        return opened.read(), bool(os.fstat(opened.fileno()).st_mode & 0o044)
+
+
+def _inline_passwords(config: Config) -> Iterator[str]:
+    for pool_name, pool in config.pool.items():
+        if pool.password:
+            yield f"pool.{pool_name}.password"
+        for name, shard in pool.shards.items():
+            if shard.password:
+                yield tables.join(f"pool.{pool_name}.shards", name) + ".password"
+
+
+SAMPLE = Config(
+    pool={
+        "main": PoolConfig(
+            shards={
+                name: ShardConfig(primary=f"redis://127.0.0.1:700{port}")
+                for port, name in enumerate("abc", 1)
+            }
+        )
+    }
+)
+
+
+def default_text() -> str:
+    """A complete commented file: every option with its help and default, and three shards."""
+    return "# shardproxy.toml: every option, with its default. Keep what you change.\n\n" + tables.toml(
+        SAMPLE, commented=True
     )
-    return typing.cast(Config, _read_record(Config, data))
 
 
-def _read_record(record: type[Record], table: Any) -> Record:
-    if record is ShardConfig and isinstance(table, str):
-        table = {"primary": table}
-    hints = typing.get_type_hints(record, include_extras=True)
-    return record(**{key: _read(hints[key], value) for key, value in table.items()})
+def effective_text(config: Config) -> str:
+    """What a file comes to, with every default filled in; passwords left out."""
+    return tables.toml(config)
 
 
-def _read(hint: Any, value: Any) -> Any:
-    base = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-    if isinstance(base, type) and issubclass(base, Record):
-        return _read_record(base, value)
-    if typing.get_origin(base) is dict:
-        return {name: _read_record(typing.get_args(base)[1], item) for name, item in value.items()}
-    if typing.get_origin(base) is tuple:
-        return tuple(value)
-    for meta in getattr(hint, "__metadata__", ()):
-        if meta.extra:
-            return meta.extra["read"](value)
-    return value
+def reference() -> str:
+    """Every option, as Markdown tables."""
+    return tables.markdown(Config)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of shardproxy.toml, for editors."""
+    made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
+    for record in (Config, Log, Limits, PoolConfig, ShardConfig):
+        for key, option in tables.options(record).items():
+            if option.help:
+                made["$defs"][record.__name__]["properties"][key]["description"] = option.help
+    shards = made["$defs"]["PoolConfig"]["properties"]["shards"]
+    shards["additionalProperties"] = {"anyOf": [{"type": "string"}, shards["additionalProperties"]]}
+    return made

@@ -1,27 +1,73 @@
-"""How values are written in shardproxy.toml: sizes, durations, addresses; both ways, and nothing else.
+"""How values are written in shardproxy.toml: sizes, durations, addresses, names; both ways, and nothing else.
 
-A reader takes what TOML gave and returns what the records hold; what it does not accept raises ValueError
-whose text says what is allowed, never what was found (it may be a password in an address).
+A reader takes what TOML gave and returns what the records hold. What it does not accept raises ValueError
+whose text says what is allowed, never what was found: that may be a password in an address.
 """
 
+import json
 import re
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Meta
 
 SIZE_UNITS = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
 DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIZE = 'a size such as "64kb", "1.5mb" or 4096 (bytes)'
 DURATION = 'a duration such as "500ms", "1s" or "1m30s"'
+HOST_PORT = '"HOST:PORT" or "[IPV6]:PORT"'
 LISTEN = '"HOST:PORT", "[IPV6]:PORT" or "unix:///PATH"'
-ADMIN = '"HOST:PORT" or "[IPV6]:PORT"'
 NODE = '"redis://HOST:PORT" or "unix:///PATH"'
+PASSWORD = "a password in quotes, not empty"
+HASH_TAG = 'two characters such as "{}", "" for none, or "auto"'
+NOT_YET = {"rediss": "TLS to nodes", "memcached": "a memcached shard"}
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)\s*")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
+_DURATION_PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]")
 
 
+class Secret:
+    """A password that shows itself only when asked to."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def read_secret(value: object) -> Secret:
+    if not isinstance(value, str) or not value:
+        raise ValueError(PASSWORD)
+    return Secret(value)
+
+
+def matching(pattern: str, allowed: str) -> dict[str, Any]:
+    """What reads text that matches as a whole."""
+    compiled = re.compile(pattern)
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise ValueError(allowed)
+        return value
+
+    return {"read": read, "allowed": allowed}
+
+
 def read_size(value: object) -> int:
-    """Bytes: "64mb" is 64 × 1024², a bare number is bytes; upper case and "MiB" are the same."""
+    """Bytes: "1kb" is 1024, a bare number is bytes; "MB" and "MiB" are the same."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = _SIZE.fullmatch(value.strip().lower()) if isinstance(value, str) else None
@@ -31,16 +77,15 @@ def read_size(value: object) -> int:
 
 
 def write_size(size: int) -> str:
-    unit, factor = next(
-        pair
-        for pair in reversed(SIZE_UNITS.items())
-        if size % pair[1] == 0 and size >= pair[1] or pair[1] == 1
+    """The largest unit that divides it: 1048576 → "1mb"."""
+    unit = max(
+        (unit for unit, factor in SIZE_UNITS.items() if size % factor == 0), key=SIZE_UNITS.__getitem__
     )
-    return f"{size // factor}{unit}"
+    return f"{size // SIZE_UNITS[unit]}{unit}" if size else "0b"
 
 
 def read_duration(value: object) -> float:
-    """Seconds. A bare number says no unit, so only 0 is taken as one."""
+    """Seconds. A bare number names no unit, so only 0 is taken as one."""
     if value == 0 and not isinstance(value, bool):
         return 0.0
     text = value.strip().lower() if isinstance(value, str) else ""
@@ -51,46 +96,37 @@ def read_duration(value: object) -> float:
 
 
 def write_duration(seconds: float) -> str:
+    """The largest unit that gives a whole number, minutes at most below ten: 90.0 → "90s", 300.0 → "5m"."""
     for unit, factor in reversed(DURATION_UNITS.items()):
         count = round(seconds / factor, 6)
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
-    return f"{seconds:g}s"
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
 def read_listen(value: object) -> str:
     """Where the proxy listens: "HOST:PORT" (port 0: any free one) or "unix:///PATH"."""
-    if isinstance(value, str) and value.startswith("unix:///") and len(value) > 8:
+    if isinstance(value, str) and re.fullmatch(r"unix:///[^\0]+", value):
         return value
     return _host_port(value, LISTEN, lowest=0)
 
 
 def read_admin(value: object) -> str:
-    return _host_port(value, ADMIN, lowest=0)
+    return _host_port(value, HOST_PORT, lowest=0)
 
 
 def read_node(value: object) -> str:
-    """A node's URL without credentials, its port always written: "redis://HOST:PORT" or "unix:///PATH"."""
-    if not isinstance(value, str):
-        raise ValueError(NODE)
-    scheme, mark, rest = value.partition("://")
-    if not mark:
-        try:
-            raise ValueError(f'"redis://{_host_port(value, NODE)}": an address with its scheme')
-        except ValueError as error:
-            raise ValueError(str(error)) from None
+    """A node's URL without its credentials, the port always written: "redis://HOST:PORT" or "unix:///PATH"."""
+    scheme, _, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
     if scheme in NOT_YET:
-        raise ValueError(f"{NODE}: {NOT_YET[scheme]}, which is not supported yet")
-    if scheme == "unix" and rest.startswith("/") and len(rest) > 1:
-        return value
-    host, _, path = rest.rpartition("@")[2].partition("/")
-    if scheme != "redis" or path not in ("", "0"):
-        raise ValueError(f"{NODE}; no database but 0" if scheme == "redis" and path.isdigit() else NODE)
-    bare = ":" not in host.rpartition("]")[2]
-    return "redis://" + _host_port(f"{host}:6379" if bare else host, NODE)
-
-
-NOT_YET = {"rediss": "TLS to nodes", "memcached": "a memcached shard", "memcacheds": "a memcached shard"}
+        raise ValueError(f"{NODE}; {NOT_YET[scheme]} is not supported yet")
+    if scheme == "unix" and re.fullmatch(r"/[^\0]+", rest):
+        return f"unix://{rest}"
+    host, _, database = rest.rpartition("@")[2].partition("/")
+    if scheme != "redis" or database not in ("", "0"):
+        raise ValueError(f"{NODE}, database 0" if scheme == "redis" else NODE)
+    has_port = ":" in host.rpartition("]")[2]
+    return "redis://" + _host_port(host if has_port else f"{host}:6379", NODE)
 
 
 def split_login(url: str) -> tuple[str, str, str]:
@@ -104,13 +140,83 @@ def split_login(url: str) -> tuple[str, str, str]:
 
 
 def address_of(url: str) -> str:
-    """ "redis://HOST:PORT" → "HOST:PORT"; "unix:///PATH" → "/PATH"."""
+    """The address in a node's URL: "HOST:PORT", or "/PATH" of a unix socket."""
     parts = urlsplit(url)
     return parts.netloc or parts.path
 
 
+def is_local(listen: str) -> bool:
+    """Whether only this machine can reach it: a loopback address or a unix socket."""
+    return listen.startswith(("127.", "localhost:", "[::1]:", "unix://"))
+
+
+def toml_value(value: object) -> str:
+    """A plain value as TOML. A JSON string is a TOML basic string, once nothing is escaped as surrogates."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
+
+
+def shown(key: str, value: object) -> str:
+    """A value that was found, for a message: no password, nothing long."""
+    if "password" in key and isinstance(value, str):
+        return "a value that is not shown"
+    if isinstance(value, str):
+        scheme, mark, rest = value.partition("://")
+        _, at, host = (rest if mark else value).rpartition("@")
+        value = (scheme + mark if mark else "") + ("***@" if at else "") + host.partition("?")[0]
+        return toml_value(value if len(value) <= 80 else value[:77] + "...")
+    if isinstance(value, (dict, list)):
+        return "a table" if isinstance(value, dict) else "a list"
+    return toml_value(value) if isinstance(value, (bool, int, float)) else str(value)
+
+
 def _host_port(value: object, allowed: str, lowest: int = 1) -> str:
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not _HOST.fullmatch(host) or not re.fullmatch(r"\d{1,5}", port) or not lowest <= int(port) <= 65535:
+    if not _HOST.fullmatch(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not lowest <= int(port) <= 65535:
         raise ValueError(allowed)
     return f"{host}:{int(port)}"
+
+
+# The types of options: what msgspec checks, and how each is read and written.
+_SIZES: dict[str, Any] = {
+    "extra": {"read": read_size, "write": write_size, "allowed": SIZE},
+    "extra_json_schema": {"type": ["string", "integer"]},
+}
+_DURATIONS: dict[str, Any] = {
+    "extra": {"read": read_duration, "write": write_duration, "allowed": DURATION},
+    "extra_json_schema": {"type": "string"},
+    "le": 365 * 86400,
+}
+Count = Annotated[int, Meta(ge=1, le=10**9)]
+Size = Annotated[int, Meta(ge=1, le=1 << 40, **_SIZES)]
+Duration = Annotated[float, Meta(ge=0, **_DURATIONS)]
+Timeout = Annotated[float, Meta(ge=0.001, **_DURATIONS)]
+Listen = Annotated[str, Meta(extra={"read": read_listen, "allowed": LISTEN})]
+Admin = Annotated[str, Meta(extra={"read": read_admin, "allowed": HOST_PORT}, examples=["127.0.0.1:9380"])]
+NodeUrl = Annotated[
+    str, Meta(extra={"read": read_node, "allowed": NODE}, examples=["redis://127.0.0.1:7001"])
+]
+HashTag = Annotated[str, Meta(extra=matching(r"auto|[!-~]{2}|", HASH_TAG))]
+KeyHash = Literal[
+    "auto", "xxh64", "one_at_a_time", "md5", "crc16", "crc32", "crc32a", "fnv1_64", "fnv1a_64", "fnv1_32",
+    "fnv1a_32", "hsieh", "murmur", "jenkins",
+]  # fmt: skip
+Username = Annotated[str, Meta(extra=matching(r"\S+", "a name, no spaces"), examples=["app"])]
+Password = Annotated[
+    Secret, Meta(extra={"read": read_secret, "write": lambda _: "...", "allowed": PASSWORD}, examples=["..."])
+]
+Variable = Annotated[
+    str,
+    Meta(
+        extra=matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable"),
+        examples=["REDIS_PASSWORD"],
+    ),
+]
+FilePath = Annotated[
+    str, Meta(extra=matching(r"/[^\0]+", "an absolute path"), examples=["/run/secrets/redis"])
+]

@@ -69,9 +69,11 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("mset", _fanout("ok")),
     ("del unlink exists touch", _fanout("sum")),
     # Forwarded although flags or key specs say little: a walk over their options finds the keys
-    ("sort sort_ro", FORWARD | {"walk": "sort", "why": PATTERN}),
+    ("sort", FORWARD | {"walk": "sort", "why": PATTERN}),
+    ("sort_ro", FORWARD | {"walk": "sort_ro", "why": PATTERN}),
     ("xread xreadgroup", FORWARD | {"walk": "xread", "why": BLOCKS}),
-    ("georadius georadiusbymember", FORWARD | {"walk": "georadius"}),
+    ("georadius", FORWARD | {"walk": "georadius"}),
+    ("georadiusbymember", FORWARD | {"walk": "georadiusbymember"}),
     ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
     # Answered here
     ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
@@ -86,13 +88,19 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("object|help memory|help xinfo|help xgroup|help", _HELP),
     # Refused
     ("blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin", _refused(BLOCKS)),
-    ("watch unwatch", _refused("a watched key needs a connection of the client's own; use MULTI ... EXEC alone")),
+    (
+        "watch unwatch",
+        _refused("a watched key needs a connection of the client's own; use MULTI ... EXEC alone"),
+    ),
     ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", _PUBSUB),
     ("publish spublish pubsub", _PUBSUB),
     ("script function", _SCRIPTS),
     ("scan keys dbsize randomkey flushall flushdb", _KEYSPACE),
     ("move swapdb", _DATABASE),
-    ("migrate", _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"}),
+    (
+        "migrate",
+        _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
+    ),
     ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
     ("acl", _refused("the proxy has no users of its own")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
@@ -129,8 +137,5 @@ def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
 
 def builtin_rows() -> list[Row]:
     """Every command of Redis 7.0, what newer clients send in their handshake, and PROXY; all decided."""
-    extra = [parse_line(line) for line in EXTRA]
-    flat = [row for top in facts() for row in (*top.flat(), *(e for e in extra if e.name.startswith(top.name + "|")))]
-    rows = nest([*flat, *(e for e in extra if e.name.partition("|")[0] == "proxy")])
     decisions = _by_name()
-    return [decide(row, decisions) for row in rows]
+    return [decide(row, decisions) for row in nest([*facts(), *map(parse_line, EXTRA)])]

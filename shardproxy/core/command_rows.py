@@ -18,7 +18,7 @@ A key spec (https://redis.io/docs/reference/key-specs/), several separated by ";
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal, TypeAlias
 
@@ -111,7 +111,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     subcommands: tuple["Row", ...] = ()  # of a container
     kind: KindName = "refused"
     merge: MergeName = "none"
-    why: str = ""  # why it is refused, or why a form of it is: XREAD BLOCK, SORT BY pattern, EVAL without keys
+    why: str = (
+        ""  # why it is refused, or why a form of it is: XREAD BLOCK, SORT BY pattern, EVAL without keys
+    )
     walk: str = ""  # finds keys by walking its options, where key specs are not exact: see commands.pyx
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
@@ -188,9 +190,9 @@ def parse_line(line: list[Any]) -> Row:
 
 
 def facts() -> list[Row]:
-    """Every command of Redis 7.0.15, subcommands inside their containers, no decisions yet."""
+    """Every command and subcommand of Redis 7.0.15, flat, no decisions yet."""
     text = resources.files(__package__).joinpath("commands.json").read_bytes()
-    return nest([parse_line(line) for line in msgspec.json.decode(text)])
+    return [parse_line(line) for line in msgspec.json.decode(text)]
 
 
 def nest(rows: list[Row]) -> list[Row]:
@@ -204,3 +206,25 @@ def nest(rows: list[Row]) -> list[Row]:
         for row in rows
         if "|" not in row.name
     ]
+
+
+def key_flags(row: Row, spec: int, args: Sequence[bytes]) -> tuple[str, ...]:
+    """How the command uses keys of its key spec number `spec`: as COMMAND GETKEYSANDFLAGS says."""
+    flags = row.key_specs[spec].flags
+    if "variable_flags" not in flags:
+        return flags
+    if row.name == "set" and b"get" not in {arg.lower() for arg in args[3:]}:
+        return ("OW", "update")
+    if row.name == "bitfield" and not _bitfield_writes(args):
+        return ("RO", "access")
+    return tuple(flag for flag in flags if flag != "variable_flags")
+
+
+def _bitfield_writes(args: Sequence[bytes]) -> bool:
+    at = 2
+    while at < len(args):
+        word = args[at].lower()
+        if word in (b"set", b"incrby"):
+            return True
+        at += {b"get": 3, b"overflow": 2}.get(word, 1)
+    return False

@@ -74,12 +74,14 @@ cdef class CommandTable:
     cdef readonly tuple names       # by Row.id: "get", "config|get"
     cdef readonly tuple records     # by Row.id: command_rows.Row
     cdef readonly tuple whys        # by Row.id: bytes
+    cdef dict numbers               # name -> Row.id
     cdef Row *table
     cdef Rest *rest
     cdef Spec *specs
     cdef Index top
     cdef Index sub
     cdef int count
+    cdef object examine(self, args, bint wants_positions)
     cdef void enter(self, int number_of, bint is_sub) noexcept
     cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                     Found *found) noexcept nogil

@@ -14,9 +14,7 @@ from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy
 
-import msgspec
-
-from shardproxy.core import command_policy
+from shardproxy.core import command_learning, command_policy, command_rows
 
 cdef enum:
     BAD = -1            # see keys() in the .pxd
@@ -35,9 +33,17 @@ cdef enum:
     WALK_SORT = 1
     WALK_XREAD = 2
     WALK_GEORADIUS = 3
-    WALK_MIGRATE = 4
+    WALK_GEOMEMBER = 4
+    WALK_MIGRATE = 5
+    WALK_SORT_RO = 6
 cdef dict WALKS = {
-    "": WALK_SPECS, "sort": WALK_SORT, "xread": WALK_XREAD, "georadius": WALK_GEORADIUS, "migrate": WALK_MIGRATE,
+    "": WALK_SPECS,
+    "sort": WALK_SORT,
+    "sort_ro": WALK_SORT_RO,
+    "xread": WALK_XREAD,
+    "georadius": WALK_GEORADIUS,
+    "georadiusbymember": WALK_GEOMEMBER,
+    "migrate": WALK_MIGRATE,
 }
 
 # A-Z to a-z; NUL becomes 1, so that no input ever matches the padding of a row's name
@@ -124,6 +130,8 @@ cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, cons
             return 0
     else:
         return 0
+    if begin < 1:
+        return BAD
     if spec.find == 0:
         if spec.last >= 0:
             last = begin + spec.last
@@ -155,8 +163,8 @@ cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, cons
     return 0
 
 
-cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
-    """SORT key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key]"""
+cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, bint stores, Found *found) noexcept nogil:
+    """SORT[_RO] key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key]"""
     cdef int i = 2, store = 0, status = 0
     put(found, 1, 0)
     while i < argc:
@@ -167,7 +175,7 @@ cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, Found 
             if i + 1 < argc and memchr(argv[i + 1], c'*', argl[i + 1]) != NULL:
                 status = PATTERN
             i += 2
-        elif is_word(argv[i], argl[i], b"store", 5) and i + 1 < argc:
+        elif stores and is_word(argv[i], argl[i], b"store", 5) and i + 1 < argc:
             store = i + 1       # the last one counts
             i += 2
         else:
@@ -202,10 +210,10 @@ cdef int walk_xread(int argc, const char *const *argv, const size_t *argl, Found
     return BAD
 
 
-cdef int walk_georadius(int argc, const char *const *argv, const size_t *argl, bint by_member,
+cdef int walk_georadius(int argc, const char *const *argv, const size_t *argl, int options,
                         Found *found) noexcept nogil:
     """GEORADIUS key lon lat radius unit | GEORADIUSBYMEMBER key member radius unit, [COUNT n] [STORE key] ..."""
-    cdef int i = 5 if by_member else 6
+    cdef int i = options
     put(found, 1, 0)
     while i < argc:
         if is_word(argv[i], argl[i], b"count", 5):
@@ -251,9 +259,10 @@ cdef class CommandTable:
         tops = list(rows)
         self.records = tuple(flat for row in tops for flat in row.flat())
         self.names = tuple(row.name for row in self.records)
+        self.numbers = {name: number_of for number_of, name in enumerate(self.names)}
         self.whys = tuple(row.why.encode() for row in self.records)
         self.count = len(self.records)
-        if len(set(self.names)) != self.count or self.count >= NO_ROW:
+        if len(self.numbers) != self.count or self.count >= NO_ROW:
             raise ValueError("a command comes twice, or there are too many")
         specs = [spec for row in self.records for spec in row.key_specs]
         cdef uint32_t size = 64
@@ -344,12 +353,12 @@ cdef class CommandTable:
                         &self.specs[rest.spec + i], i, rest.mandatory, argc, argv, argl, found) != 0:
                     return BAD
             return 0
-        if rest.walk == WALK_SORT:
-            return walk_sort(argc, argv, argl, found)
+        if rest.walk == WALK_SORT or rest.walk == WALK_SORT_RO:
+            return walk_sort(argc, argv, argl, rest.walk == WALK_SORT, found)
         if rest.walk == WALK_XREAD:
             return walk_xread(argc, argv, argl, found)
-        if rest.walk == WALK_GEORADIUS:
-            return walk_georadius(argc, argv, argl, row.arity == -5, found)
+        if rest.walk == WALK_GEORADIUS or rest.walk == WALK_GEOMEMBER:
+            return walk_georadius(argc, argv, argl, 6 if rest.walk == WALK_GEORADIUS else 5, found)
         return walk_migrate(argc, argv, argl, found)
 
     cdef int keys(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
@@ -376,31 +385,40 @@ cdef class CommandTable:
         """Every command, subcommands inside their containers, in the order they were given."""
         return [row for row in self.records if "|" not in row.name]
 
-    def locate_keys(self, args):
-        """[(position, key spec number)] of a command's keys, args[0] being its name.
+    def check(self, args):
+        """What the engine's keys() answers: the number of keys, or -1, -2, -3. Raises as keys_and_flags_of."""
+        return self.examine(args, False)
 
-        Raises ValueError with what COMMAND GETKEYS says of such arguments.
+    def keys_of(self, args):
+        """Positions of a command's keys in args (args[0] is its name). Raises as keys_and_flags_of."""
+        return [position for position, _ in self.examine(args, True)]
+
+    def keys_and_flags_of(self, args):
+        """[(position, flags)] of a command's keys: (1, ("RW", "access", "update")).
+
+        Raises ValueError with the words of COMMAND GETKEYS for an unknown command, one without keys, a wrong
+        number of arguments, and arguments that its keys cannot be told from.
         """
+        found = self.examine(args, True)
+        row = self.row(*args)
+        return [(position, command_rows.key_flags(row, spec, args)) for position, spec in found]
+
+    cdef object examine(self, args, bint wants_positions):
         cdef list items = [bytes(arg) for arg in args]
         cdef int argc = len(items)
-        if not items:
+        record = self.row(*items) if items else None
+        if record is None:
             raise ValueError("Invalid command specified")
-        cdef bytes item = items[0]
-        cdef const Row *row = self.find(item, len(item))
-        if row != NULL and row.flags & FLAG_CONTAINER and argc > 1:
-            item = items[1]
-            row = self.find_sub(row, item, len(item))
-        if row == NULL:
-            raise ValueError("Invalid command specified")
-        record = self.records[row.id]
         if not record.has_keys:
             raise ValueError("The command has no key arguments")
-        if argc < abs(row.arity) or (row.arity > 0 and argc != row.arity):
+        if argc < abs(record.arity) or (record.arity > 0 and argc != record.arity):
             raise ValueError("Invalid number of arguments specified for command")
+        cdef const Row *row = &self.table[self.numbers[record.name]]
         cdef const char **argv = <const char **> calloc(argc, sizeof(char *))
         cdef size_t *argl = <size_t *> calloc(argc, sizeof(size_t))
-        # A command names no argument twice, except SORT and GEORADIUS, whose options are fewer than arguments
-        cdef int *out = <int *> calloc(2 * argc, sizeof(int))
+        cdef int room = 4 * argc    # several specs may name one argument; more than this none does
+        cdef int *out = <int *> calloc(2 * room, sizeof(int))
+        cdef bytes item
         cdef int i, n
         try:
             if argv == NULL or argl == NULL or out == NULL:
@@ -409,19 +427,18 @@ cdef class CommandTable:
                 item = items[i]
                 argv[i] = item
                 argl[i] = len(item)
-            n = self.positions(row, argc, argv, argl, out, out + argc, argc)
+            if not wants_positions:
+                return self.keys(row, argc, argv, argl, out, room)
+            n = self.positions(row, argc, argv, argl, out, out + room, room)
+            if n < 0 and not self.rest[row.id].mandatory:
+                return []       # as Redis says of EVAL, whatever its arguments are
             if n < 0:
                 raise ValueError("Invalid arguments specified for command")
-            return [(out[i], out[argc + i]) for i in range(min(n, argc))]
+            return [(out[i], out[room + i]) for i in range(min(n, room))]
         finally:
             free(argv)
             free(argl)
             free(out)
-
-    def keys_of(self, args):
-        """Positions of a command's keys in args (args[0] is its name); errors as locate_keys."""
-        return [position for position, _ in self.locate_keys(args)]
-
 
     def __len__(self):
         return self.count
@@ -465,6 +482,8 @@ cdef int fill_spec(Spec *spec, record) except -1:
     spec.limit = record.limit
     spec.count = record.count
     spec.first = record.first
+    if spec.step < 1 or spec.limit < 0 or spec.count < 0 or spec.first < 0:
+        raise ValueError(f"an impossible key spec: {record}")
     return 0
 
 
@@ -481,3 +500,13 @@ cdef int fill_rest(Rest *rest, int container, int spec, record) except -1:
 def builtin():
     """The table of every command of Redis 7.0 and of this proxy's own."""
     return CommandTable(command_policy.builtin_rows())
+
+
+def learn(CommandTable table, replies):
+    """The table extended by the nodes' replies to COMMAND, one a node, as hiredis parses them.
+
+    See command_learning for the rules. Nothing raises; what a reply had wrong is in command_learning.study's
+    faults. The same object comes back when nothing changed.
+    """
+    rows = command_learning.study(table.rows(), replies).rows
+    return table if rows == table.rows() else CommandTable(rows)

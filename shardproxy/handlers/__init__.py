@@ -1,1 +1,17 @@
+"""What is answered here and not by a node: a family of commands a file.
 
+base         the registry, the guard, and `Server`: what a handler may ask of the proxy
+connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
+client       CLIENT and its subcommands
+command      COMMAND and its subcommands, from the table
+info         INFO
+proxy        PROXY and its subcommands
+"""
+
+from shardproxy.handlers import client, command, connection, info, proxy
+from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
+
+__all__ = [
+    "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
+    "proxy",
+]  # fmt: skip

@@ -1,0 +1,144 @@
+"""Handlers: one function a command that is answered here, found by the command's name in the table.
+
+Owns the registry, the guard and what a handler may ask of the proxy around it (`Server`). A handler takes
+(server, call) and returns the reply's bytes; None: it has called `call.reply` itself, or will. An `async`
+handler runs as a task and its slot waits. Rules: whatever happens in a handler, its slot is filled, once; an
+exception is logged without the arguments (they may be keys, values or secrets) and answers an internal error.
+The engine checks arity by the table before it calls: a handler looks only at what the table cannot say.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from shardproxy.core import errors, reply
+
+if TYPE_CHECKING:
+    from shardproxy.config import Config
+    from shardproxy.core.commands import CommandTable
+    from shardproxy.core.topology import Topology
+    from shardproxy.dataplane.reactor import Call, Reactor
+    from shardproxy.handlers.client import ClientRecord
+
+Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
+Handler: TypeAlias = "Callable[[Server, Call], Answer]"
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """What a node has told of itself; empty texts: nothing yet."""
+
+    version: str = ""
+    maxmemory_policy: str = ""
+    error: str = ""  # why it could not be asked
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """What a worker's process has used. Bytes, seconds."""
+
+    pid: int
+    rss: int
+    peak_rss: int
+    cpu_user: float
+    cpu_system: float
+
+
+class Server(Protocol):
+    """The proxy, as far as handlers may know it."""
+
+    config: "Config"
+    topology: "Topology"
+    commands: "CommandTable"
+    reactor: "Reactor"
+    started: float  # seconds since 1970
+    run_id: str  # 40 hex digits, the same in all workers
+    tcp_port: int  # the first one that was bound; 0: none
+    pid: int  # the supervisor's, if there is one
+    tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
+
+    @property
+    def node_info(self) -> Mapping[str, NodeInfo]:
+        """By address."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Over all workers."""
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        """Histograms of reads and writes over all workers."""
+
+    async def all_clients(self) -> "list[ClientRecord]":
+        """The clients of every worker, by id; a worker that does not answer in time is left out."""
+
+    async def all_nodes(self) -> list[list[dict[str, Any]]]:
+        """What each worker's engine knows of the nodes."""
+
+    async def all_processes(self) -> list[ProcessRecord]:
+        """One a worker."""
+
+    def log(self, event: str, **fields: object) -> None:
+        """An error that an operator should see."""
+
+
+_HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a function for these commands, written as in the table: "ping", "client|setname"."""
+
+    def register(handler: Handler) -> Handler:
+        for name in names:
+            if name in _HANDLERS:
+                raise ValueError(f"{name!r} has a handler already")
+            _HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
+def handled() -> frozenset[str]:
+    """Every command that has a handler."""
+    return frozenset(_HANDLERS)
+
+
+def dispatch(server: Server, call: "Call") -> None:
+    """Answers a call, now or in a task."""
+    handler = _HANDLERS.get(call.row.name, _no_handler)
+    try:
+        answer = handler(server, call)
+    except Exception as error:
+        _failed(server, call, error)
+        return
+    if asyncio.iscoroutine(answer):
+        task = asyncio.get_running_loop().create_task(_finish(server, call, answer))
+        server.tasks.add(task)
+        task.add_done_callback(server.tasks.discard)
+    elif answer is not None:
+        call.reply(answer)
+
+
+def _no_handler(server: Server, call: "Call") -> bytes:
+    """A container without this subcommand; anything else in the table without a handler is our mistake."""
+    if call.row.subcommands and len(call.args) > 1:
+        return reply.error(errors.unknown_subcommand(call.row.name, call.args[1]))
+    return reply.error(errors.not_supported(call.row.name, call.row.why))
+
+
+async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:
+    try:
+        data = await answer
+    except Exception as error:
+        _failed(server, call, error)
+    except asyncio.CancelledError:
+        _failed(server, call, None)
+        raise
+    else:
+        if data is not None:
+            call.reply(data)
+
+
+def _failed(server: Server, call: "Call", error: Exception | None) -> None:
+    if error is not None:
+        server.log("handler_failed", command=call.row.name, error=type(error).__name__, exc_info=error)
+    if not call.done:
+        call.reply(reply.error(errors.INTERNAL))

@@ -1,0 +1,217 @@
+"""CLIENT and its subcommands: what is known of the connections. Formats and texts are Redis 7's.
+
+A client of another worker is known by its `ClientRecord`, which travels between processes; so CLIENT LIST is
+made from records alone. Names and library names stay where they were set, for the life of a connection.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shardproxy.core import errors, reply
+from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.connection import integer_in, printable
+
+if TYPE_CHECKING:
+    from shardproxy.dataplane.reactor import Call, Client
+
+TYPES = ("normal", "master", "replica", "slave", "pubsub")
+
+
+class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A client at one moment. Sizes are bytes, times whole seconds."""
+
+    id: int
+    addr: str
+    laddr: str
+    fd: int
+    name: str = ""
+    age: int = 0
+    idle: int = 0
+    flags: str = "N"
+    db: int = 0
+    multi: int = -1
+    query_buffer: int = 0
+    multi_memory: int = 0
+    output_bytes: int = 0
+    pending: int = 0
+    total_memory: int = 0
+    command: str = "NULL"
+    proto: int = 2
+    lib_name: str = ""
+    lib_ver: str = ""
+
+
+def record_of(client: "Client") -> ClientRecord:
+    flags = ("x" if client.in_multi >= 0 else "") + ("U" if client.laddr.startswith("/") else "")
+    flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
+    return ClientRecord(
+        id=client.id,
+        addr=client.addr,
+        laddr=client.laddr,
+        fd=client.fd,
+        name=client.name.decode(),  # printable, see setname
+        age=int(client.age),
+        idle=int(client.idle),
+        flags=flags or "N",
+        db=client.db,
+        multi=client.in_multi,
+        query_buffer=client.query_buffer,
+        multi_memory=client.multi_memory,
+        output_bytes=client.output_bytes,
+        pending=client.pending,
+        total_memory=client.total_memory,
+        command=client.last_command,
+        proto=client.proto,
+        lib_name=client.lib_name.decode(),
+        lib_ver=client.lib_ver.decode(),
+    )
+
+
+def line(it: ClientRecord) -> bytes:
+    """A line of CLIENT LIST, as Redis 7.2 writes it."""
+    text = (
+        f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
+        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} qbuf-free=0 "
+        f"argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} "
+        f"omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} user=default redir=-1 "
+        f"resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
+    )
+    return text.encode(errors="surrogateescape")
+
+
+def _lines(records: Iterable[ClientRecord], proto: int) -> bytes:
+    return reply.verbatim(b"".join(map(line, records)), proto)
+
+
+@handles("client|id")
+def id_(server: Server, call: "Call") -> bytes:
+    return reply.integer(call.client.id)
+
+
+@handles("client|getname")
+def getname(server: Server, call: "Call") -> bytes:
+    return reply.bulk(call.client.name or None, call.proto)
+
+
+@handles("client|setname")
+def setname(server: Server, call: "Call") -> bytes:
+    if not printable(call.args[2]):
+        return reply.error(errors.CLIENT_NAME)
+    call.client.name = call.args[2]
+    return reply.OK
+
+
+@handles("client|setinfo")
+def setinfo(server: Server, call: "Call") -> bytes:
+    """CLIENT SETINFO LIB-NAME|LIB-VER value"""
+    option, value = call.args[2].lower(), call.args[3]
+    if option not in (b"lib-name", b"lib-ver"):
+        return reply.error(errors.client_option(call.args[2]))
+    if not printable(value):
+        return reply.error(errors.client_value(option))
+    if option == b"lib-name":
+        call.client.lib_name = value
+    else:
+        call.client.lib_ver = value
+    return reply.OK
+
+
+@handles("client|info")
+def info(server: Server, call: "Call") -> bytes:
+    return _lines([record_of(call.client)], call.proto)
+
+
+@handles("client|list")
+async def list_(server: Server, call: "Call") -> bytes:
+    """CLIENT LIST [TYPE type | ID id [id ...]]"""
+    options = call.args[2:]
+    wanted: Callable[[ClientRecord], bool] = lambda _: True  # noqa: E731  # three ways to say it
+    if options:
+        option = options[0].lower()
+        if option == b"type" and len(options) == 2:
+            kind = options[1].decode(errors="replace").lower()
+            if kind not in TYPES:
+                return reply.error(errors.client_type(options[1]))
+            wanted = lambda _: kind == "normal"  # noqa: E731
+        elif option == b"id" and len(options) > 1:
+            ids = [integer_in(text) for text in options[1:]]
+            if None in ids:
+                return reply.error(errors.CLIENT_ID)
+            wanted = lambda record: record.id in ids  # noqa: E731
+        else:
+            return reply.error(errors.SYNTAX)
+    return _lines(filter(wanted, await server.all_clients()), call.proto)
+
+
+def _switch(text: bytes) -> bool | None:
+    return {b"on": True, b"off": False}.get(text.lower())
+
+
+@handles("client|no-evict")
+def no_evict(server: Server, call: "Call") -> bytes:
+    on = _switch(call.args[2])
+    if on is None:
+        return reply.error(errors.SYNTAX)
+    call.client.no_evict = on
+    return reply.OK
+
+
+@handles("client|no-touch")
+def no_touch(server: Server, call: "Call") -> bytes:
+    on = _switch(call.args[2])
+    if on is None:
+        return reply.error(errors.SYNTAX)
+    call.client.no_touch = on
+    return reply.OK
+
+
+@handles("client|reply")
+def reply_(server: Server, call: "Call") -> bytes:
+    """CLIENT REPLY ON|OFF|SKIP"""
+    client, mode = call.client, call.args[2].lower()
+    if mode == b"on":
+        client.reply_mode = "on"
+        return reply.OK
+    if mode == b"off":
+        client.reply_mode = "off"
+    elif mode == b"skip":
+        if client.reply_mode != "off":
+            client.reply_mode = "skip"
+    else:
+        return reply.error(errors.SYNTAX)
+    return reply.NOTHING
+
+
+HELP = """\
+CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+GETNAME
+    Return the name of the current connection.
+ID
+    Return the ID of the current connection.
+INFO
+    Return information about the current client connection.
+LIST [options ...]
+    Return information about client connections. Options:
+    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)
+      Return clients of specified type.
+    * ID <id> [<id> ...]
+      Return clients of the specified IDs.
+REPLY (ON|OFF|SKIP)
+    Control the replies sent to the current connection.
+SETNAME <name>
+    Assign the name <name> to the current connection.
+SETINFO (LIB-NAME|LIB-VER) <value>
+    Say which client library is used.
+NO-EVICT (ON|OFF)
+    Protect current client connection from eviction.
+NO-TOUCH (ON|OFF)
+    Do not count this connection's commands as a use of the keys.
+HELP
+    Prints this help."""
+
+
+@handles("client|help")
+def help_(server: Server, call: "Call") -> bytes:
+    return reply.simples(HELP.split("\n"))

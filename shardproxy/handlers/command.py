@@ -1,0 +1,184 @@
+"""COMMAND and its subcommands: the command table, as Redis shows its own. Everything comes from the rows."""
+
+import fnmatch
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from shardproxy.core import errors, reply
+from shardproxy.core.command_rows import KeySpec, Row
+from shardproxy.handlers.base import Server, handles
+
+if TYPE_CHECKING:
+    from shardproxy.dataplane.reactor import Call
+
+
+def _pairs(value: Iterable[tuple[str, bytes]], proto: int) -> bytes:
+    return reply.mapping(((reply.bulk(key), content) for key, content in value), proto)
+
+
+def _words(value: Iterable[str], proto: int) -> bytes:
+    return reply.set_(map(reply.simple, value), proto)
+
+
+def _spec(spec: KeySpec, proto: int) -> bytes:
+    """A key specification; RESP2 and RESP3 differ in the maps only."""
+    flat = spec.info()
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+
+    def search(kind: str, options: list[str | int]) -> bytes:
+        items = [
+            (str(key), reply.integer(value) if isinstance(value, int) else reply.bulk(value))
+            for key, value in zip(options[::2], options[1::2], strict=True)
+        ]
+        return _pairs([("type", reply.bulk(kind)), ("spec", _pairs(items, proto))], proto)
+
+    return _pairs(
+        [
+            ("flags", _words(fields["flags"], proto)),
+            ("begin_search", search(fields["begin_search"][1], fields["begin_search"][3])),
+            ("find_keys", search(fields["find_keys"][1], fields["find_keys"][3])),
+        ],
+        proto,
+    )
+
+
+def describe(row: Row, proto: int = 2) -> bytes:
+    """A command's entry in the reply of COMMAND and COMMAND INFO."""
+    return reply.array(
+        [
+            reply.bulk(row.name),
+            reply.integer(row.arity),
+            _words(row.flags, proto),
+            *map(reply.integer, row.key_range),
+            _words(("@" + category for category in row.categories), proto),
+            # Redis says its tips as bulk strings, and flags as simple ones
+            reply.set_(map(reply.bulk, row.tips), proto),
+            reply.set_((_spec(spec, proto) for spec in row.key_specs), proto),
+            reply.set_((describe(sub, proto) for sub in row.subcommands), proto),
+        ]
+    )
+
+
+def document(row: Row, proto: int = 2) -> bytes:
+    """A command's entry in COMMAND DOCS."""
+    fields = [(key, reply.bulk(text)) for key, text in row.docs().items() if isinstance(text, str) and text]
+    if row.subcommands:
+        subs = ((sub.name, document(sub, proto)) for sub in row.subcommands)
+        fields.append(("subcommands", _pairs(subs, proto)))
+    return _pairs(fields, proto)
+
+
+def find(server: Server, name: bytes) -> Row | None:
+    """By the name as COMMAND shows it, "get" or "config|get"."""
+    container, bar, sub = name.partition(b"|")
+    if not bar:
+        return server.commands.row(container)
+    row = server.commands.row(container, sub)
+    return row if row is not None and "|" in row.name else None
+
+
+@handles("command")
+def all_(server: Server, call: "Call") -> bytes:
+    if len(call.args) > 1:
+        return reply.error(errors.unknown_subcommand("command", call.args[1]))
+    return reply.array(describe(row, call.proto) for row in server.commands.rows())
+
+
+@handles("command|count")
+def count(server: Server, call: "Call") -> bytes:
+    return reply.integer(len(server.commands.rows()))
+
+
+@handles("command|info")
+def info(server: Server, call: "Call") -> bytes:
+    names = call.args[2:]
+    rows: list[Row | None] = [find(server, name) for name in names] if names else [*server.commands.rows()]
+    null = reply.null(call.proto)
+    return reply.array(describe(row, call.proto) if row else null for row in rows)
+
+
+@handles("command|docs")
+def docs(server: Server, call: "Call") -> bytes:
+    names = call.args[2:]
+    rows = [find(server, name) for name in names] if names else server.commands.rows()
+    return _pairs(((row.name, document(row, call.proto)) for row in rows if row), call.proto)
+
+
+@handles("command|list")
+def list_(server: Server, call: "Call") -> bytes:
+    """COMMAND LIST [FILTERBY MODULE name | ACLCAT category | PATTERN pattern]"""
+    options = call.args[2:]
+    names = [flat for row in server.commands.rows() for flat in row.flat()]
+    if options:
+        if len(options) != 3 or options[0].lower() != b"filterby":
+            return reply.error(errors.SYNTAX)
+        by, value = options[1].lower(), options[2].decode(errors="replace")
+        if by == b"aclcat":
+            names = [row for row in names if value.lower() in row.categories]
+        elif by == b"pattern":
+            names = [row for row in names if fnmatch.fnmatchcase(row.name, glob(value.lower()))]
+        elif by == b"module":
+            names = []  # what nodes taught us does not say which module it came from
+        else:
+            return reply.error(errors.SYNTAX)
+    return reply.bulks(row.name for row in names)
+
+
+def glob(pattern: str) -> str:
+    """Redis's pattern as Python's, which writes [^a] as [!a]."""
+    return pattern.replace("[^", "[!")
+
+
+@handles("command|getkeys")
+def getkeys(server: Server, call: "Call") -> bytes:
+    args = call.args[2:]
+    try:
+        positions = server.commands.keys_of(args)
+    except ValueError as error:
+        return reply.error(errors.get_keys(str(error)))
+    return reply.bulks(args[position] for position in positions)
+
+
+@handles("command|getkeysandflags")
+def getkeysandflags(server: Server, call: "Call") -> bytes:
+    """The flags of SET and BITFIELD depend on their options in Redis; here they show all that are possible."""
+    args = call.args[2:]
+    try:
+        found = server.commands.locate_keys(args)
+    except ValueError as error:
+        return reply.error(errors.get_keys(str(error)))
+    row = server.commands.row(*args[:2]) or server.commands.row(args[0])
+    assert row is not None  # locate_keys knew it
+    return reply.array(
+        reply.array([reply.bulk(args[position]), _words(row.key_specs[spec].flags, call.proto)])
+        for position, spec in found
+    )
+
+
+HELP = """\
+COMMAND <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+(no subcommand)
+    Return details about all Redis commands.
+COUNT
+    Return the total number of commands in this Redis server.
+LIST
+    Return a list of all commands in this Redis server.
+INFO [<command-name> ...]
+    Return details about multiple Redis commands.
+    If no command names are given, documentation details for all
+    commands are returned.
+DOCS [<command-name> ...]
+    Return documentation details about multiple Redis commands.
+    If no command names are given, documentation details for all
+    commands are returned.
+GETKEYS <full-command>
+    Return the keys from a full Redis command.
+GETKEYSANDFLAGS <full-command>
+    Return the keys and the access flags from a full Redis command.
+HELP
+    Prints this help."""
+
+
+@handles("command|help")
+def help_(server: Server, call: "Call") -> bytes:
+    return reply.simples(HELP.split("\n"))

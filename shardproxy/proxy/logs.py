@@ -1,0 +1,81 @@
+"""The proxy's log: on stderr, for people on a terminal and in JSON elsewhere, one event a line.
+
+Rules: nothing global is configured, since a program may run a proxy inside itself; a line names what happened
+and where, and never holds a key, a value or a secret. An exception is therefore logged by type and place:
+its text and its variables may quote what a client sent.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+from shardproxy.config import Log
+
+LEVELS = {
+    "node_down": "warning",
+    "node_up": "info",
+    "node_refuses": "warning",
+    "node_learnt": "debug",
+    "upstream_lost": "warning",
+    "client_closed": "info",
+    "protocol_error": "info",
+    "handler_failed": "error",
+    "descriptors_limited": "warning",
+    "worker_died": "error",
+    "worker_silent": "warning",
+    "supervisor_gone": "error",
+    "drain_incomplete": "warning",
+}
+# Everything else is told at this level
+OTHERWISE = "info"
+
+
+def trace(error: BaseException) -> list[str]:
+    """Where it came from, innermost last: "base.py:103 dispatch"."""
+    return [
+        f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+
+
+def _place(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """An exception as its type and place."""
+    error = fields.pop("exc_info", None)
+    if isinstance(error, BaseException):
+        fields["error"] = type(error).__name__
+        fields["trace"] = trace(error)
+    return fields
+
+
+class Logger:
+    """Says events by name; the level comes from the table above."""
+
+    def __init__(
+        self, config: Log, stream: TextIO | None = None, context: Mapping[str, object] | None = None
+    ) -> None:
+        stream = stream or sys.stderr
+        human = config.format == "human" or (config.format == "auto" and stream.isatty())
+        last: Any = (
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+            if human
+            else structlog.processors.JSONRenderer()
+        )
+        self._log = structlog.wrap_logger(
+            structlog.WriteLogger(stream),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="%H:%M:%S" if human else "iso", utc=not human),
+                _place,
+                last,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(config.level),
+        ).bind(**(context or {}))
+
+    def __call__(self, event: str, **fields: object) -> None:
+        getattr(self._log, LEVELS.get(event, OTHERWISE))(event, **fields)

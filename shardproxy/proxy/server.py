@@ -1,0 +1,377 @@
+"""The server around one reactor: its listeners, its place in the asyncio loop, what it learns of the nodes.
+
+`Proxy` is one worker and knows no other; what concerns all workers goes through `Peers`, which nobody needs
+who is alone. Rules: it starts whatever the nodes do; a stop first drains, within a limit; nothing global is
+changed but the limit of descriptors, so that a program can run a proxy inside itself.
+"""
+
+import asyncio
+import contextlib
+import functools
+import gc
+import os
+import resource
+import secrets
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import msgspec
+
+from shardproxy import handlers
+from shardproxy.config import Config, Credentials, Limits
+from shardproxy.core import commands
+from shardproxy.core.topology import State, Topology
+from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.proxy import listeners, probe
+from shardproxy.proxy.listeners import Listener, StartError
+from shardproxy.proxy.logs import Logger
+
+__all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
+
+CRON = 0.1  # seconds between two calls of reactor.cron
+DRAIN_STEP = 0.01
+ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
+
+
+class Peers(Protocol):
+    """The other workers."""
+
+    async def ask(self, what: str) -> list[Any]:
+        """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Over all workers, this one too."""
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        """As counters."""
+
+    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
+        """Has the supervisor make a new topology of it."""
+
+
+class Team(NamedTuple):
+    """What a worker under a supervisor is given."""
+
+    slot: int
+    workers: int
+    bound: Sequence[Listener]  # with this worker's sockets only
+    id_base: int
+    page: memoryview  # for the reactor's counters
+    run_id: str
+    started: float
+    pid: int  # the supervisor's
+    peers: Peers
+
+
+class Proxy:
+    """One worker, in this process.
+
+        async with Proxy(config) as proxy:
+            await proxy.serve_forever()
+
+    Leaving the block drains (`limits.drain_timeout` at most) and closes. Raises StartError when it cannot
+    listen, ConfigError when a password cannot be read. team: for a worker under a supervisor.
+    """
+
+    def __init__(self, config: Config, *, team: Team | None = None) -> None:
+        self.config = config
+        self.topology = Topology.from_config(config)
+        self.commands = commands.builtin()
+        self.started = team.started if team else time.time()
+        self.run_id = team.run_id if team else secrets.token_hex(20)
+        self.pid = team.pid if team else os.getpid()
+        self.tcp_port = 0
+        self.node_info: dict[str, NodeInfo] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        self._team = team
+        self._peers = team.peers if team else None
+        self._credentials = Credentials.read(config)
+        self._bound = list(team.bound) if team else []
+        self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
+        self._ask_again: dict[str, asyncio.Event] = {}
+        self._closing = False
+        self._ended = asyncio.Event()
+        self._cron: asyncio.TimerHandle | None = None
+        self.reactor = Reactor(
+            share_of(config.limits, team.workers if team else 1),
+            functools.partial(handlers.dispatch, self),
+            on_event=self._on_event,
+            id_base=team.id_base if team else 0,
+            page=team.page if team else None,
+        )
+
+    # --- its life ---
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.drain()
+        finally:
+            await self.close()
+
+    def start(self) -> None:
+        """Begins to serve; `close` ends it. For those who cannot use `async with`."""
+        limits = self.config.limits
+        descriptors = listeners.raise_descriptors(limits.maxclients)
+        if descriptors < limits.maxclients + listeners.SPARE_DESCRIPTORS:
+            self.log("descriptors_limited", descriptors=descriptors, maxclients=limits.maxclients)
+        if self._team is None:
+            self._bound = listeners.bind_all(self.config.listen)
+        self.tcp_port = next((each.port for each in self._bound if each.port), 0)
+        pool = self.topology.pools[0]
+        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_commands(self.commands)
+        self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
+        for listener in self._bound:
+            for each in listener.sockets[0]:
+                protected = self.config.protected_mode and not listener.path
+                self.reactor.listen(each.fileno(), protected=protected)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.reactor.fileno(), self.reactor.tick)
+        self._tick_cron(loop)
+        for shard in pool.shards:
+            self._keep(self._learn(shard.node.address, logins[shard.name], pool.connect_timeout))
+
+    def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._cron = loop.call_later(CRON, self._tick_cron, loop)
+        self.reactor.cron()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, as in the configuration, port 0 resolved."""
+        return [listener.address for listener in self._bound]
+
+    async def serve_forever(self) -> None:
+        """Returns when the proxy is closed."""
+        await self._ended.wait()
+
+    async def drain(self) -> bool:
+        """Takes no more clients and finishes what is in flight; False when that took too long."""
+        self.reactor.drain()
+        self._close_listeners()
+        limit = time.monotonic() + self.config.limits.drain_timeout
+        while not self.reactor.idle():
+            if time.monotonic() > limit:
+                self.log("drain_incomplete", clients=len(self.reactor.clients()))
+                return False
+            await asyncio.sleep(DRAIN_STEP)
+        return True
+
+    async def close(self) -> None:
+        """At once; what is in flight is not answered."""
+        self._closing = True
+        if self._cron is not None:
+            asyncio.get_running_loop().remove_reader(self.reactor.fileno())
+            self._cron.cancel()
+            self._cron = None
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.reactor.close()
+        self._close_listeners()
+        self._ended.set()
+
+    def _close_listeners(self) -> None:
+        for listener in self._bound:
+            listener.close()
+
+    # --- what it learns of the nodes ---
+
+    def _on_event(self, event: str, fields: dict[str, Any]) -> None:
+        """From the engine, within a tick."""
+        if self._closing:
+            return  # what is lost now we have closed ourselves
+        self.log(event, **fields)
+        if event in ("node_up", "node_down"):
+            state: State = "up" if event == "node_up" else "suspect"
+            self._set_node(fields["node"], state, fields.get("reason", ""))
+        if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
+            again.set()
+
+    def _set_node(self, address: str, state: State, reason: str = "", version: str | None = None) -> None:
+        if self._peers:
+            self._peers.node_changed(address, state, reason, version)
+        else:
+            self.topology = self.topology.with_node_state(address, state, reason, version)
+
+    async def _learn(self, address: str, login: tuple[str, str] | None, timeout: float) -> None:
+        """Asks a node what it is until it says so, and again after each time it was lost."""
+        again = self._ask_again.setdefault(address, asyncio.Event())
+        wait: float | None = 0.0
+        while True:
+            again.clear()
+            try:
+                told = await probe.ask(address, login, timeout)
+            except probe.NodeRefuses as refusal:
+                self._refused(address, str(refusal))
+                wait = min(max(ASK_FIRST, 2 * (wait or 0.0)), ASK_MOST)
+            else:
+                self._learnt(address, told)
+                wait = None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(again.wait(), wait)
+                # a node that has just come back or gone has other things to do
+                await asyncio.sleep(ASK_FIRST)
+
+    def _refused(self, address: str, reason: str) -> None:
+        known = self.node_info.get(address, NodeInfo())
+        self.node_info[address] = msgspec.structs.replace(known, error=reason)
+        if known.error != reason:
+            self.log("node_refuses", node=address, reason=reason)
+        if self.topology.nodes[address].state == "unknown":
+            self._set_node(address, "suspect", reason)
+
+    def _learnt(self, address: str, told: probe.Told) -> None:
+        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
+        self._set_node(address, "up", version=told.version)
+        if told.commands and told.commands != self._told.get(address):
+            self._told[address] = told.commands
+            learn = getattr(commands, "learn", None)
+            self.commands = learn(commands.builtin(), list(self._told.values())) if learn else self.commands
+            self.reactor.set_commands(self.commands)
+            self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
+
+    # --- what handlers ask (handlers.base.Server) ---
+
+    def counters(self) -> Mapping[str, int]:
+        return self._peers.counters() if self._peers else self.reactor.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self._peers.latency() if self._peers else self.reactor.latency()
+
+    def own(self, what: str) -> Any:
+        """This worker's part of what concerns all: "clients", "nodes" or "process"."""
+        return {"clients": self._clients, "nodes": self.reactor.nodes, "process": process_record}[what]()
+
+    def _clients(self) -> list[ClientRecord]:
+        return [record_of(client) for client in self.reactor.clients()]
+
+    async def _all(self, what: str, kind: Any) -> list[Any]:
+        others = await self._peers.ask(what) if self._peers else []
+        return [self.own(what), *(msgspec.convert(other, kind) for other in others)]
+
+    async def all_clients(self) -> list[ClientRecord]:
+        found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]
+        return sorted(found, key=lambda record: record.id)
+
+    async def all_nodes(self) -> list[list[dict[str, Any]]]:
+        return await self._all("nodes", list[dict[str, Any]])
+
+    async def all_processes(self) -> list[ProcessRecord]:
+        return await self._all("process", ProcessRecord)
+
+
+def share_of(limits: Limits, workers: int) -> Limits:
+    """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
+    return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
+
+
+def process_record() -> ProcessRecord:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    with open("/proc/self/statm", "rb") as file:
+        rss = int(file.read().split()[1]) * resource.getpagesize()
+    peak = usage.ru_maxrss * 1024
+    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime)
+
+
+# --- the command `serve` ---
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second for an end at once."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._hit)
+
+    def _hit(self) -> None:
+        self._count += 1
+        (self.first if self._count == 1 else self.second).set()
+
+    async def unless_second(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """What `work` returns; False when a second signal came first, which cancels it."""
+        working = asyncio.ensure_future(work)
+        second = asyncio.ensure_future(self.second.wait())
+        await asyncio.wait((working, second), return_when=asyncio.FIRST_COMPLETED)
+        second.cancel()
+        if not working.done():
+            working.cancel()
+            return False
+        return working.result()
+
+
+async def serve(config: Config) -> int:
+    """One worker in this process, until a signal. Returns the exit code."""
+    signals = Signals()
+    proxy = Proxy(config)
+    try:
+        proxy.start()
+        proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
+        settle()
+        await signals.first.wait()
+        proxy.log("draining")
+        clean = await signals.unless_second(proxy.drain())
+    finally:
+        await proxy.close()
+    proxy.log("stopped", clean=clean)
+    return 0 if clean else 1
+
+
+def settle() -> None:
+    """What there is at the start is there for good: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def _version() -> str:
+    from shardproxy import __version__
+
+    return __version__
+
+
+def run(config: Config) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code."""
+    main: Callable[[Config], Coroutine[Any, Any, int]] = serve
+    if config.workers != 1:
+        from shardproxy.proxy.supervisor import supervise
+
+        main = supervise
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(main(config))
+    except StartError as error:
+        Logger(config.log)("cannot_start", reason=str(error))
+        return 1

@@ -1,0 +1,283 @@
+"""Several workers, and the process that starts, watches, replaces and stops them.
+
+The supervisor owns what outlives a worker: the listening sockets (one SO_REUSEPORT socket a slot, so no
+accept queue is lost with a worker), the counters' memory, the topology and its generation. It serves no
+client itself. Rules: workers are spawned, never forked, and inherit exactly the descriptors they are passed;
+one that dies is replaced, later each time if it dies young; client ids never come twice, since every spawn
+counts from a base of its own; when the supervisor is gone its channels close, and the workers end.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, Process
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import shardproxy
+from shardproxy.config import Config, Credentials
+from shardproxy.core import errors
+from shardproxy.core.topology import Topology
+from shardproxy.proxy import listeners
+from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.listeners import StartError
+from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
+
+START_LIMIT = 60.0  # seconds a worker has until it is ready
+STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
+YOUNG = 5.0  # a worker that dies before is replaced later each time
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+IDS = 1 << 32  # client ids of one spawn
+
+
+def exit_text(status: int) -> str:
+    """How a process ended: "exit code 1", "killed by SIGKILL"."""
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def backoff(deaths: int) -> float:
+    """Seconds to wait after so many young deaths in a row; before the jitter."""
+    return min(BACKOFF_FIRST * 2.0 ** (deaths - 1), BACKOFF_MOST) if deaths else 0.0
+
+
+class Slot:
+    """The place of one worker, whoever holds it now."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: Process | None = None
+        self.channel: Channel | None = None
+        self.ready = asyncio.Event()
+        self.deaths = 0  # in a row, of young workers
+
+
+class Supervisor:
+    """`start`, then `stop`; in between it looks after itself."""
+
+    def __init__(self, config: Config, workers: int) -> None:
+        self.config = config
+        self.log = Logger(config.log)
+        self.topology = Topology.from_config(config)
+        self.slots = [Slot(number) for number in range(workers)]
+        self.run_id, self.started = secrets.token_hex(20), time.time()
+        self.spawns = 0
+        self.stopping = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.bound: list[listeners.Listener] = []
+        self.pages = CounterPages.create(workers)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [listener.address for listener in self.bound]
+
+    # --- start and stop ---
+
+    async def start(self) -> None:
+        """Returns when every worker serves. Raises StartError, ConfigError."""
+        Credentials.read(self.config)
+        listeners.raise_descriptors(self.config.limits.maxclients)
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
+        for slot in self.slots:
+            self._keep(self._run_slot(slot))
+        watches = list(self._tasks)
+        ready = self._keep(self._all_ready())
+        await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
+        for watch in watches:
+            if watch.done():
+                watch.result()  # raises what happened to it
+
+    async def _all_ready(self) -> None:
+        for slot in self.slots:
+            await slot.ready.wait()
+
+    async def drain(self) -> bool:
+        """Every worker finishes what is in flight and ends; False when one had to be killed."""
+        self.stopping = True
+        self._close_listeners()
+        limit = self.config.limits.drain_timeout + STOP_GRACE
+        await self.broadcast("drain", timeout=limit)
+        running = [slot.process.wait() for slot in self.slots if slot.process]
+        try:
+            async with asyncio.timeout(STOP_GRACE):
+                codes = await asyncio.gather(*running)
+        except TimeoutError:
+            return False
+        return not any(codes)
+
+    async def close(self) -> None:
+        """Kills what still runs."""
+        self.stopping = True
+        self._close_listeners()
+        for slot in self.slots:
+            if slot.process and slot.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    slot.process.kill()
+                await slot.process.wait()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close_listeners(self) -> None:
+        for listener in self.bound:
+            listener.close()
+        self.bound = []
+
+    def _keep(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- workers ---
+
+    async def _run_slot(self, slot: Slot) -> None:
+        """One worker after another, until the end. Raises StartError when the first is never ready."""
+        while not self.stopping:
+            born = time.monotonic()
+            how = await self._run_worker(slot)
+            was_ready = slot.ready.is_set()
+            slot.ready.clear()
+            self.pages.retire(slot.number)
+            if self.stopping:
+                return
+            if not was_ready and self.spawns <= len(self.slots):
+                raise StartError(errors.worker_gave_up(slot.number, how))
+            slot.deaths = slot.deaths + 1 if time.monotonic() - born < YOUNG else 0
+            wait = backoff(slot.deaths) * random.uniform(0.5, 1.0)
+            self.log("worker_died", worker=slot.number, how=how, replaced_in=round(wait, 3))
+            await asyncio.sleep(wait)
+
+    async def _run_worker(self, slot: Slot) -> str:
+        """One worker's whole life; returns how it ended."""
+        ours, theirs = socket.socketpair()
+        id_base, self.spawns = self.spawns * IDS, self.spawns + 1
+        bound = [
+            Bound(each.address, each.path, [sock.fileno() for sock in each.sockets[slot.number]])
+            for each in self.bound
+        ]
+        with theirs:
+            process = slot.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "shardproxy.proxy.worker", str(theirs.fileno())),
+                stdin=DEVNULL,
+                pass_fds=(theirs.fileno(), self.pages.fd, *(fd for each in bound for fd in each.fds)),
+                env=_environment(),
+            )
+        slot.channel = await Channel(lambda name, body: self._answer(slot, name, body)).open(ours)
+        order = Order(
+            config=config_to_wire(self.config),
+            slot=slot.number,
+            workers=len(self.slots),
+            id_base=id_base,
+            run_id=self.run_id,
+            started=self.started,
+            pages_fd=self.pages.fd,
+            bound=bound,
+            topology=self.topology.as_json(),
+        )
+        try:
+            await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
+            slot.ready.set()
+            # it may have changed while the worker was starting
+            slot.channel.tell("topology", self.topology.as_json())
+            self.log("worker_ready", worker=slot.number, pid=process.pid)
+        except (TimeoutError, ChannelClosed, PeerFailed) as error:
+            if not isinstance(error, ChannelClosed):
+                self.log("worker_silent", worker=slot.number, why=str(error) or type(error).__name__)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        status = await process.wait()
+        slot.channel.close()
+        return exit_text(status)
+
+    # --- talking to workers ---
+
+    async def broadcast(
+        self, name: str, body: Any = None, timeout: float = 1.0, but: Slot | None = None
+    ) -> dict[int, Any]:
+        """Replies by slot, of those who gave one in time."""
+        asked = [slot for slot in self.slots if slot.channel and slot.ready.is_set() and slot is not but]
+        replies = await asyncio.gather(
+            *(slot.channel.ask(name, body, timeout) for slot in asked if slot.channel), return_exceptions=True
+        )
+        found = {}
+        for slot, reply in zip(asked, replies, strict=True):
+            if not isinstance(reply, BaseException):
+                found[slot.number] = reply
+            elif not isinstance(reply, ChannelClosed):
+                self.log("worker_silent", worker=slot.number, asked=name, why=type(reply).__name__)
+        return found
+
+    async def _answer(self, slot: Slot, name: str, body: Any) -> Any:
+        """What a worker asks or tells."""
+        if name == "others":
+            return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "node":
+            address, state, reason, version = body
+            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+            return None
+        raise ValueError(name)
+
+    def set_topology(self, topology: Topology) -> None:
+        """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
+        if topology.generation > self.topology.generation:
+            self.topology = topology
+            self._keep(self._send_topology(topology))
+
+    async def _send_topology(self, topology: Topology) -> None:
+        acks = await self.broadcast("topology", topology.as_json())
+        behind = [number for number, generation in acks.items() if generation < topology.generation]
+        if behind:
+            self.log("worker_silent", workers=behind, generation=topology.generation)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and a way to find the very package that this process runs."""
+    root = str(Path(shardproxy.__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def worker_count(config: Config) -> int:
+    """workers = 0: one for each core that this process may use."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+async def supervise(config: Config) -> int:
+    """Workers until a signal. Returns the exit code."""
+    count = worker_count(config)
+    if count == 1:
+        return await serve(config)
+    signals = Signals()
+    supervisor = Supervisor(config, count)
+    try:
+        await supervisor.start()
+        supervisor.log(
+            "listening",
+            addresses=supervisor.addresses,
+            pid=os.getpid(),
+            workers=count,
+            version=shardproxy.__version__,
+        )
+        await signals.first.wait()
+        supervisor.log("draining")
+        clean = await signals.unless_second(supervisor.drain())
+    finally:
+        await supervisor.close()
+    supervisor.log("stopped", clean=clean)
+    return 0 if clean else 1

@@ -1,0 +1,162 @@
+"""A worker process: one `Proxy` under a supervisor. `python -m shardproxy.proxy.worker FD`
+
+FD is its end of the channel. It is told everything else over it, first an `Order`; sockets and the counters'
+memory are inherited. It ends when it is told to drain, on SIGTERM (as if told), and when the channel closes:
+without a supervisor nobody would ever stop it. SIGINT, which a terminal sends to all, is the supervisor's.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from shardproxy.config import Config, Secret
+from shardproxy.core.topology import State, Topology
+from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.listeners import Listener
+from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
+
+ASK_OTHERS = 2.0  # seconds; the supervisor gives each of the others half of it
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """A listener of the supervisor's: its address and the descriptors of this worker's sockets."""
+
+    address: str
+    path: str
+    fds: list[int]
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a new worker is told."""
+
+    config: Any  # config_to_wire's
+    slot: int
+    workers: int
+    id_base: int
+    run_id: str
+    started: float
+    pages_fd: int
+    bound: list[Bound]
+    topology: bytes
+
+
+def config_to_wire(config: Config) -> Any:
+    """With the passwords in it: it goes to a child of ours and nowhere else."""
+    return msgspec.to_builtins(config, enc_hook=lambda secret: secret.reveal())
+
+
+def config_from_wire(data: Any) -> Config:
+    return msgspec.convert(data, Config, dec_hook=lambda _, value: Secret(value))
+
+
+class Worker:
+    """`peers` of its own proxy, and the one who answers the supervisor."""
+
+    def __init__(self) -> None:
+        self.channel = Channel(self._answer)
+        self.proxy: Proxy | None = None
+        self.pages: CounterPages | None = None
+        self.stop = asyncio.Event()
+        self.drained = asyncio.Event()
+
+    async def run(self, sock: socket.socket) -> int:
+        """Until it is over; the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop.set)
+        await self.channel.open(sock)
+        waits = [loop.create_task(event.wait()) for event in (self.stop, self.channel.closed)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        orphaned = self.channel.closed.is_set()
+        if self.proxy is not None:
+            if orphaned:
+                self.proxy.log("supervisor_gone")
+            await self.proxy.drain()
+            self.drained.set()
+            await asyncio.sleep(0)  # the answer to "drain" goes out
+            await self.proxy.close()
+        self.channel.close()
+        for wait in waits:
+            wait.cancel()
+        return 1 if orphaned else 0
+
+    async def _answer(self, name: str, body: Any) -> Any:
+        """What the supervisor asks or tells."""
+        if name == "start":
+            return self._start(msgspec.convert(body, Order))
+        if self.proxy is None:
+            raise RuntimeError("not started")
+        if name == "drain":
+            self.stop.set()
+            await self.drained.wait()
+            return None
+        if name == "topology":
+            new = Topology.from_json(body)
+            if new.generation > self.proxy.topology.generation:
+                self.proxy.topology = new
+            return self.proxy.topology.generation
+        return msgspec.to_builtins(self.proxy.own(name), builtin_types=(bytes,))
+
+    def _start(self, order: Order) -> int:
+        for fd in (order.pages_fd, *(fd for bound in order.bound for fd in bound.fds)):
+            os.set_inheritable(fd, False)
+        self.pages = CounterPages(order.pages_fd, order.workers)
+        bound = [
+            Listener(each.address, [[socket.socket(fileno=fd) for fd in each.fds]], each.path)
+            for each in order.bound
+        ]
+        self.proxy = Proxy(
+            config_from_wire(order.config),
+            team=Team(
+                order.slot,
+                order.workers,
+                bound,
+                order.id_base,
+                self.pages.page(order.slot),
+                order.run_id,
+                order.started,
+                os.getppid(),
+                self,
+            ),
+        )
+        self.proxy.topology = Topology.from_json(order.topology)
+        self.proxy.start()
+        settle()
+        return self.proxy.topology.generation
+
+    # --- server.Peers ---
+
+    async def ask(self, what: str) -> list[Any]:
+        try:
+            found: list[Any] = await self.channel.ask("others", what, ASK_OTHERS)
+        except (TimeoutError, ChannelClosed, PeerFailed):
+            return []
+        return found
+
+    def counters(self) -> Mapping[str, int]:
+        assert self.pages is not None
+        return self.pages.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        assert self.pages is not None
+        return self.pages.latency()
+
+    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
+        self.channel.tell("node", [address, state, reason, version])
+
+
+def main(fd: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(fd, False)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(Worker().run(socket.socket(fileno=fd)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,147 @@
+"""What handlers see, without an engine: plain records with the attributes of `dataplane.reactor`'s handles."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardproxy import config, handlers
+from shardproxy.core import commands, reply
+from shardproxy.core.command_rows import Row
+from shardproxy.core.topology import Topology
+from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
+from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.client import ClientRecord, record_of
+
+TABLE_OF_COMMANDS = commands.builtin()
+CONFIG = config.Config(
+    pool={
+        "main": config.PoolConfig(
+            shards={
+                name: config.ShardConfig(primary=f"redis://127.0.0.1:{port}")
+                for name, port in (("a", 7001), ("b", 7002), ("c", 7003))
+            }
+        )
+    }
+)
+
+
+@dataclass
+class FakeClient:
+    id: int = 1
+    alive: bool = True
+    proto: int = 2
+    name: bytes = b""
+    lib_name: bytes = b""
+    lib_ver: bytes = b""
+    db: int = 0
+    addr: str = "127.0.0.1:50000"
+    laddr: str = "127.0.0.1:6380"
+    fd: int = 8
+    age: float = 0.0
+    idle: float = 0.0
+    last_command: str = "NULL"
+    query_buffer: int = 0
+    output_bytes: int = 0
+    pending: int = 0
+    total_memory: int = 0
+    in_multi: int = -1
+    multi_memory: int = 0
+    no_evict: bool = False
+    no_touch: bool = False
+    reply_mode: str = "on"
+    total_commands: int = 0
+    leaving: bool = False
+
+    def close_after_reply(self, reason: str | None = None) -> None:
+        self.leaving = True
+
+    def reset(self) -> None:
+        self.proto, self.name, self.no_evict, self.no_touch, self.reply_mode = 2, b"", False, False, "on"
+
+
+@dataclass
+class FakeCall:
+    args: list[bytes]
+    client: FakeClient
+    row: Row
+    replies: list[bytes] = field(default_factory=list)
+
+    @property
+    def proto(self) -> int:
+        return self.client.proto
+
+    @property
+    def done(self) -> bool:
+        return bool(self.replies)
+
+    def reply(self, data: bytes) -> None:
+        if self.done:
+            raise RuntimeError("a call is answered once")
+        self.replies.append(data)
+
+
+@dataclass
+class FakeServer:
+    config: Any = CONFIG
+    topology: Topology = field(default_factory=lambda: Topology.from_config(CONFIG))
+    commands: Any = TABLE_OF_COMMANDS
+    reactor: Any = None
+    started: float = 0.0
+    run_id: str = "0" * 40
+    tcp_port: int = 6380
+    pid: int = 4711
+    node_info: dict[str, NodeInfo] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    clients: list[Any] = field(default_factory=list)
+    nodes: list[list[dict[str, Any]]] = field(default_factory=list)
+    processes: list[ProcessRecord] = field(
+        default_factory=lambda: [ProcessRecord(4711, 1 << 20, 2 << 20, 0.5, 0.25)]
+    )
+    counts: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in TABLE})
+    histograms: dict[str, list[int]] = field(
+        default_factory=lambda: {"read": [0] * BUCKET_COUNT, "write": [0] * BUCKET_COUNT}
+    )
+    logged: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def counters(self) -> Mapping[str, int]:
+        return self.counts
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self.histograms
+
+    async def all_clients(self) -> list[ClientRecord]:
+        return [record_of(client) for client in self.clients]
+
+    async def all_nodes(self) -> list[list[dict[str, Any]]]:
+        return self.nodes
+
+    async def all_processes(self) -> list[ProcessRecord]:
+        return self.processes
+
+    def log(self, event: str, **fields: object) -> None:
+        self.logged.append((event, fields))
+
+
+def as_bytes(args: Sequence[str | bytes]) -> list[bytes]:
+    return [arg if isinstance(arg, bytes) else arg.encode() for arg in args]
+
+
+def call_of(client: FakeClient, *args: str | bytes) -> FakeCall:
+    """A call as the engine would make it, of a command that the table knows."""
+    parts = as_bytes(args)
+    row = TABLE_OF_COMMANDS.row(parts[0], *parts[1:2]) or TABLE_OF_COMMANDS.row(parts[0])
+    assert row is not None, f"no such command: {args[0]!r}"
+    return FakeCall(parts, client, row)
+
+
+async def ask(server: FakeServer, client: FakeClient, *args: str | bytes) -> bytes:
+    """One command, all the way through dispatch; checks arity as the engine does before it."""
+    call = call_of(client, *args)
+    if len(call.args) < abs(call.row.arity) or 0 < call.row.arity != len(call.args):
+        return reply.error(f"ERR wrong number of arguments for '{call.row.name}' command")
+    handlers.dispatch(server, call)  # type: ignore[arg-type]  # fakes
+    while server.tasks:
+        await asyncio.gather(*server.tasks)
+    assert len(call.replies) == 1, f"{args}: answered {len(call.replies)} times"
+    return call.replies[0]
