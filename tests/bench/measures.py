@@ -1,7 +1,7 @@
 """What is measured and what must come out: the table of measures and goals, as data.
 
-`requests` are chosen so that a sample takes half a second to a second and a half on a 2-core machine: many short
-samples, since most of the noise is which core happens to run what, and that changes from sample to sample.
+`requests` are chosen so that a sample takes half a second to a second and a half on a 2-core machine. Many
+short samples: most of the noise is which core happens to run what, and that changes from one to the next.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Samples -> medians, ratios and goals -> a table in Markdown. Pure, but for `machine`.
 
-A cell is the median over the rounds with the quartiles in brackets: the middle half of them. A ratio is the median over
-the rounds of shardproxy's figure divided by the peer's in the same round: the machine's mood drifts,
-and only figures taken side by side compare.
+A cell is the median over the rounds with the quartiles in brackets: the middle half of them. A ratio is the
+median over the rounds of shardproxy's figure divided by the peer's in the same round: the machine's mood
+drifts, and only figures taken side by side compare.
 """
 
 from __future__ import annotations
