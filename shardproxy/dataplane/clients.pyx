@@ -74,7 +74,7 @@ cdef void take_held(Engine e, Client *c) noexcept:
 
 
 cdef void client_resume(Engine e, Client *c) noexcept:
-    c.stalled = False
+    c.stalled = c.barred = False
     if c.inp.len:
         take_held(e, c)
     e.mark_dirty(c)
@@ -101,6 +101,7 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n) noexcept:
                                "attack")
                 return n
             if route(e, c, r) == WAIT:
+                c.barred = True
                 stall(e, c)
                 break
             c.commands += 1

@@ -45,6 +45,7 @@ cdef enum:
     ROUNDS = 4                  # times a tick goes round for input that had waited
 
 cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
+cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
 STATES = ("down", "connecting", "greeting", "up")
 
 cdef class Reactor(Engine):
@@ -171,7 +172,8 @@ cdef class Reactor(Engine):
             else:
                 self.awake = False
                 read(self.wake_fd, &data, 8)
-        if self.now >= self.deadline_check:
+        # after the reads, and only when every ready socket has had its turn
+        if self.now >= self.deadline_check and (n < EVENTS or self.now > self.deadline_check + DEADLINE_LATEST):
             self.deadline_check = self.now + DEADLINE_STEP
             upstreams_due(self)
         self.finish()
@@ -279,9 +281,8 @@ cdef class Reactor(Engine):
         cdef epoll_event ev
         if self.closed:
             return
-        self.now = monotonic_us()
+        self.tick()
         self.in_tick = True
-        upstreams_due(self)
         for fd in self.paused_listeners:
             ev.events = EPOLLIN
             ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)

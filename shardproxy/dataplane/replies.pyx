@@ -7,6 +7,7 @@ not RESP, and a reply that nothing asked for, reset the upstream: nobody can tel
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcmp
 
 from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
@@ -39,7 +40,10 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         upstream_lost(e, u, "out of memory", True)
         return
     n = u.inp.cap - u.inp.off - u.inp.len
-    got = recv(u.fd, buf_tail(&u.inp), n if n < READ else READ, 0)
+    if n > READ:
+        n = READ
+    got = recv(u.fd, buf_tail(&u.inp), n, 0)
+    u.more = got == <ssize_t>n
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
             return
@@ -59,7 +63,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway:
             u.push = p[0] == c'>'
-            if not u.push and u.head == u.tail:
+            # nor can a reply be to a request of which nothing has been written
+            if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
                 snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
                 upstream_lost(e, u, text, True)
                 return
@@ -104,6 +109,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         us = e.now - entry.at
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
+        u.proved = True
         if u.late == u.head:
             u.late += 1
         u.head += 1
@@ -112,11 +118,13 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
 
 
 cdef void greeted(Engine e, Upstream *u) noexcept:
-    """Replies to HELLO and AUTH: any error ends the connection."""
+    """Replies to HELLO or AUTH, and to PING, which comes last: anything but what a Redis says ends the connection."""
     cdef size_t used = 0
     cdef int status
     cdef char text[TEXT]
     cdef size_t n
+    cdef const char *answer
+    cdef const char *word
     while u.greetings and u.inp.len > u.scanned:
         status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
@@ -126,9 +134,20 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
             return
         if status != SCAN_DONE:
             return
-        if buf_head(&u.inp)[0] == c'-':
+        answer = buf_head(&u.inp)
+        if answer[0] == c'-':
+            # an error may quote what it is about, and that may be a password: only its first word is repeated then
             n = u.scanned - 3 if u.scanned < 200 else 200
-            snprintf(text, TEXT, "refuses us: %.*s", <int>n, buf_head(&u.inp) + 1)
+            if u.greetings > 1:
+                word = <const char *>memchr(answer, c' ', n)
+                n = word - answer - 1 if word != NULL else 0
+            snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
+            upstream_lost(e, u, text, True)
+            return
+        if (answer[0] != c'%' if u.greetings > 1 and u.proto == 3 else
+                u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 1 else
+                u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
+            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
             upstream_lost(e, u, text, True)
             return
         buf_consume(&u.inp, u.scanned)

@@ -62,10 +62,10 @@ cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.position_room)
     if n == -2:
         refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
-                      % spoken(row))
+                     % spoken(row))
     else:
         refuse_bytes(e, c, b"-ERR '%b' with BLOCK is not supported yet: it needs a connection of its own\r\n"
-                      % spoken(row))
+                     % spoken(row))
     return ANSWERED
 
 

@@ -153,7 +153,7 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             client_close(e, c, NULL)
             return
     if c.stalled:
-        if in_flight(c) <= e.eff_requests // 2 and c.out.len + c.held <= e.eff_soft // 2:
+        if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and c.out.len + c.held <= e.eff_soft // 2:
             e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or c.out.len + c.held > e.eff_soft):
         c.stalled = True

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_FANOUT, KIND_REFUSED, Row
+from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
@@ -72,9 +72,6 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return
     if not row.flags & FLAG_IN_MULTI:
         refuse_bytes(e, c, b"-ERR '%b' is not supported inside MULTI\r\n" % spoken(row))
-        return
-    if row.kind == KIND_FANOUT and (r.argc - row.first) % row.step:
-        refuse_bytes(e, c, b"-ERR wrong number of arguments for '%b' command\r\n" % row.name)
         return
     shard = shard_of_command(e, c, r, row)
     if shard == ANSWERED:

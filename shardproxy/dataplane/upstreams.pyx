@@ -35,6 +35,7 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
+    SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it
     MAX_QUEUE = 4194304         # requests on one upstream
 
 
@@ -107,8 +108,8 @@ cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
 cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     cdef Node *node = &e.node_list[u.node]
     u.state = UP
-    u.failures = 0
-    u.progress = e.now
+    u.proved = u.more = False
+    u.since = u.progress = e.now
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
@@ -296,8 +297,12 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     memset(&u.scan, 0, sizeof(Scan))
     e.count[<int>(UPSTREAM_RESETS if reset else UPSTREAM_LOSSES)] += 1
     if was == UP:
-        u.retry_at = e.now
-        snprintf(u.why, TEXT, "%s", reason)
+        if u.proved or e.now > u.since + SETTLED:
+            u.failures = 0
+            u.retry_at = e.now
+            snprintf(u.why, TEXT, "%s", reason)
+        else:
+            failed(e, u, reason)
         node.lost += 1
         e.event("upstream_lost", {"node": node.name.decode(), "reason": reason.decode(errors="replace"),
                                   "in_flight": u.tail - u.head})
@@ -327,6 +332,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
 
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
+    """Only after all that the node has sent was read: what has arrived is not late."""
     cdef Entry *entry
     cdef Node *node = &e.node_list[u.node]
     while u.late != u.tail:
@@ -358,7 +364,7 @@ cdef void upstreams_due(Engine e) noexcept:
             if e.now > u.progress + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
-        if u.head != u.tail:
+        if u.head != u.tail and not u.more:
             deadlines(e, u)
             if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)

@@ -79,7 +79,8 @@ async def _talk(
         if login is not None:
             answer = await _reply(reader, parser, beginning)
             if isinstance(answer, hiredis.ReplyError):
-                raise NodeRefuses(f"it refuses the login: {str(answer)[:BEGINNING]!r}")
+                # only the code: the text may quote what was sent, which is a password
+                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
         return [await _reply(reader, parser, beginning) for _ in requests]
     finally:
         writer.transport.abort()
