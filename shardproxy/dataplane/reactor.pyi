@@ -40,6 +40,9 @@ class Reactor:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
 
     def set_commands(self, table: CommandTable) -> None: ...
+    def set_address(self, node: str, address: str) -> None:
+        """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
+
     def ask(self, shard: int, request: bytes, done: Callable[[bytes], None], proto: int = 2) -> None:
         """Send one request to a shard; done(raw reply) is called once, with an error line on failure."""
 

@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import resource
+import socket
 import secrets
 import signal
 import time
@@ -222,6 +223,7 @@ class Proxy:
         wait: float | None = 0.0
         while True:
             again.clear()
+            await self._look_up(address)
             try:
                 told = await probe.ask(address, login, timeout)
             except probe.NodeRefuses as refusal:
@@ -234,6 +236,16 @@ class Proxy:
                 await asyncio.wait_for(again.wait(), wait)
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
+
+    async def _look_up(self, address: str) -> None:
+        """Tells the engine what a node's host name stands for now, without holding up the loop."""
+        host, _, port = address.rpartition(":")
+        if address.startswith("/") or not host.strip("[]0123456789.:"):
+            return
+        with contextlib.suppress(OSError):
+            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            ip = found[0][4][0]
+            self.reactor.set_address(address, f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}")
 
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
