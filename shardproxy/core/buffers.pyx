@@ -14,7 +14,22 @@ cdef enum:
     SMALL = 1024
     MEDIUM = 16384
     SIZES = 3
-    SPARE_BYTES = 16777216      # of each size, kept between trims
+
+# Bytes of each size kept between trims; none under a sanitizer, which cannot see into blocks that are kept
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #define SPARE_BYTES 0
+    #elif defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define SPARE_BYTES 0
+    #endif
+    #endif
+    #ifndef SPARE_BYTES
+    #define SPARE_BYTES (16 << 20)
+    #endif
+    """
+    size_t SPARE_BYTES
 
 cdef struct Spare:
     void *head                  # a spare block's first word points to the next one

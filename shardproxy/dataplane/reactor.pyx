@@ -396,6 +396,9 @@ cdef class Reactor(Engine):
         return {name: [self.count[COUNTERS + j * BUCKETS + i] for i in range(BUCKETS)]
                 for j, name in enumerate(HISTOGRAMS)}
 
+    def set_max_clients(self, int most):
+        self.budget.clients = most
+
     @property
     def client_total(self):
         return self.client_count
