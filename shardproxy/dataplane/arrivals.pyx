@@ -156,11 +156,10 @@ cdef bint is_local(sockaddr_storage *address) noexcept nogil:
         return (<unsigned char *>&four.sin_addr)[0] == 127
     if address.ss_family == AF_INET6:
         b = six.sin6_addr.s6_addr
-        # ::1 and ::ffff:127.x.x.x
-        if b[10] == 0xff and b[11] == 0xff:
-            return b[12] == 127
-        for i in range(15):
+        for i in range(10):
             if b[i]:
                 return False
-        return b[15] == 1
+        if b[10] == 0xff and b[11] == 0xff:
+            return b[12] == 127             # an IPv4 address written as IPv6: ::ffff:127.x.x.x
+        return not (b[10] or b[11] or b[12] or b[13] or b[14]) and b[15] == 1
     return address.ss_family == AF_UNIX

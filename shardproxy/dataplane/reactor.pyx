@@ -12,7 +12,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
-from shardproxy.core.buffers cimport buf_release, buf_total, buf_trim
+from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.calls cimport client_handle
@@ -24,7 +24,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.nodes cimport install, move
 from shardproxy.dataplane.replies cimport upstream_readable
-from shardproxy.dataplane.slots cimport client_close, client_flush, client_free
+from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
     EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
@@ -256,9 +256,7 @@ cdef class Reactor(Engine):
             if worst == NULL:
                 return
             client_close(self, worst, "the process is over its memory budget, and this client held most of it")
-            buf_release(&worst.inp)
-            buf_release(&worst.out)
-            buf_release(&worst.tx)
+            client_release(worst)
 
     def flush(self):
         """Write what was queued outside of a tick."""
@@ -285,7 +283,7 @@ cdef class Reactor(Engine):
         if self.budget.idle:
             for i in range(self.client_room):
                 c = self.client_list[i]
-                if c != NULL and not c.dead and c.head == c.tail and self.now > c.active + self.budget.idle:
+                if c != NULL and not c.dead and c.head == c.tail and c.out.len == 0 and self.now > c.active + self.budget.idle:
                     client_close(self, c, "idle for longer than idle_timeout")
         if self.draining:
             for i in range(self.client_room):
@@ -324,7 +322,7 @@ cdef class Reactor(Engine):
 
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
-        self.budget.queue = self.budget.memory // 4 // self.node_count
+        self.budget.queue = self.budget.memory // 4
 
     def set_address(self, str node, str address):
         move(self, node, address)

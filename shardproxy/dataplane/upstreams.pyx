@@ -159,20 +159,17 @@ cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread)
             e.text_size = snprintf(e.text, TEXT, "-ERR out of memory\r\n")
             return NULL
         node.shared[proto - 2][k] = u
-    if u.state == UP and not u.doomed:
-        if u.out.len > e.budget.queue or u.tail - u.head > MAX_QUEUE:
-            e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
-                                   e.shards[shard].name, node.name, <unsigned long long>u.out.len)
-            return NULL
-        node.requests += 1
-        return u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if (u.state == CONNECTING or u.state == GREETING) and u.failures == 0 and not u.doomed:
-        node.requests += 1
-        return u
-    shard_down(e, shard, u)
-    return NULL
+    if u.doomed or u.state == DOWN or u.state != UP and u.failures:
+        shard_down(e, shard, u)
+        return NULL
+    if u.out.len > e.budget.queue // e.upstream_count or u.tail - u.head > MAX_QUEUE:
+        e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
+                               e.shards[shard].name, node.name, <unsigned long long>u.out.len)
+        return NULL
+    node.requests += 1
+    return u
 
 
 cdef void shard_down(Engine e, int shard, Upstream *u) noexcept:
@@ -252,6 +249,7 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
             upstream_lost(e, u, "connection lost", False)
             return
         u.written += n
+        u.progress = e.now
         e.count[<int>UPSTREAM_BYTES_OUT] += n
         buf_consume(&u.out, n)
     if u.out.cap > 65536:
@@ -355,7 +353,9 @@ cdef void upstreams_due(Engine e) noexcept:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)
-        if u.head != u.tail and not u.more:
+        if u.more:
+            u.more = False      # the last read was full: this once, look later
+        elif u.head != u.tail:
             deadlines(e, u)
             if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
