@@ -129,7 +129,8 @@ cdef int grow_list(Engine e, int which, uint32_t room) except -1:
         &e.client_generations if which == 0 else &e.free_clients if which == 1
         else &e.dirty_clients if which == 2 else &e.resuming if which == 3 else &e.dead
     )
-    cdef uint32_t *more = <uint32_t *>realloc(list_[0], room * sizeof(uint32_t))
+    # twice the clients: while the list of those to resume is worked off, each may be put on it again
+    cdef uint32_t *more = <uint32_t *>realloc(list_[0], 2 * room * sizeof(uint32_t))
     if more == NULL:
         raise MemoryError
     list_[0] = more

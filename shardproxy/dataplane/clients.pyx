@@ -89,6 +89,9 @@ cdef void client_resume(Engine e, Client *c) noexcept:
     c.stalled = c.barred = False
     if c.inp.len:
         take_held(e, c)
+    if c.hung and not c.dead and not c.stalled and not c.eof and not c.leaving:
+        client_readable(e, c)
+        e.mark_resuming(c)
     e.mark_dirty(c)
 
 

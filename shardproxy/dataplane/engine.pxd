@@ -73,6 +73,7 @@ cdef struct Client:
     bint blocked                # the socket takes no more output now
     bint eof                    # the client has sent its last byte
     bint leaving                # closed when its last reply is out
+    bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
     bint dead
     bint no_evict
     bint no_touch

@@ -144,7 +144,10 @@ cdef class Reactor(Engine):
                 if c == NULL or c.dead or (c.generation & 0x3fffffff) != generation:
                     continue
                 if events & (EPOLLHUP | EPOLLERR) and not events & EPOLLIN:
-                    client_close(self, c, NULL)
+                    if c.stalled and not events & EPOLLERR:
+                        self.hang(c)
+                    else:
+                        client_close(self, c, NULL)
                     continue
                 if events & EPOLLOUT:
                     self.mark_dirty(c)
@@ -172,6 +175,12 @@ cdef class Reactor(Engine):
             upstreams_due(self)
         self.finish()
         self.in_tick = False
+
+    cdef void hang(self, Client *c) noexcept:
+        """A unix socket whose other end is closed: epoll would say so for ever, but what it has sent is to be done."""
+        cdef epoll_event ev
+        c.hung = True
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.fd, &ev)
 
     cdef void share_memory(self) noexcept:
         """When memory is short every client's budget shrinks, so that none of them must be closed."""
@@ -211,7 +220,10 @@ cdef class Reactor(Engine):
                 c.resuming = False
                 if not c.dead:
                     client_resume(self, c)
-            self.resuming_count = 0
+            # a client that hangs has marked itself again
+            for i in range(n, self.resuming_count):
+                self.resuming[i - n] = self.resuming[i]
+            self.resuming_count -= n
         if self.dirty_client_count or self.resuming_count:
             self.wake()
         if buf_total() > self.budget.memory:

@@ -54,11 +54,11 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         return
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got
-    u.progress = e.now
     if u.state == GREETING:
         greeted(e, u)
         if u.state != UP:
             return
+    u.progress = e.now
     while u.inp.len > u.scanned and u.state == UP:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway:

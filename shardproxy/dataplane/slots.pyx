@@ -100,6 +100,8 @@ cdef void watch(Engine e, Client *c) noexcept:
     """Tell epoll what this client waits for, if that has changed."""
     cdef epoll_event ev
     cdef uint32_t events = 0
+    if c.hung:
+        return
     if not (c.stalled or c.eof or c.leaving):
         events = EPOLLIN
     if c.blocked:

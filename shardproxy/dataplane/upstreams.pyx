@@ -21,7 +21,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, MAX_SHARED, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
@@ -42,19 +42,23 @@ cdef enum:
 # --- connecting ---
 
 cdef void keep_alive(Engine e, int fd) noexcept:
-    """TCP notices a peer that is gone without a word, while idle and while bytes wait for its acknowledgement."""
-    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3, ms = 30000
+    """TCP notices a peer that is gone without a word while nothing is sent."""
+    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3
     if on:
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &e.keepalive, sizeof(int))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &third, sizeof(int))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(int))
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
-
 
 cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
     cdef Node *node = &e.node_list[u.node]
+    cdef int k
+    cdef Upstream *other
     snprintf(u.why, TEXT, "%s", why)
+    for k in range(2 * MAX_SHARED):
+        other = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        if other != NULL and other.state == UP:
+            return              # the node is there; it is this protocol, or this connection, that it refuses
     if strlen(node.why) == 0:
         e.event("node_down", {"node": node.name.decode(), "reason": why.decode(errors="replace")})
     snprintf(node.why, TEXT, "%s", why)
@@ -63,7 +67,7 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
 cdef void start(Engine e, Upstream *u) noexcept:
     cdef Node *node = &e.node_list[u.node]
     cdef epoll_event ev
-    cdef int one = 1, fd, status
+    cdef int one = 1, ms, fd, status
     cdef char text[TEXT]
     u.wanted = True
     u.progress = e.now
@@ -76,6 +80,9 @@ cdef void start(Engine e, Upstream *u) noexcept:
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        # and a node that is gone while bytes wait for its acknowledgement; clients may take their time to read
+        ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
