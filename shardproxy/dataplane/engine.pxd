@@ -205,7 +205,7 @@ cdef class Engine:
     cdef uint64_t next_id
     cdef uint64_t random_state
     cdef uint64_t *count                    # counters; then the histograms
-    cdef object page                        # keeps the memory of `count` alive
+    cdef object topology
     cdef dict listeners                     # descriptor -> protected
     cdef list paused_listeners              # out of the epoll set until the next cron
     cdef int spare_fd

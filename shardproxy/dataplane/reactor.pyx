@@ -12,8 +12,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
-from cpython.buffer cimport PyBUF_CONTIG, PyBuffer_Release, PyObject_GetBuffer
-
 from shardproxy.core.buffers cimport buf_release, buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
@@ -51,12 +49,10 @@ STATES = ("down", "connecting", "greeting", "up")
 cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
-    cdef Py_buffer page_view
-    cdef bint has_page
+    cdef uint64_t[::1] page         # keeps the memory of `count` alive
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
     cdef uint64_t ask_number
-    cdef object topology
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.spare_fd = -1
@@ -114,12 +110,10 @@ cdef class Reactor(Engine):
     cdef take_page(self, page):
         if page is None:
             page = bytearray(PAGE_BYTES)
-        PyObject_GetBuffer(page, &self.page_view, PyBUF_CONTIG)
-        self.has_page = True
-        if <size_t>self.page_view.len < <size_t>PAGE_BYTES:
+        if memoryview(page).nbytes != PAGE_BYTES:
             raise ValueError(f"the counters' page takes {PAGE_BYTES} bytes")
-        self.page = page
-        self.count = <uint64_t *>self.page_view.buf
+        self.page = memoryview(page).cast("B").cast("Q")
+        self.count = &self.page[0]
 
     # --- the tick ---
 
@@ -448,7 +442,3 @@ cdef class Reactor(Engine):
         close(self.epoll)
         close(self.wake_fd)
         close(self.spare_fd)
-
-    def __dealloc__(self):
-        if self.has_page:
-            PyBuffer_Release(&self.page_view)
