@@ -122,7 +122,6 @@ NORMALISERS: dict[str, tuple[Normaliser, str]] = {
     "zscan": (cursor(unordered_pairs), ORDER),
     "dump": (dumped, ORDER + "; " + TIME),
     "memory|usage": (anything, ORDER + ": what is sampled; and how much more than asked the allocator gave"),
-    "eval": (hide(rb"[*%](?=\d+\r\n\$)", b"*"), ORDER),
     "srandmember": (shape, CHOSEN),
     "hrandfield": (shape, CHOSEN),
     "zrandmember": (shape, CHOSEN),
@@ -142,7 +141,6 @@ NORMALISERS: dict[str, tuple[Normaliser, str]] = {
         "notes on key specs, which are prose",
     ),
 }
-del NORMALISERS["eval"]
 
 
 def normaliser(args: Sequence[bytes]) -> Normaliser:

@@ -2,10 +2,14 @@
 
 Rules: a program says of each of its commands how many replies it has, so that its reader never guesses; where
 its keys may live is the World's business. Knows the grammar and RESP, but no socket and no test.
+
+Hypothesis chooses a seed, from which an ordinary random generator writes the program, and which of its units
+stay: so commands are spread evenly, and a failure shrinks to the few commands that it takes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import itertools
+from random import Random
+from typing import NamedTuple
 
 from hypothesis import strategies as st
 
@@ -13,12 +17,18 @@ import grammar
 from grammar import LINES, VALUES, Node
 from servers import pack
 
-Draw = Callable[..., Any]
-
 FAMILIES = {
     "string": "s", "bitmap": "b", "hash": "h", "list": "l", "set": "t", "zset": "z", "stream": "x", "geo": "g",
     "hyperloglog": "p",
 }  # fmt: skip
+LETTERS = sorted(FAMILIES.values())
+
+
+# Not spoilt: what counts its keys by an argument (with none there is no shard), and what takes a random member;
+# and XADD with "*", which has a key of its own
+UNSPOILT = (b"EVAL", b"FCALL", b"SPOP")
+# Not spoilt by swapping arguments: a value might become a time of a few milliseconds
+TIMED = (b"SET", b"SETEX", b"PSETEX", b"GETEX", b"EXPIRE", b"PEXPIRE", b"RESTORE")
 
 
 class World(NamedTuple):
@@ -50,10 +60,16 @@ class Step(NamedTuple):
     def is_a(self, name: str) -> bool:
         return bool(self.args) and self.args[0].upper() == name.encode()
 
+    def as_ping(self) -> "Step":
+        """In its place, where it cannot be compared."""
+        return Step(pack("PING") * max(self.replies, 1), (b"PING",), self.replies)
+
     def __repr__(self) -> str:
-        return repr(self.data if len(self.data) < 400 else self.data[:200] + b"...") + (
-            "" if self.replies == 1 else f" ({self.replies} replies)"
-        )
+        data = self.data if len(self.data) < 400 else self.data[:200] + b"..."
+        return repr(data) + ("" if self.replies == 1 else f" ({self.replies} replies)")
+
+
+Unit = list[Step]  # steps that stay or go together; but what is between MULTI and EXEC may go alone
 
 
 class Program(NamedTuple):
@@ -63,187 +79,157 @@ class Program(NamedTuple):
     closes: bool  # the last step makes the server close the connection
 
 
-class Keys:
-    """Gives a command its keys."""
+class Writer:
+    """Writes a program's commands. dice: all that is random about them."""
 
-    def __init__(self, draw: Draw, world: World, families: list[str]) -> None:
-        self.draw, self.world = draw, world
-        self.letters = [FAMILIES.get(family, "s") for family in families]
-        self.only: bytes | None = None
+    def __init__(self, dice: Random, world: World) -> None:
+        self.dice, self.world = dice, world
+        self.families = dice.sample(sorted(FAMILIES), dice.randint(1, 3))
+        self.only: bytes | None = None  # where a command has one key: which
 
-    def key(self, letter: str, fanout: bool = False) -> bytes:
+    def once_in(self, times: int) -> bool:
+        return self.dice.randrange(times) == 0
+
+    # --- commands ---
+
+    def key(self, letter: str, fanout: bool) -> bytes:
         single = self.world.one_key and not fanout
         if single and self.only is not None:
             return self.only
-        number = self.draw(_KEY)
-        if letter == "y":  # its entries have times for ids
-            return f"{self.world.tag}y".encode()
-        if letter == "k" or number >= 10:
-            letter = self.draw(st.sampled_from(self.letters if letter == "k" else sorted(FAMILIES.values())))
-        key = f"{self.world.tag}{letter}{number % 2}".encode()
+        if letter == "k":
+            letter = FAMILIES[self.dice.choice(self.families)]
+        elif letter != "y" and self.once_in(12):
+            letter = self.dice.choice(LETTERS)
+        # the entries of y have times for ids: it is the only one
+        key = f"{self.world.tag}{letter}{'' if letter == 'y' else self.dice.randint(0, 1)}".encode()
         if single:
             self.only = key
         return key
 
+    def emit(self, node: Node, out: list[bytes], fanout: bool = False) -> list[bytes]:
+        """A line's arguments."""
+        kind, what = node
+        if kind == "word" and what[0] == "@" and len(what) == 2:
+            out.append(self.key(what[1], fanout))
+        elif kind == "word":
+            out.append(self.dice.choice(VALUES[what]) if what in VALUES else what.encode())
+        elif kind == "seq":
+            for each in what:
+                self.emit(each, out, fanout)
+        elif kind == "any":
+            self.emit(self.dice.choice(what), out, fanout)
+        elif kind == "many" or self.once_in(2):
+            for _ in range(self.dice.choice([1, 1, 2, 3]) if kind == "many" else 1):
+                self.emit(what, out, fanout)
+        return out
 
-_KEY = st.integers(0, 11)
-_COIN = st.booleans()
-_TEN = st.integers(0, 9)
-_MANY = st.sampled_from([1, 1, 2, 3])
+    def line(self, block: str, fanout: bool = False) -> list[bytes]:
+        return self.emit(self.dice.choice(grammar.lines(block)), [], fanout)
 
-
-def emit(node: Node, keys: Keys, out: list[bytes], fanout: bool = False) -> list[bytes]:
-    """A line's arguments, drawn."""
-    kind, what = node
-    if kind == "word":
-        if what[0] == "@" and len(what) == 2:
-            out.append(keys.key(what[1], fanout))
+    def spoil(self, args: list[bytes]) -> list[bytes]:
+        """Wrong in one way: what is left out, put in, misplaced or misspelt."""
+        dice, at = self.dice, self.dice.randrange(len(args))
+        other = args[:]
+        way = dice.randrange(7)
+        if way == 0:
+            del other[at]
+        elif way == 1:
+            del other[at + 1 :]
+        elif way == 2:
+            other.append(dice.choice(VALUES["value"]))
+        elif way == 3 and at > 1:
+            other[at] = dice.choice([b"-7", b"0", b"9223372036854775807", b"x"])
+        elif way == 4 and args[0] not in TIMED:
+            other[at], other[-1] = other[-1], other[at]
+        elif way == 5:
+            other[0] += dice.choice([b"x", b"\x00", b" ", b"\xff"])
         else:
-            values = VALUES.get(what)
-            out.append(keys.draw(values) if values is not None else what.encode())
-    elif kind == "seq":
-        for each in what:
-            emit(each, keys, out, fanout)
-    elif kind == "any":
-        emit(keys.draw(st.sampled_from(what)), keys, out, fanout)
-    elif kind == "maybe":
-        if keys.draw(_COIN):
-            emit(what, keys, out, fanout)
-    else:
-        for _ in range(keys.draw(_MANY)):
-            emit(what, keys, out, fanout)
-    return out
+            other[0] = other[0].lower()
+        return other or [b"PING"]
 
+    def step(self, args: list[bytes], fanout: bool = False, spoil: bool = False) -> Step:
+        """As RESP, or now and then inline; now and then spoilt, if it may be."""
+        spoilt = spoil and self.once_in(10) and not args[0].startswith(UNSPOILT) and b"*" not in args
+        if spoilt:
+            args = self.spoil(args)
+        data = self.inline(args) if sum(map(len, args)) < 1000 and self.once_in(10) else pack(*args)
+        return Step(data, tuple(args), 1, fanout, spoilt)
 
-def _drop(draw: Draw, args: list[bytes]) -> None:
-    del args[draw(st.integers(0, len(args) - 1))]
+    def inline(self, args: list[bytes]) -> bytes:
+        """As one types it, quoted where it must be."""
+        words = [
+            arg if arg.isalnum() else b'"' + b"".join(b"\\x%02x" % byte for byte in arg) + b'"'
+            for arg in args
+        ]
+        return self.dice.choice([b" ", b"  ", b"\t"]).join(words) + self.dice.choice([b"\r\n", b"\n"])
 
+    def command(self) -> Step:
+        """One of a family's commands, of those for any key, or of those that fan out."""
+        which = self.dice.randrange(len(self.families) * 2 + 2)
+        if which == 0:
+            return self.step(self.line(grammar.FANOUT, True), True, spoil=True)
+        block = LINES["generic"] if which == 1 else LINES[self.families[(which - 2) // 2]]
+        if self.world.patterns and self.once_in(40):
+            block = grammar.PATTERNS
+        return self.step(self.line(block), spoil=True)
 
-def _cut(draw: Draw, args: list[bytes]) -> None:
-    del args[draw(st.integers(1, len(args))) :]
+    # --- units ---
 
+    def free(self) -> list[Unit]:
+        self.only = None
+        return [[self.command()]]
 
-def _append(draw: Draw, args: list[bytes]) -> None:
-    args.append(draw(VALUES["value"]))
+    def local(self) -> list[Unit]:
+        self.only = None
+        return [[self.step(self.line(grammar.LOCAL))]]
 
-
-def _replace(draw: Draw, args: list[bytes]) -> None:
-    if len(args) > 2:
-        args[draw(st.integers(2, len(args) - 1))] = draw(VALUES["integer"])
-
-
-def _swap(draw: Draw, args: list[bytes]) -> None:
-    at = draw(st.integers(0, len(args) - 1))
-    args[at], args[-1] = args[-1], args[at]
-
-
-def _case(draw: Draw, args: list[bytes]) -> None:
-    args[0] = args[0].lower()
-
-
-def _misspell(draw: Draw, args: list[bytes]) -> None:
-    args[0] += draw(st.sampled_from([b"x", b"\x00", b" ", b"\xff"]))
-
-
-_SPOIL = st.sampled_from([_case, _cut, _drop, _append, _replace, _swap, _misspell])
-_WORD = st.sampled_from([b" ", b"  ", b"\t"])
-
-
-def inline(args: list[bytes], blank: bytes = b" ", end: bytes = b"\r\n") -> bytes:
-    """A command as one types it, quoted where it must be."""
-    words = []
-    for arg in args:
-        plain = arg.isalnum()
-        words.append(arg if plain else b'"' + b"".join(b"\\x%02x" % byte for byte in arg) + b'"')
-    return blank.join(words) + end
-
-
-def step(draw: Draw, args: list[bytes], fanout: bool = False, spoil: bool = True) -> Step:
-    """A command: now and then spoilt, now and then inline."""
-    spoilt = spoil and draw(_TEN) == 9
-    if spoilt:
-        draw(_SPOIL)(draw, args)
-        if not args:
-            args = [b"PING"]
-    if draw(_TEN) == 9 and sum(map(len, args)) < 1000:
-        return Step(inline(args, draw(_WORD), draw(st.sampled_from([b"\r\n", b"\n"]))), tuple(args), 1, fanout, spoilt)
-    return Step(pack(*args), tuple(args), 1, fanout, spoilt)
-
-
-def _unspoilt(name: bytes) -> bool:
-    """Their keys are counted by an argument: spoilt, they may have none, and then no shard."""
-    return name.startswith((b"EVAL", b"FCALL"))
-
-
-def command(draw: Draw, keys: Keys, families: list[str]) -> Step:
-    """One of a family's commands, of those for any key, or of those that fan out."""
-    if not keys.world.one_key:
-        keys.only = None
-    which = draw(st.integers(0, len(families) + 1))
-    fanout = which == 1
-    block = LINES[families[which - 2]] if which > 1 else grammar.FANOUT if fanout else LINES["generic"]
-    if which == 0 and keys.world.patterns and draw(_TEN) == 9:
-        block = grammar.PATTERNS
-    args = emit(draw(st.sampled_from(grammar.lines(block))), keys, [], fanout)
-    return step(draw, args, fanout, spoil=not _unspoilt(args[0]))
-
-
-def free(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    keys.only = None
-    return [command(draw, keys, families)]
-
-
-def local(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    args = emit(draw(st.sampled_from(grammar.lines(grammar.LOCAL))), keys, [])
-    return [step(draw, args, spoil=False)]
-
-
-def transaction(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    """MULTI, commands, EXEC; now and then something that breaks it."""
-    keys.only = None
-    steps = [step(draw, [b"MULTI"], spoil=False)]
-    for _ in range(draw(st.integers(0, 5))):
-        if draw(_TEN) == 9:
-            args = emit(draw(st.sampled_from(grammar.lines(grammar.QUEUED))), keys, [])
-            steps.append(step(draw, args, spoil=False))
-        else:
-            # all of it runs on one shard: nothing fans out
-            one = command(draw, keys, families)
-            if keys.world.one_key and (one.fanout or one.spoilt or keys.only not in one.args):
-                one = step(draw, [b"PING"], spoil=False)
+    def transaction(self) -> list[Unit]:
+        """MULTI, commands, EXEC; now and then something that breaks it. It runs on one shard."""
+        self.only = None
+        steps = [self.step([b"MULTI"])]
+        for _ in range(self.dice.randint(0, 6)):
+            one = self.step(self.line(grammar.QUEUED)) if self.once_in(12) else self.command()
+            timed = one.is_a("XADD") and b"*" in one.args  # with one key for all, that would hold times
+            if self.world.one_key and (one.fanout or one.spoilt or timed):
+                one = self.step([b"PING"])
             steps.append(one)
-    end = draw(st.sampled_from([b"EXEC"] * 8 + [b"DISCARD", b"RESET"]))
-    steps.append(Step(pack(end), (end,)))
-    return steps
+        end = self.dice.choice([b"EXEC"] * 12 + [b"DISCARD", b"RESET"])
+        return [[*steps, self.step([end])]]
 
+    def silence(self) -> list[Unit]:
+        """CLIENT REPLY OFF ... ON, or SKIP: commands without replies."""
+        off = self.once_in(2)
+        quiet, loud = ([b"CLIENT", b"REPLY", mode] for mode in (b"OFF" if off else b"SKIP", b"ON"))
+        steps = [self.step(quiet)]
+        for _ in range(self.dice.randint(0, 3) if off else 1):
+            self.only = None
+            steps.append(self.command())
+        steps = [step._replace(replies=0) for step in steps]
+        return [[*steps, self.step(loud)] if off else steps]
 
-def silence(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    """CLIENT REPLY OFF ... ON, or SKIP: commands without replies."""
-    off = draw(_COIN)
-    steps = []
-    for _ in range(draw(st.integers(0, 3)) if off else 1):
-        steps += [each._replace(replies=0) for each in free(draw, keys, families)]
-    mode = b"OFF" if off else b"SKIP"
-    quiet = Step(pack(b"CLIENT", b"REPLY", mode), (b"CLIENT", b"REPLY", mode), 0)
-    loud = Step(pack(b"CLIENT", b"REPLY", b"ON"), (b"CLIENT", b"REPLY", b"ON"))
-    return [quiet, *steps, loud] if off else [quiet, *steps]
+    def burst(self) -> list[Unit]:
+        """The same again and again: deeper than a client may have requests in flight."""
+        self.only = None
+        times = self.dice.choice([20, 20, 300, 1500])
+        args = self.line(grammar.BURSTS, fanout=True)
+        return [[Step(pack(*args) * times, tuple(args), times, True)]]
 
+    def nothing(self) -> list[Unit]:
+        """What is no command, and has no reply."""
+        return [[Step(self.dice.choice([b"\r\n", b"\n", b"  \r\n", b"*0\r\n", b"*-1\r\n"]), (), 0)]]
 
-def burst(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    """The same again and again: deeper than a client may have requests in flight."""
-    keys.only = None
-    many = draw(st.sampled_from([20, 300, 1500]))
-    args = emit(draw(st.sampled_from(grammar.lines(grammar.BURSTS))), keys, [], True)
-    return [Step(pack(*args) * many, tuple(args), many, True)]
+    def units(self, proto: int) -> list[Unit]:
+        found: list[Unit] = [[self.step([b"HELLO", b"3"])]] if proto == 3 else []
+        for family in self.families:
+            for _ in range(2):
+                self.only = None
+                found.append([self.step(self.emit(grammar.parse(grammar.SEEDS[family]), []))])
+        kinds = [self.free] * 20 + [self.transaction] * 2 + [self.local] * 3
+        kinds += [self.silence, self.nothing] + [self.burst] * self.once_in(3)
+        for _ in range(self.dice.choice([3, 10, 30])):
+            found += self.dice.choice(kinds)()
+        return found
 
-
-def nothing(draw: Draw, keys: Keys, families: list[str]) -> list[Step]:
-    """What is no command, and has no reply."""
-    return [Step(draw(st.sampled_from([b"\r\n", b"\n", b"  \r\n", b"*0\r\n", b"*-1\r\n"])), (), 0)]
-
-
-# More of what comes more often
-_KINDS = st.sampled_from([free] * 14 + [transaction, transaction, local, local, silence, burst, nothing])
 
 # The last that a client sends: the server says what it has to say, and closes
 FAREWELLS = [
@@ -254,7 +240,9 @@ FAREWELLS = [
     b"*1\r\n$-1\r\n",
     b"*1\r\n$x\r\n",
     b"*1\r\n$536870913\r\n",
+    b"*02\r\n",
     b"*9999999999\r\n",
+    b"*2\r\n$03\r\nGET\r\n",
     b"*1\r\n:1\r\n",
     b'SET "a\r\n',
     b"GET 'a\r\n",
@@ -263,27 +251,25 @@ FAREWELLS = [
 ]
 
 
+BYTES = 200
+
+
 @st.composite
-def programs(draw: Draw, world: World, proto: int) -> Program:
+def programs(draw: st.DrawFn, world: World, proto: int) -> Program:
     """A client's life in `world`, beginning in RESP2 or RESP3."""
-    families = draw(st.lists(st.sampled_from(sorted(FAMILIES)), min_size=1, max_size=3, unique=True))
-    keys = Keys(draw, world, families)
+    # one draw, for hypothesis likes to repeat what it has drawn; bytes of 0 leave something out, so shrinking does
+    data = draw(st.binary(min_size=BYTES, max_size=BYTES))
+    dice = Random(data[:8])
+    stays = itertools.chain(data[10:], itertools.repeat(1))
     steps: list[Step] = []
-    if proto == 3:
-        steps.append(Step(pack(b"HELLO", 3), (b"HELLO", b"3")))
-    for family in families:
-        if draw(_COIN):
-            keys.only = None
-            steps.append(step(draw, emit(grammar.parse(grammar.SEEDS[family]), keys, []), spoil=False))
-    for _ in range(draw(st.integers(1, 25))):
-        steps += draw(_KINDS)(draw, keys, families)
-    closes = draw(_TEN) == 9
+    for unit in Writer(dice, world).units(proto):
+        if next(stays):
+            whole = not unit[0].is_a("MULTI")
+            steps += unit if whole else [unit[0], *(step for step in unit[1:-1] if next(stays)), unit[-1]]
+    closes = dice.randrange(8) == 0
     if closes:
-        data = draw(st.sampled_from(FAREWELLS))
-        steps.append(Step(data, (b"QUIT",)))
-    if draw(_COIN):
-        waits = frozenset[int]()
-    else:
-        waits = frozenset(draw(st.sets(st.integers(0, len(steps) - 1), max_size=len(steps))))
-    sizes = draw(st.one_of(st.just([]), st.lists(st.integers(1, 60), min_size=1, max_size=12), st.just([20_000])))
-    return Program(steps, waits, sizes, closes)
+        steps.append(Step(dice.choice(FAREWELLS), (b"QUIT",)))
+    often = dice.choice([0, 0, 3, 10]) if data[8] else 0
+    waits = frozenset(number for number in range(len(steps)) if often and dice.randrange(often) == 0)
+    sizes = [dice.randint(1, dice.choice([3, 60, 500])) for _ in range(12)]
+    return Program(steps, waits, sizes if data[9] > 80 else [], closes)
