@@ -22,7 +22,7 @@ from shardproxy.dataplane.engine cimport (
     CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, TO_ASKER, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.nodes cimport install
+from shardproxy.dataplane.nodes cimport install, move
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free
 from shardproxy.dataplane.system cimport (
@@ -97,7 +97,6 @@ cdef class Reactor(Engine):
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
         self.budget.memory = limits.memory
-        self.budget.queue = limits.memory // 2
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
         self.request.limits.max_arguments = limits.max_arguments
@@ -180,7 +179,7 @@ cdef class Reactor(Engine):
         self.eff_requests = self.budget.requests
         self.eff_soft = self.budget.soft
         if used * 4 > self.budget.memory and self.client_count:
-            share = (self.budget.memory - used) // self.client_count if used < self.budget.memory else 0
+            share = (self.budget.memory // 2 - used) // self.client_count if used * 2 < self.budget.memory else 0
             if share < 4096:
                 share = 4096
             if share < self.eff_soft:
@@ -319,6 +318,10 @@ cdef class Reactor(Engine):
 
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
+        self.budget.queue = self.budget.memory // 4 // self.node_count
+
+    def set_address(self, str node, str address):
+        move(self, node, address)
 
     def ask(self, int shard, bytes request, done, int proto=2):
         """Send one request to a shard's node on a shared upstream; done(raw reply) is called once, also on failure."""
@@ -392,6 +395,9 @@ cdef class Reactor(Engine):
         cdef int i, j
         return {name: [self.count[COUNTERS + j * BUCKETS + i] for i in range(BUCKETS)]
                 for j, name in enumerate(HISTOGRAMS)}
+
+    def set_max_clients(self, int most):
+        self.budget.clients = most
 
     @property
     def client_total(self):
