@@ -3,7 +3,7 @@
 Rules: a line is a command's form, upper-case words stand for themselves, `@x` is a key of the family x, and
 lower-case words are values of VALUES. `[ a ]` may be there, `( a | b )` is one of them, `( a )*` is one to
 three of them. Forms are right, or wrong on purpose; programs.py makes more of them wrong. What a plain Redis
-does not repeat (what SPOP takes, when a key of 1 ms is gone) is not written here. Knows no socket and no test.
+does not repeat (what SPOP takes, when a key of 1 ms is gone) is not written here. Knows no socket, no test.
 
 LINES     family → its forms. Families share keys of one type, so that programs meet what they have written
 SEEDS     family → a command that fills its first key
@@ -137,7 +137,8 @@ LINES: dict[str, str] = {
         GETBIT @b offset
         BITCOUNT @b [ index index [ ( BYTE | BIT ) ] ]
         BITPOS @b bit [ index [ index [ ( BYTE | BIT ) ] ] ]
-        BITFIELD @b ( ( GET bits at | SET bits at integer | INCRBY bits at integer | OVERFLOW ( WRAP | SAT | FAIL ) ) )*
+        BITFIELD @b ( ( GET bits at | SET bits at integer ) )*
+        BITFIELD @b OVERFLOW ( WRAP | SAT | FAIL ) ( INCRBY bits at integer )*
         BITFIELD_RO @b ( GET bits at )*
         BITOP ( AND | OR | XOR ) @b ( @b )*
         BITOP NOT @b @b
@@ -284,7 +285,7 @@ LINES: dict[str, str] = {
         GEOPOS @g ( member )*
         GEODIST @g member member [ unit ]
         GEOHASH @g ( member )*
-        GEOSEARCH @g FROMLONLAT lon lat BYRADIUS radius unit [ ( ASC | DESC ) ] [ WITHCOORD ] [ WITHDIST ] [ WITHHASH ]
+        GEOSEARCH @g FROMLONLAT lon lat BYRADIUS radius unit [ ( ASC | DESC ) ] [ WITHDIST ] [ WITHHASH ]
         GEOSEARCH @g FROMMEMBER member BYBOX radius radius unit ASC [ COUNT positive [ ANY ] ]
         GEOSEARCHSTORE @g @g FROMLONLAT lon lat BYRADIUS radius unit [ STOREDIST ]
         GEORADIUS @g lon lat radius unit [ WITHDIST ] [ ASC ] [ COUNT positive ]
@@ -458,11 +459,13 @@ REFUSED_FORMS = {
     "SELECT 1": "not supported yet: the proxy serves database 0 only",
     "COPY ... DB 1": "the same; no line has it",
     "HELLO, SELECT, AUTH, CLIENT, COMMAND between MULTI and EXEC": "not supported: EXEC runs on a node",
-    "SPOP without a count, or with less than all": "takes other members each time, and all that follows differs",
+    "SPOP without a count, or with less than all": "takes other members each time",
     "SCAN cursors other than 0, COUNT less than all": "the order of a hash table, seeded at random",
     "EXPIRE, PEXPIRE with GT or LT; TTLs near their end": "would compare the time of two servers",
     "a bulk string without CRLF, a count over max_arguments": "the proxy is stricter than Redis, by intent",
     "the number in a header, longer than 30 bytes": "refused at once; Redis reads 64 KB on, in other words",
+    "a NUL in a command's name": "Redis finds the command before it when both hash alike, by chance",
+    "CLIENT REPLY OFF, then QUIT or a protocol error": "Redis does not close then; the proxy does",
     "a NUL in an inline command": "Redis reads them as C strings, and waits for a line end that it has",
 }
 
@@ -503,7 +506,7 @@ def lines(block: str) -> list[Node]:
 
 
 def names(block: str) -> set[str]:
-    """The commands of a block, as in the command table as far as it goes: "get", "xinfo" and "xinfo|stream"."""
+    """The commands of a block, as in the command table: "get", "xinfo" and "xinfo|stream"."""
     found: set[str] = set()
     for line in block.splitlines():
         words = line.split()

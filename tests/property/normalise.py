@@ -1,4 +1,4 @@
-"""What two servers that are both right may answer differently, as one listed table; everything else is compared bare.
+"""What two servers, both right, may answer differently, as one listed table; the rest is not touched.
 
 NORMALISERS: command → the function that takes a reply frame to one that must be the same. Rules: a normaliser
 hides no more than it must, works on bytes, and gives errors and nulls back as they are. Knows no socket.
@@ -73,7 +73,7 @@ def about(unit: int) -> Normaliser:
 
 
 def until(far: int) -> Normaliser:
-    """A time at which something ends: exact when it was given (`far` or later), hidden when it was reckoned."""
+    """A time at which something ends: exact when it was given (`far` or later), hidden when reckoned."""
 
     def normalise(frame: bytes) -> bytes:
         return b":?\r\n" if frame[:1] == b":" and 0 < int(frame[1:]) < far else frame
@@ -153,7 +153,7 @@ def normaliser(args: Sequence[bytes]) -> Normaliser:
 
 
 def normalised(commands: Sequence[Sequence[bytes]], frames: Sequence[bytes]) -> list[bytes]:
-    """The replies of one client, in order; what EXEC answers is normalised by the commands that were queued."""
+    """The replies of one client, in order; what EXEC answers is normalised by what was queued."""
     found: list[bytes] = []
     queued: list[Normaliser] = []
     for args, frame in zip(commands, frames, strict=True):

@@ -11,21 +11,20 @@ import itertools
 from random import Random
 from typing import NamedTuple
 
-from hypothesis import strategies as st
-
 import grammar
 from grammar import LINES, VALUES, Node
+from hypothesis import strategies as st
 from servers import pack
 
 FAMILIES = {
-    "string": "s", "bitmap": "b", "hash": "h", "list": "l", "set": "t", "zset": "z", "stream": "x", "geo": "g",
-    "hyperloglog": "p",
+    "string": "s", "bitmap": "b", "hash": "h", "list": "l", "set": "t", "zset": "z", "stream": "x",
+    "geo": "g", "hyperloglog": "p",
 }  # fmt: skip
 LETTERS = sorted(FAMILIES.values())
 
 
-# Not spoilt: what counts its keys by an argument (with none there is no shard), and what takes a random member;
-# and XADD with "*", which has a key of its own
+# Not spoilt: what counts its keys by an argument (with none there is no shard), and what takes a random
+# member; and XADD with "*", which has a key of its own
 UNSPOILT = (b"EVAL", b"FCALL", b"SPOP")
 # Not spoilt by swapping arguments: a value might become a time of a few milliseconds
 TIMED = (b"SET", b"SETEX", b"PSETEX", b"GETEX", b"EXPIRE", b"PEXPIRE", b"RESTORE")
@@ -49,7 +48,7 @@ WORLDS = [
 
 
 class Step(NamedTuple):
-    """What is sent in one piece: a command (args, its name first), or something else that servers must survive."""
+    """What is sent in one piece: a command (args, its name first), or what servers must survive."""
 
     data: bytes
     args: tuple[bytes, ...] = ()
@@ -142,7 +141,7 @@ class Writer:
         elif way == 4 and args[0] not in TIMED:
             other[at], other[-1] = other[-1], other[at]
         elif way == 5:
-            other[0] += dice.choice([b"x", b"\x00", b" ", b"\xff"])
+            other[0] += dice.choice([b"x", b" ", b"\xff"])
         else:
             other[0] = other[0].lower()
         return other or [b"PING"]
@@ -198,6 +197,9 @@ class Writer:
 
     def silence(self) -> list[Unit]:
         """CLIENT REPLY OFF ... ON, or SKIP: commands without replies."""
+        if self.once_in(5):
+            skip, on = ((b"CLIENT", b"REPLY", mode) for mode in (b"SKIP", b"ON"))
+            return [[Step(pack(*skip) + pack(*on), on)]]
         off = self.once_in(2)
         quiet, loud = ([b"CLIENT", b"REPLY", mode] for mode in (b"OFF" if off else b"SKIP", b"ON"))
         steps = [self.step(quiet)]
@@ -257,7 +259,7 @@ BYTES = 200
 @st.composite
 def programs(draw: st.DrawFn, world: World, proto: int) -> Program:
     """A client's life in `world`, beginning in RESP2 or RESP3."""
-    # one draw, for hypothesis likes to repeat what it has drawn; bytes of 0 leave something out, so shrinking does
+    # One draw, for hypothesis likes to repeat what it has drawn; 0 leaves something out, so shrinking does
     data = draw(st.binary(min_size=BYTES, max_size=BYTES))
     dice = Random(data[:8])
     stays = itertools.chain(data[10:], itertools.repeat(1))
