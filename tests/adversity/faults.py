@@ -99,6 +99,14 @@ class Server:
 
         _Background.run(go())
 
+    def call(self, what: Callable[[], object]) -> None:
+        """Calls it where the server runs."""
+
+        async def go() -> None:
+            what()
+
+        _Background.run(go())
+
     def _reset_all(self) -> None:
         for writer in list(self._writers):
             reset(writer)
@@ -149,7 +157,8 @@ class Latency(Toxic):
         self.latency, self.jitter = latency, jitter
 
     async def chunk(self, link: "Link", data: bytes, send: Send) -> None:
-        await asyncio.sleep(self.latency + random.uniform(-self.jitter, self.jitter))
+        due = link.arrived + self.latency + random.uniform(-self.jitter, self.jitter)
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
         await send(data)
 
 
@@ -234,6 +243,8 @@ class Link:
     ) -> None:
         self.network, self.side, self.reader, self.ends = network, side, reader, ends
         self.passed = 0  # bytes, since the toxics were last changed
+        self.arrived = 0.0  # when what is passed on now came
+        self.queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
         self.toxics: Sequence[Toxic] = ()
 
     def reset(self) -> None:
@@ -246,13 +257,28 @@ class Link:
 
     async def pump(self) -> None:
         """ends[0] gets what the reader brings."""
+        reading = asyncio.ensure_future(self._read())
         with contextlib.suppress(OSError):
-            while data := await self.reader.read(CHUNK):
+            while True:
+                self.arrived, data = await self.queue.get()
+                if not data:
+                    break
                 await self._through(self._current(), data)
             for toxic in self._current():
                 await toxic.end(self)
             if self.ends[0].can_write_eof():
                 self.ends[0].write_eof()
+        reading.cancel()
+
+    async def _read(self) -> None:
+        """What comes while the toxics hold something back is not delayed twice."""
+        data = b"begin"
+        while data:
+            try:
+                data = await self.reader.read(CHUNK)
+            except OSError:
+                data = b""
+            await self.queue.put((asyncio.get_running_loop().time(), data))
 
     def _current(self) -> Sequence[Toxic]:
         if self.toxics is not self.network.toxics:

@@ -225,7 +225,6 @@ def test_pipelines_for_a_node_that_does_not_accept_yet(nodes: list[RedisNode]) -
     assert watch.most_rss < BASE + 256 * MB
 
 
-@pytest.mark.xfail(strict=True, reason="A12: parts that wait for others are nobody's")
 def test_parts_that_wait_for_a_slow_one_are_somebodys(nodes: list[RedisNode]) -> None:
     """A client pipelines MGETs whose large parts come and wait for a node that stands still: it is closed for it."""
     limits = '[limits]\nclient_output_soft = "1mb"\nclient_output_hard = "16mb"\nmemory = "192mb"\ndrain_timeout = "1s"'
