@@ -1,12 +1,11 @@
-"""Growable byte buffers, the only memory that requests and replies live in.
+"""Growable byte buffers and queues, the only memory that requests and replies live in.
 
 Small blocks (128 bytes, 1 KiB, 16 KiB) are recycled through spare lists, most recently used first, because most
 buffers live for one tick; larger ones come from malloc and go back to it at once. `buf_total` counts what
-buffers own, spare blocks excluded, and the queues that `buf_account` is told of: it is the figure that the process's
-memory budget is about. One thread.
+buffers and queues own, spare blocks excluded: it is the figure that the process's memory budget is about. One thread.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
@@ -15,43 +14,59 @@ cdef enum:
     SMALL = 1024
     MEDIUM = 16384
     SIZES = 3
-    SPARE_BYTES = 16777216      # of each size, kept between trims
 
+    KEPT = 8192                 # spare blocks of each size, at most
+
+# None are kept under a sanitizer, which could not see who touches them
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #define KEEP_SPARES 0
+    #elif defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define KEEP_SPARES 0
+    #endif
+    #endif
+    #ifndef KEEP_SPARES
+    #define KEEP_SPARES 1
+    #endif
+    """
+    bint KEEP_SPARES
+
+# A stack of pointers, so that taking a block does not read it (a list through the blocks misses the cache)
 cdef struct Spare:
-    void *head                  # a spare block's first word points to the next one
     size_t count
+    size_t most
+    void *blocks[KEPT]
 
 cdef Spare spares[SIZES]
 cdef size_t *sizes = [TINY, SMALL, MEDIUM]
 cdef size_t total = 0
+spares[0].most = spares[1].most = KEPT if KEEP_SPARES else 0
+spares[2].most = 1024 if KEEP_SPARES else 0
 
 
 cdef inline Spare *spare_of(size_t size) noexcept nogil:
     return &spares[0] if size == TINY else &spares[1] if size == SMALL else &spares[2]
 
 
-cdef void *take(size_t size) noexcept nogil:
+cdef inline void *take(size_t size) noexcept nogil:
     cdef Spare *s = spare_of(size)
-    cdef void *p = s.head
-    if p != NULL:
-        s.head = (<void **>p)[0]
+    if s.count:
         s.count -= 1
-        return p
+        return s.blocks[s.count]
     return malloc(size)
 
 
-cdef void give(void *p, size_t size) noexcept nogil:
+cdef inline void give(void *p, size_t size) noexcept nogil:
     cdef Spare *s
-    if size > MEDIUM:
-        free(p)
-        return
-    s = spare_of(size)
-    if s.count * size >= SPARE_BYTES:
-        free(p)
-        return
-    (<void **>p)[0] = s.head
-    s.head = p
-    s.count += 1
+    if size <= MEDIUM:
+        s = spare_of(size)
+        if s.count < s.most:
+            s.blocks[s.count] = p
+            s.count += 1
+            return
+    free(p)
 
 
 cdef int buf_grow(Buf *b, size_t n) noexcept nogil:
@@ -107,22 +122,43 @@ cdef size_t buf_total() noexcept nogil:
     return total
 
 
-cdef void buf_account(int64_t bytes) noexcept nogil:
+cdef int queue_grow(void **items, uint32_t *mask, uint32_t head, uint32_t tail, size_t size, uint32_t room) \
+        noexcept nogil:
     global total
-    total += bytes
+    cdef char *more
+    cdef uint32_t i = head
+    if items[0] != NULL:
+        room = 2 * (mask[0] + 1)
+    more = <char *>malloc(room * size)
+    if more == NULL:
+        return -1
+    while i != tail:
+        memcpy(more + (i & (room - 1)) * size, <char *>items[0] + (i & mask[0]) * size, size)
+        i += 1
+    queue_free(items, mask, size)
+    total += room * size
+    items[0] = more
+    mask[0] = room - 1
+    return 0
+
+
+cdef void queue_free(void **items, uint32_t *mask, size_t size) noexcept nogil:
+    global total
+    if items[0] != NULL:
+        total -= (<size_t>mask[0] + 1) * size
+        free(items[0])
+    items[0] = NULL
+    mask[0] = 0
 
 
 cdef void buf_trim(size_t keep) noexcept nogil:
     cdef Spare *s
-    cdef void *p
     cdef int i
     for i in range(SIZES):
         s = &spares[i]
         while s.count * sizes[i] > keep:
-            p = s.head
-            s.head = (<void **>p)[0]
             s.count -= 1
-            free(p)
+            free(s.blocks[s.count])
 
 
 def total_bytes() -> int:

@@ -57,6 +57,9 @@ class Reactor:
     def latency(self) -> dict[str, list[int]]:
         """ "read" and "write" -> how many requests fell into each bucket."""
 
+    def set_max_clients(self, most: int) -> None:
+        """Fewer than limits.maxclients, where there are not descriptors for so many."""
+
     @property
     def client_total(self) -> int: ...
     def drain(self) -> None:

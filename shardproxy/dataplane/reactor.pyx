@@ -97,7 +97,6 @@ cdef class Reactor(Engine):
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
         self.budget.memory = limits.memory
-        self.budget.queue = limits.memory // 2
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
         self.request.limits.max_arguments = limits.max_arguments
@@ -180,7 +179,7 @@ cdef class Reactor(Engine):
         self.eff_requests = self.budget.requests
         self.eff_soft = self.budget.soft
         if used * 4 > self.budget.memory and self.client_count:
-            share = (self.budget.memory - used) // self.client_count if used < self.budget.memory else 0
+            share = (self.budget.memory // 2 - used) // self.client_count if used * 2 < self.budget.memory else 0
             if share < 4096:
                 share = 4096
             if share < self.eff_soft:
@@ -319,6 +318,7 @@ cdef class Reactor(Engine):
 
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
+        self.budget.queue = self.budget.memory // 4 // self.node_count
 
     def set_address(self, str node, str address):
         move(self, node, address)
@@ -395,6 +395,9 @@ cdef class Reactor(Engine):
         cdef int i, j
         return {name: [self.count[COUNTERS + j * BUCKETS + i] for i in range(BUCKETS)]
                 for j, name in enumerate(HISTOGRAMS)}
+
+    def set_max_clients(self, int most):
+        self.budget.clients = most
 
     @property
     def client_total(self):
