@@ -186,7 +186,10 @@ class SlowClose(Toxic):
 
 
 class Timeout(Toxic):
-    """Nothing arrives any more; after `timeout` the connection is closed (0: never)."""
+    """Nothing arrives any more; after `timeout` the connection is closed (0: when the toxic is taken away).
+
+    Unlike toxiproxy's it never goes on after that: a stream that lacks bytes in its middle is none that TCP delivers.
+    """
 
     def __init__(self, timeout: float = 0.0) -> None:
         self.timeout = timeout
@@ -194,7 +197,9 @@ class Timeout(Toxic):
     async def chunk(self, link: "Link", data: bytes, send: Send) -> None:
         if self.timeout:
             await asyncio.sleep(self.timeout)
-            link.close()
+        while not self.timeout and self in link.network.toxics:
+            await asyncio.sleep(0.02)
+        link.close()
 
 
 class ResetPeer(Toxic):
@@ -258,7 +263,7 @@ class Link:
     async def pump(self) -> None:
         """ends[0] gets what the reader brings."""
         reading = asyncio.ensure_future(self._read())
-        with contextlib.suppress(OSError):
+        try:
             while True:
                 self.arrived, data = await self.queue.get()
                 if not data:
@@ -268,7 +273,10 @@ class Link:
                 await toxic.end(self)
             if self.ends[0].can_write_eof():
                 self.ends[0].write_eof()
-        reading.cancel()
+        except OSError:
+            pass
+        finally:
+            reading.cancel()
 
     async def _read(self) -> None:
         """What comes while the toxics hold something back is not delayed twice."""

@@ -382,7 +382,6 @@ def test_out_of_descriptors_it_does_not_spin(nodes: list[RedisNode]) -> None:
         until(lambda: _served(proxy))
 
 
-@pytest.mark.xfail(strict=True, reason="A11: clients take the descriptors that the proxy itself needs")
 def test_out_of_descriptors_the_proxy_has_its_own() -> None:
     """Clients take none of those that the nodes' connections and the handlers need."""
     with RedisNode() as node, FewDescriptors(toml({"a": node.address})) as proxy, contextlib.ExitStack() as stack:
