@@ -422,6 +422,63 @@ def test_a_busy_node_says_so_itself() -> None:
         assert not proxy.events("upstream_lost")
 
 
+@pytest.mark.xfail(strict=True, reason="A15: any byte extends connect_timeout")
+def test_a_greeting_that_drips() -> None:
+    """A byte now and then is no greeting: connect_timeout is for all of it."""
+
+    class Dripping(Server):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for byte in b"+" + b"P" * 1000:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    with Dripping() as node, one_shard(node.address, 'connect_timeout = "300ms"\ntimeout = "200ms"') as (_, raw):
+        until(lambda: b"accepts the connection and says nothing" in raw.ask("GET", "key"), patience=8)
+
+
+def test_attributes_belong_to_the_reply_after_them() -> None:
+    attribute = b"|1\r\n+ttl\r\n:3600\r\n"
+
+    async def attributed(talk: Talk, args: list[bytes]) -> None:
+        talk.write(attribute)
+        await obey(talk, args)
+
+    with FakeNode(attributed) as node, one_shard(node.address) as (_, raw):
+        raw.ask("HELLO", 3)
+        raw.send(pack("SET", "key", "value") + pack("GET", "key") * 3 + pack("ECHO", "end"))
+        assert raw.frames(5) == [
+            attribute + b"+OK\r\n", *[attribute + b"$5\r\nvalue\r\n"] * 3, b"$3\r\nend\r\n"
+        ]  # fmt: skip
+
+
+def test_errors_of_commands_that_want_no_reply() -> None:
+    """CLIENT REPLY OFF and SKIP hold for our own errors too, alone and in fan-outs; what follows is in its place."""
+    with RedisNode() as node, ProxyProcess(toml({"down": f"127.0.0.1:{free_port()}", "up": node.address})) as proxy:
+        with proxy.raw() as raw:
+            down, up = key_on(raw, "down"), key_on(raw, "up")
+            until(lambda: raw.ask("GET", down).startswith(b"-SHARDDOWN"))
+            skip, off, on = (pack("CLIENT", "REPLY", mode) for mode in ("SKIP", "OFF", "ON"))
+            raw.send(skip + pack("GET", down) + pack("ECHO", "1") + skip + pack("MGET", down, up) + pack("ECHO", "2"))
+            raw.send(off + pack("GET", down) + pack("SET", up, "value") + pack("DEL", down, up) + on + pack("GET", up))
+            assert raw.frames(4) == [b"$1\r\n1\r\n", b"$1\r\n2\r\n", b"+OK\r\n", b"$-1\r\n"]
+
+
+def test_partial_nil_of_a_shard_that_is_slow() -> None:
+    with redis_nodes(2) as nodes:
+        pool = 'partial = "nil"\ntimeout = "300ms"\nreset_after = "1h"'
+        with ProxyProcess(toml(shards_of(nodes), pool=pool)) as proxy, proxy.raw() as raw:
+            a, b = key_on(raw, "a"), key_on(raw, "b")
+            raw.ask("MSET", a, "1", b, "2")
+            nodes[0].pause()
+            assert raw.value("MGET", a, b, a) == [None, "2", None]
+            assert raw.value("EXISTS", a, b) == 1
+            found = raw.ask("MSET", a, "3", b, "4")
+            assert found.startswith(b"-TIMEOUT shard 'a'") and b"done on: b" in found
+            nodes[0].resume()
+            assert raw.value("MGET", a, b, a) == ["3", "4", "3"]
+
+
 def test_many_shards_down_of_many() -> None:
     """Sixty shards, most of them down: MGET over all names every one that failed, or the first; those up are served."""
     ports = [free_port() for _ in range(59)]

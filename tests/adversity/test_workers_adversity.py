@@ -236,6 +236,26 @@ def test_sigterm_under_load_loses_nothing(nodes: list[RedisNode]) -> None:
     assert not lost
 
 
+@WORKERS
+def test_sigterm_with_a_node_that_stands_still(workers: int, nodes: list[RedisNode]) -> None:
+    """Who waits for it is told TIMEOUT, as ever; the others are answered; nothing is left over."""
+    with RedisNode() as still:
+        shards = {"a": still.address, "b": nodes[0].address}
+        pool = 'timeout = "1s"\nreset_after = "1h"'
+        with ProxyProcess(toml(shards, top=f"workers = {workers}", pool=pool)) as proxy, proxy.raw() as raw:
+            keys = [f"key{number}" for number in range(20)]
+            for key in keys:
+                assert raw.ask("SET", key, "value") == b"+OK\r\n"
+            still.pause()
+            raw.send(b"".join(pack("GET", key) for key in keys))
+            until(lambda: _in_flight(proxy) > 0)
+            proxy.signal(signal.SIGTERM)
+            found = raw.rest()
+            assert proxy.wait() == 0
+        answered = found.count(b"$5\r\nvalue\r\n")
+        assert 0 < answered < 20 and found.count(b"-TIMEOUT shard 'a' at") == 20 - answered
+
+
 @pytest.mark.xfail(strict=True, reason="A14: half a command holds the drain up")
 @WORKERS
 def test_sigterm_does_not_wait_for_those_who_ask_nothing(workers: int, nodes: list[RedisNode]) -> None:
