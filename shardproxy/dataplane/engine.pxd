@@ -171,6 +171,7 @@ cdef class Engine:
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
     cdef bint draining
+    cdef uint64_t grace_ends                # when a client with half a command is waited for no more
     cdef uint64_t now                       # us, monotonic, of this tick
     cdef Client **client_list
     cdef uint32_t *client_generations

@@ -44,6 +44,7 @@ cdef enum:
 
 cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
 cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
+cdef uint64_t GRACE = 1000000           # us for the rest of a command when draining
 STATES = ("down", "connecting", "greeting", "up")
 
 cdef class Reactor(Engine):
@@ -286,6 +287,11 @@ cdef class Reactor(Engine):
                 c = self.client_list[i]
                 if c != NULL and not c.dead and c.head == c.tail and self.now > c.active + self.budget.idle:
                     client_close(self, c, "idle for longer than idle_timeout")
+        if self.draining:
+            for i in range(self.client_room):
+                c = self.client_list[i]
+                if c != NULL and not c.dead:
+                    self.mark_dirty(c)
         self.finish()
         self.in_tick = False
         if self.now > self.trim_at:
@@ -407,16 +413,11 @@ cdef class Reactor(Engine):
 
     def drain(self):
         """Accept no more. A client goes when everything that it has sent is answered."""
-        cdef uint32_t i
-        cdef Client *c
         self.draining = True
+        self.grace_ends = monotonic_us() + GRACE
         for fd in list(self.listeners):
             self.unlisten(fd)
-        for i in range(self.client_room):
-            c = self.client_list[i]
-            if c != NULL and not c.dead:
-                self.mark_dirty(c)
-        self.flush()
+        self.cron()
 
     def idle(self):
         return self.client_count == 0

@@ -23,7 +23,7 @@ from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """The shard of all its keys, NO_KEY, MALFORMED, or ANSWERED (with an error)."""
     cdef int i, n, shard, other
-    if row.first and not row.flags & FLAG_MOVABLE and row.last == row.first:
+    if 0 < row.first < r.argc and not row.flags & FLAG_MOVABLE and row.last == row.first:
         return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
     if row.flags & FLAG_KEYLESS:
         return NO_KEY

@@ -140,7 +140,9 @@ cdef void client_flush(Engine e, Client *c) noexcept:
         if c.out.len == 0 and (c.leaving or (c.eof and not c.stalled)):
             client_close(e, c, NULL)
             return
-        if e.draining and c.out.len == 0 and c.inp.len == 0 and not unread(c):
+        # what is left of its input, unless it waits for its turn, is the beginning of a command: some grace for the rest
+        if (e.draining and c.out.len == 0 and not c.stalled and (c.inp.len == 0 or e.now > e.grace_ends)
+                and not unread(c)):
             client_close(e, c, NULL)
             return
     if c.stalled:
