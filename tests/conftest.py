@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
 
 

@@ -1,4 +1,4 @@
-"""What handlers see, without an engine: plain records with the attributes of `dataplane.reactor`'s handles."""
+"""What handlers see, without an engine: plain records with the attributes of the engine's handles."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -62,7 +62,7 @@ def pack(*args: str | bytes | int) -> bytes:
 
 
 def frame_end(data: bytes | bytearray, at: int = 0) -> int:
-    """Where the RESP frame that begins at `at` ends; -1 when more bytes are needed. For tests: slow and plain."""
+    """Where the RESP frame that begins at `at` ends; -1 when more bytes are needed. Slow and plain."""
     line = data.find(b"\r\n", at)
     if line < 0:
         return -1
@@ -155,7 +155,7 @@ class Raw:
 
 
 class RedisNode:
-    """A redis-server of our own on 127.0.0.1; `options` are as on its command line: ("--maxmemory", "1mb")."""
+    """A redis-server on 127.0.0.1; `options` are as on its command line: ("--maxmemory", "1mb")."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -176,10 +176,10 @@ class RedisNode:
         """Returns when it answers; also after `stop` or `kill`, on the same port."""
         server = program("redis-server", "redis-server")
         self.process = subprocess.Popen(
-            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder]
-            + ["--enable-debug-command", "yes", *self.options],
+            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder,
+             "--enable-debug-command", "yes", *self.options],
             stdout=subprocess.DEVNULL,
-        )
+        )  # fmt: skip
         until(self._answers, f"redis-server on port {self.port}")
         return self
 
@@ -259,6 +259,54 @@ class SomethingElse:
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join(5)
+
+
+class Relay:
+    """A server in front of another that replaces bytes on the way, both as long as what they replace.
+
+    `up`: in what clients send; `down`: in what the server answers. Works on single reads.
+    """
+
+    def __init__(self, port: int, up: tuple[bytes, bytes], down: tuple[bytes, bytes]) -> None:
+        self.target, self.up, self.down = port, up, down
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.sockets: list[socket.socket] = [self.listener]
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                self.sockets += [client, server]
+                for pair in ((client, server, self.up), (server, client, self.down)):
+                    self.threads.append(threading.Thread(target=self._pump, args=pair, daemon=True))
+                    self.threads[-1].start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, change: tuple[bytes, bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                sink.sendall(data.replace(*change))
+            sink.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in self.sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        for thread in self.threads:
+            thread.join(5)
 
 
 def toml(

@@ -1,8 +1,8 @@
 def total_bytes() -> int:
     """Bytes in the blocks that buffers own now, spare blocks excluded."""
 
-def spare_blocks() -> tuple[int, int]:
-    """How many spare blocks of 1 KiB and of 16 KiB are kept."""
+def spare_blocks() -> tuple[int, int, int]:
+    """How many spare blocks of 128 bytes, 1 KiB and 16 KiB are kept."""
 
 class Buffer:
     """A buffer for tests: append, consume, read back."""

@@ -1,28 +1,37 @@
 """Growable byte buffers, the only memory that requests and replies live in.
 
-Small blocks (1 KiB, 16 KiB) are recycled through two spare lists, most recently used first, because most
+Small blocks (128 bytes, 1 KiB, 16 KiB) are recycled through spare lists, most recently used first, because most
 buffers live for one tick; larger ones come from malloc and go back to it at once. `buf_total` counts what
-buffers own, spare blocks excluded: it is the figure that the process's memory budget is about. One thread.
+buffers own, spare blocks excluded, and the queues that `buf_account` is told of: it is the figure that the process's
+memory budget is about. One thread.
 """
 
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 cdef enum:
+    TINY = 128
     SMALL = 1024
     MEDIUM = 16384
-    MAX_SPARE = 4096            # blocks of each size kept between trims
+    SIZES = 3
+    SPARE_BYTES = 16777216      # of each size, kept between trims
 
 cdef struct Spare:
     void *head                  # a spare block's first word points to the next one
     size_t count
 
-cdef Spare spare_small, spare_medium
+cdef Spare spares[SIZES]
+cdef size_t *sizes = [TINY, SMALL, MEDIUM]
 cdef size_t total = 0
 
 
+cdef inline Spare *spare_of(size_t size) noexcept nogil:
+    return &spares[0] if size == TINY else &spares[1] if size == SMALL else &spares[2]
+
+
 cdef void *take(size_t size) noexcept nogil:
-    cdef Spare *s = &spare_small if size == SMALL else &spare_medium
+    cdef Spare *s = spare_of(size)
     cdef void *p = s.head
     if p != NULL:
         s.head = (<void **>p)[0]
@@ -36,8 +45,8 @@ cdef void give(void *p, size_t size) noexcept nogil:
     if size > MEDIUM:
         free(p)
         return
-    s = &spare_small if size == SMALL else &spare_medium
-    if s.count >= MAX_SPARE:
+    s = spare_of(size)
+    if s.count * size >= SPARE_BYTES:
         free(p)
         return
     (<void **>p)[0] = s.head
@@ -56,7 +65,9 @@ cdef int buf_grow(Buf *b, size_t n) noexcept nogil:
         memmove(b.p, b.p + b.off, b.len)
         b.off = 0
         return 0
-    if need <= SMALL:
+    if need <= TINY:
+        cap = TINY
+    elif need <= SMALL:
         cap = SMALL
     elif need <= MEDIUM:
         cap = MEDIUM
@@ -96,13 +107,18 @@ cdef size_t buf_total() noexcept nogil:
     return total
 
 
+cdef void buf_account(int64_t bytes) noexcept nogil:
+    global total
+    total += bytes
+
+
 cdef void buf_trim(size_t keep) noexcept nogil:
     cdef Spare *s
     cdef void *p
     cdef int i
-    for i in range(2):
-        s = &spare_small if i == 0 else &spare_medium
-        while s.count > keep:
+    for i in range(SIZES):
+        s = &spares[i]
+        while s.count * sizes[i] > keep:
             p = s.head
             s.head = (<void **>p)[0]
             s.count -= 1
@@ -114,7 +130,7 @@ def total_bytes() -> int:
 
 
 def spare_blocks() -> tuple:
-    return spare_small.count, spare_medium.count
+    return tuple(spares[i].count for i in range(SIZES))
 
 
 cdef class Buffer:

@@ -19,7 +19,7 @@ A key spec (https://redis.io/docs/reference/key-specs/), several separated by ";
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -191,7 +191,7 @@ def parse_line(line: list[Any]) -> Row:
 
 def facts() -> list[Row]:
     """Every command and subcommand of Redis 7.0.15, flat, no decisions yet."""
-    text = resources.files(__package__).joinpath("commands.json").read_bytes()
+    text = Path(__file__).with_name("commands.json").read_bytes()
     return [parse_line(line) for line in msgspec.json.decode(text)]
 
 
@@ -211,20 +211,18 @@ def nest(rows: list[Row]) -> list[Row]:
 def key_flags(row: Row, spec: int, args: Sequence[bytes]) -> tuple[str, ...]:
     """How the command uses keys of its key spec number `spec`: as COMMAND GETKEYSANDFLAGS says."""
     flags = row.key_specs[spec].flags
-    if "variable_flags" not in flags:
-        return flags
     if row.name == "set" and b"get" not in {arg.lower() for arg in args[3:]}:
         return ("OW", "update")
     if row.name == "bitfield" and not _bitfield_writes(args):
         return ("RO", "access")
-    return tuple(flag for flag in flags if flag != "variable_flags")
+    return tuple(flag for flag in flags if flag not in ("variable_flags", "incomplete"))
 
 
 def _bitfield_writes(args: Sequence[bytes]) -> bool:
     at = 2
     while at < len(args):
-        word = args[at].lower()
-        if word in (b"set", b"incrby"):
+        size = {b"get": 3, b"overflow": 2}.get(args[at].lower(), 0)
+        if size == 0:
             return True
-        at += {b"get": 3, b"overflow": 2}.get(word, 1)
+        at += size
     return False

@@ -50,16 +50,27 @@ cdef struct Spec:
 
 # What a row needs beyond its one cache line
 cdef struct Rest:
-    uint16_t container      # id of a subcommand's container
-    uint16_t offset         # where its own name begins in Row.name
+    uint16_t offset         # where a subcommand's own name begins in Row.name
     uint16_t spec           # index of its first Spec
     uint8_t specs
     uint8_t walk            # finds the keys by walking the options; 0: by key specs
     uint8_t mandatory       # 0: may have no keys at all (EVAL)
+    uint8_t learned
 
-# Open addressing over row ids; power of two, at most a quarter full
+# A name in lower case, folded into two words that tell all names of up to 16 bytes apart
+cdef struct Name:
+    uint64_t a
+    uint64_t b
+
+cdef struct Entry:
+    Name name
+    uint32_t size           # of the name; 0: this place is free
+    uint16_t id             # Row.id
+    uint16_t container      # Row.id of a subcommand's container
+
+# Open addressing, linear probing; a power of two, at most half full
 cdef struct Index:
-    uint16_t *slots
+    Entry *entries
     uint32_t mask
 
 # Where keys go as they are found
@@ -82,18 +93,21 @@ cdef class CommandTable:
     cdef Index sub
     cdef int count
     cdef object examine(self, args, bint wants_positions)
-    cdef void enter(self, int number_of, bint is_sub) noexcept
+    cdef const Row *look(self, const Index *index, uint32_t container, const char *name, size_t n) noexcept nogil
     cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                     Found *found) noexcept nogil
-    # As keys(), but never -2 or -3, and `which` (NULL: not wanted) gets the number of the key spec of each.
+    # As keys(), but never -2 or -3, and -1 for learned commands too; `which` (NULL: not wanted) gets the number
+    # of the key spec of each.
     cdef int positions(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                        int *out, int *which, int room) noexcept nogil
     # Case-insensitive; NULL when unknown.
     cdef const Row *find(self, const char *name, size_t n) noexcept nogil
     # The row of "container|sub"; NULL when that container has no such subcommand.
     cdef const Row *find_sub(self, const Row *container, const char *sub, size_t n) noexcept nogil
-    # Writes the argument positions of all keys to out (at most `room`) and returns how many there are;
-    # -1: the arguments are malformed (Redis: "Invalid number of arguments specified for command"),
+    # Writes the argument positions of all keys to out (at most `room`) and returns how many there are, which is
+    # never more than argc;
+    # -1: the arguments are malformed: Redis refuses them and touches nothing, so any node may say it in its own
+    #     words (a test sends thousands). Of a learned command that is not known: it returns 0 instead;
     # -2: a key the command reads is named by a pattern (SORT BY/GET) that may live elsewhere,
     # -3: it would block (XREAD BLOCK). Positions are right only when the count is <= room.
     cdef int keys(self, const Row *row, int argc, const char *const *argv, const size_t *argl,

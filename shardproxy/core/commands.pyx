@@ -20,7 +20,6 @@ cdef enum:
     BAD = -1            # see keys() in the .pxd
     PATTERN = -2
     WOULD_BLOCK = -3
-    NO_ROW = 0xFFFF
 
 cdef dict KINDS = {
     "forward": KIND_FORWARD, "fanout": KIND_FANOUT, "local": KIND_LOCAL, "multi": KIND_MULTI, "refused": KIND_REFUSED,
@@ -46,39 +45,52 @@ cdef dict WALKS = {
     "migrate": WALK_MIGRATE,
 }
 
-# A-Z to a-z; NUL becomes 1, so that no input ever matches the padding of a row's name
-cdef unsigned char LOWER[256]
-cdef int _c
-for _c in range(256):
-    LOWER[_c] = _c + 32 if c'A' <= _c <= c'Z' else (_c if _c else 1)
+cdef enum:
+    ANY = 0xFFFF        # find(): a command has no container
 
 
-cdef inline uint32_t hash_name(const char *name, size_t n, uint32_t salt) noexcept nogil:
-    # Only the first and the last 8 bytes, letters folded by setting 0x20 in every byte: good enough to spread
-    # command names, and names are compared exactly afterwards.
-    cdef uint64_t a = 0, b = 0
-    cdef uint32_t c = 0, d = 0
+cdef inline uint64_t lower8(uint64_t x) noexcept nogil:
+    """Eight bytes at once: A-Z to a-z, nothing else changes."""
+    cdef uint64_t low = x & 0x7F7F7F7F7F7F7F7FULL
+    # Bit 7 of each byte: at least "A", and not beyond "Z"; bytes over 127 are no letters
+    cdef uint64_t upper = (low + 0x3F3F3F3F3F3F3F3FULL) & ~(low + 0x2525252525252525ULL) & ~x & 0x8080808080808080ULL
+    return x | (upper >> 2)
+
+
+cdef inline Name fold(const char *text, size_t n) noexcept nogil:
+    cdef Name name = Name(0, 0)
+    cdef uint32_t c, d
     if n >= 8:
-        memcpy(&a, name, 8)
-        memcpy(&b, name + n - 8, 8)
+        memcpy(&name.a, text, 8)
+        memcpy(&name.b, text + n - 8, 8)
+        name.b = lower8(name.b)
     elif n >= 4:
-        memcpy(&c, name, 4)
-        memcpy(&d, name + n - 4, 4)
-        a = c
-        b = d
+        memcpy(&c, text, 4)
+        memcpy(&d, text + n - 4, 4)
+        name.a = c | (<uint64_t> d << 32)
     elif n:
-        a = <uint64_t> <unsigned char> name[0] | (<uint64_t> <unsigned char> name[n >> 1] << 8)
-        b = <unsigned char> name[n - 1]
-    a = (a | 0x2020202020202020ULL) * 0x9E3779B97F4A7C15ULL
-    b = ((b | 0x2020202020202020ULL) + n + (<uint64_t> salt << 32)) * 0xC2B2AE3D27D4EB4FULL
-    a ^= b
-    return <uint32_t> (a >> 40)
+        name.a = (
+            <uint64_t> <unsigned char> text[0]
+            | (<uint64_t> <unsigned char> text[n >> 1] << 8)
+            | (<uint64_t> <unsigned char> text[n - 1] << 16)
+        )
+    name.a = lower8(name.a)
+    return name
+
+
+cdef inline uint32_t hash_of(Name name, size_t n, uint32_t container) noexcept nogil:
+    cdef uint64_t mixed = (name.a ^ (name.b << 23 | name.b >> 41) ^ (n + (<uint64_t> container << 8)))
+    return <uint32_t> ((mixed * 0x9E3779B97F4A7C15ULL) >> 40)
 
 
 cdef inline bint same(const char *text, const char *lower, size_t n) noexcept nogil:
     cdef size_t i
+    cdef unsigned char c
     for i in range(n):
-        if LOWER[<unsigned char> text[i]] != <unsigned char> lower[i]:
+        c = text[i]
+        if c'A' <= c <= c'Z':
+            c += 32
+        if c != <unsigned char> lower[i]:
             return False
     return True
 
@@ -108,7 +120,7 @@ cdef inline void put(Found *found, int position, int spec) noexcept nogil:
     found.n += 1
 
 
-cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, const char *const *argv,
+cdef int by_spec(const Spec *spec, int number_of, const Rest *rest, int argc, const char *const *argv,
                  const size_t *argl, Found *found) noexcept nogil:
     """0, or BAD."""
     cdef int begin = 0, i, stop, way
@@ -139,14 +151,16 @@ cdef int by_spec(const Spec *spec, int number_of, bint mandatory, int argc, cons
             last = argc + spec.last
         else:
             last = begin + (argc - begin) // spec.limit + spec.last
+        if spec.last < 0 and last < begin:
+            return 0        # PFMERGE key, without sources. GETKEYS calls that invalid; PFMERGE runs
         # The last group must be whole (MSET k v k): Redis notices when it executes, a split would not
-        if spec.step > 1 and spec.last < 0 and (last - begin + 1) % spec.step != 0:
+        if spec.step > 1 and spec.last < 0 and not rest.learned and (last - begin + 1) % spec.step != 0:
             return BAD
     elif spec.find == 1:
         if begin + spec.count >= argc:
             return BAD
         n = number(argv[begin + spec.count], argl[begin + spec.count])
-        if n == 0 and not mandatory:
+        if n == 0 and not rest.mandatory:
             return 0
         begin += spec.first
         if n <= 0 or n > argc:
@@ -262,83 +276,66 @@ cdef class CommandTable:
         self.numbers = {name: number_of for number_of, name in enumerate(self.names)}
         self.whys = tuple(row.why.encode() for row in self.records)
         self.count = len(self.records)
-        if len(self.numbers) != self.count or self.count >= NO_ROW:
+        if len(self.numbers) != self.count or self.count >= ANY:
             raise ValueError("a command comes twice, or there are too many")
         specs = [spec for row in self.records for spec in row.key_specs]
         cdef uint32_t size = 64
-        while size < <uint32_t> self.count * 4:
+        while size < <uint32_t> self.count * 2:
             size *= 2
         self.table = <Row *> calloc(self.count + 1, sizeof(Row))
         self.rest = <Rest *> calloc(self.count + 1, sizeof(Rest))
         self.specs = <Spec *> calloc(len(specs) + 1, sizeof(Spec))
-        self.top.slots = <uint16_t *> calloc(size, sizeof(uint16_t))
-        self.sub.slots = <uint16_t *> calloc(size, sizeof(uint16_t))
-        if not (self.table and self.rest and self.specs and self.top.slots and self.sub.slots):
+        self.top.entries = <Entry *> calloc(size, sizeof(Entry))
+        self.sub.entries = <Entry *> calloc(size, sizeof(Entry))
+        if not (self.table and self.rest and self.specs and self.top.entries and self.sub.entries):
             raise MemoryError
         self.top.mask = self.sub.mask = size - 1
-        cdef uint32_t i
-        for i in range(size):
-            self.top.slots[i] = self.sub.slots[i] = NO_ROW
         for number_of, spec in enumerate(specs):
             fill_spec(&self.specs[number_of], spec)
-        cdef uint16_t container = 0
-        at = 0
+        container = at = 0
         for number_of, row in enumerate(self.records):
             fill_row(&self.table[number_of], number_of, row)
-            is_sub = "|" in row.name
-            if not is_sub:
-                container = number_of
-            fill_rest(&self.rest[number_of], container, at, row)
+            fill_rest(&self.rest[number_of], at, row)
             at += len(row.key_specs)
-            self.enter(number_of, is_sub)
+            if "|" in row.name:
+                enter(&self.sub, container, number_of, row.name.partition("|")[2].encode())
+            else:
+                container = number_of
+                enter(&self.top, ANY, number_of, row.name.encode())
 
     def __dealloc__(self):
         free(self.table)
         free(self.rest)
         free(self.specs)
-        free(self.top.slots)
-        free(self.sub.slots)
+        free(self.top.entries)
+        free(self.sub.entries)
 
-    cdef void enter(self, int number_of, bint is_sub) noexcept:
-        cdef Rest *rest = &self.rest[number_of]
-        cdef const char *name = self.table[number_of].name + rest.offset
-        cdef size_t n = 0
-        while name[n]:
-            n += 1
-        cdef Index *index = &self.sub if is_sub else &self.top
-        cdef uint32_t at = hash_name(name, n, rest.container if is_sub else 0) & index.mask
-        while index.slots[at] != NO_ROW:
+    cdef const Row *look(self, const Index *index, uint32_t container, const char *name, size_t n) noexcept nogil:
+        cdef Name folded
+        cdef uint32_t at
+        cdef const Entry *entry
+        cdef const Row *row
+        if n >= sizeof(row.name):
+            return NULL
+        folded = fold(name, n)
+        at = hash_of(folded, n, container) & index.mask
+        while True:
+            entry = &index.entries[at]
+            if entry.size == 0:
+                return NULL
+            if (entry.name.a == folded.a and entry.name.b == folded.b and entry.size == n
+                    and entry.container == container):
+                row = &self.table[entry.id]
+                # What stands between the first and the last 8 bytes is not in the folded name
+                if n <= 16 or same(name, row.name + self.rest[entry.id].offset, n):
+                    return row
             at = (at + 1) & index.mask
-        index.slots[at] = number_of
 
     cdef const Row *find(self, const char *name, size_t n) noexcept nogil:
-        cdef uint32_t at
-        cdef const Row *row
-        if n == 0 or n >= 48:
-            return NULL
-        at = hash_name(name, n, 0) & self.top.mask
-        while self.top.slots[at] != NO_ROW:
-            row = &self.table[self.top.slots[at]]
-            if same(name, row.name, n) and row.name[n] == 0:
-                return row
-            at = (at + 1) & self.top.mask
-        return NULL
+        return self.look(&self.top, ANY, name, n)
 
     cdef const Row *find_sub(self, const Row *container, const char *sub, size_t n) noexcept nogil:
-        cdef uint32_t at
-        cdef const Row *row
-        cdef const Rest *rest
-        if n == 0 or n >= 48:
-            return NULL
-        at = hash_name(sub, n, container.id) & self.sub.mask
-        while self.sub.slots[at] != NO_ROW:
-            row = &self.table[self.sub.slots[at]]
-            rest = &self.rest[self.sub.slots[at]]
-            if (rest.container == container.id and rest.offset + n < 48
-                    and same(sub, row.name + rest.offset, n) and row.name[rest.offset + n] == 0):
-                return row
-            at = (at + 1) & self.sub.mask
-        return NULL
+        return self.look(&self.sub, container.id, sub, n)
 
     cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                     Found *found) noexcept nogil:
@@ -350,9 +347,11 @@ cdef class CommandTable:
         if rest.walk == WALK_SPECS:
             for i in range(rest.specs):
                 if self.specs[rest.spec + i].is_key and by_spec(
-                        &self.specs[rest.spec + i], i, rest.mandatory, argc, argv, argl, found) != 0:
+                        &self.specs[rest.spec + i], i, rest, argc, argv, argl, found) != 0:
                     return BAD
-            return 0
+            if found.n > argc:      # specs of a stranger may name arguments again and again
+                return BAD
+            return BAD if found.n == 0 and rest.mandatory else 0
         if rest.walk == WALK_SORT or rest.walk == WALK_SORT_RO:
             return walk_sort(argc, argv, argl, rest.walk == WALK_SORT, found)
         if rest.walk == WALK_XREAD:
@@ -365,6 +364,8 @@ cdef class CommandTable:
                   int *out, int room) noexcept nogil:
         cdef Found found = Found(out, NULL, room, 0)
         cdef int status = self.search(row, argc, argv, argl, &found)
+        if status == BAD and self.rest[row.id].learned:
+            return 0    # it is not known that the node refuses such arguments
         return status if status < 0 else found.n
 
     cdef int positions(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
@@ -393,6 +394,10 @@ cdef class CommandTable:
         """Positions of a command's keys in args (args[0] is its name). Raises as keys_and_flags_of."""
         return [position for position, _ in self.examine(args, True)]
 
+    def locate_keys(self, args):
+        """[(position, number of the key spec that found it)] of a command's keys. Raises as keys_and_flags_of."""
+        return self.examine(args, True)
+
     def keys_and_flags_of(self, args):
         """[(position, flags)] of a command's keys: (1, ("RW", "access", "update")).
 
@@ -400,13 +405,13 @@ cdef class CommandTable:
         number of arguments, and arguments that its keys cannot be told from.
         """
         found = self.examine(args, True)
-        row = self.row(*args)
+        row = self.row(*args[:2])
         return [(position, command_rows.key_flags(row, spec, args)) for position, spec in found]
 
     cdef object examine(self, args, bint wants_positions):
         cdef list items = [bytes(arg) for arg in args]
         cdef int argc = len(items)
-        record = self.row(*items) if items else None
+        record = self.row(*items[:2]) if items else None
         if record is None:
             raise ValueError("Invalid command specified")
         if not record.has_keys:
@@ -416,7 +421,7 @@ cdef class CommandTable:
         cdef const Row *row = &self.table[self.numbers[record.name]]
         cdef const char **argv = <const char **> calloc(argc, sizeof(char *))
         cdef size_t *argl = <size_t *> calloc(argc, sizeof(size_t))
-        cdef int room = 4 * argc    # several specs may name one argument; more than this none does
+        cdef int room = argc
         cdef int *out = <int *> calloc(2 * room, sizeof(int))
         cdef bytes item
         cdef int i, n
@@ -434,7 +439,7 @@ cdef class CommandTable:
                 return []       # as Redis says of EVAL, whatever its arguments are
             if n < 0:
                 raise ValueError("Invalid arguments specified for command")
-            return [(out[i], out[room + i]) for i in range(min(n, room))]
+            return [(out[i], out[room + i]) for i in range(n)]
         finally:
             free(argv)
             free(argl)
@@ -442,6 +447,15 @@ cdef class CommandTable:
 
     def __len__(self):
         return self.count
+
+
+cdef void enter(Index *index, int container, int number_of, bytes name) noexcept:
+    cdef size_t n = len(name)
+    cdef Name folded = fold(name, n)
+    cdef uint32_t at = hash_of(folded, n, container) & index.mask
+    while index.entries[at].size:
+        at = (at + 1) & index.mask
+    index.entries[at] = Entry(folded, n, number_of, container)
 
 
 cdef int fill_row(Row *row, int number_of, record) except -1:
@@ -487,13 +501,13 @@ cdef int fill_spec(Spec *spec, record) except -1:
     return 0
 
 
-cdef int fill_rest(Rest *rest, int container, int spec, record) except -1:
-    rest.container = container
+cdef int fill_rest(Rest *rest, int spec, record) except -1:
     rest.offset = record.name.find("|") + 1
     rest.spec = spec
     rest.specs = len(record.key_specs)
     rest.walk = WALKS[record.walk]
-    rest.mandatory = "no_mandatory_keys" not in record.flags
+    rest.learned = record.learned
+    rest.mandatory = record.has_keys and "no_mandatory_keys" not in record.flags
     return 0
 
 

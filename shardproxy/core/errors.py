@@ -2,10 +2,9 @@
 
 Pure. A text is the body of a RESP error: it begins with its code, has no "-" and no line end. Whatever Redis
 has a text for has Redis 7's own. Names a node, a shard and a reason where there is one; never a key, a value
-or a secret. The engine has C strings of its own for those of them that a request meets on the fast path.
+or a secret. What a request meets on the fast path the engine says with C strings of its own: ENGINE lists
+them, and a test compares the list with the engine's sources.
 """
-
-from collections.abc import Sequence
 
 
 def shown(value: bytes, size: int = 128) -> str:
@@ -18,7 +17,6 @@ def shown(value: bytes, size: int = 128) -> str:
 SYNTAX = "ERR syntax error"
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 NOT_AN_INT = "ERR value is out of range, value must between -2147483648 and 2147483647"
-CROSSSLOT = "CROSSSLOT Keys in request don't hash to the same slot"
 NOPROTO = "NOPROTO unsupported protocol version"
 PROTOCOL_VERSION = "ERR Protocol version is not an integer or out of range"
 NO_PASSWORD_SET = (
@@ -29,17 +27,6 @@ WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
 DB_RANGE = "ERR DB index is out of range"
-MAX_CLIENTS = "ERR max number of clients reached"
-
-
-def unknown_command(args: Sequence[bytes]) -> str:
-    """args: the whole command, its name first."""
-    beginning = ""
-    for arg in args[1:]:
-        if len(beginning) >= 128:
-            break
-        beginning += f"'{shown(arg, 128 - len(beginning))}' "
-    return f"ERR unknown command '{shown(args[0])}', with args beginning with: {beginning}"
 
 
 def unknown_subcommand(container: str, sub: bytes) -> str:
@@ -70,21 +57,9 @@ def client_value(option: bytes) -> str:
 
 
 def get_keys(reason: str) -> str:
-    """reason: what CommandTable.locate_keys raised."""
+    """reason: what CommandTable.keys_of raised."""
     return f"ERR {reason}"
 
-
-# --- The client's: it is not to be served ------------------------------------------------------------------
-
-PROTECTED_MODE = (
-    "DENIED shardproxy is running in protected mode: it has no users configured, so it serves only clients "
-    "of its own machine, over the loopback interface or a unix socket. To serve others, on a network that "
-    'you trust, set "protected_mode = false" in shardproxy.toml.'
-)
-HTTP_REQUEST = (
-    "ERR this is an HTTP request, and shardproxy speaks RESP, as Redis does; the connection is closed, since "
-    "it may be an attack over a browser"
-)
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------
 
@@ -99,21 +74,6 @@ def not_supported(name: str, why: str) -> str:
 # --- A node's ----------------------------------------------------------------------------------------------
 
 
-def shard_down(shard: str, address: str, reason: str) -> str:
-    return f"SHARDDOWN shard '{shard}' at {address}: {reason}"
-
-
-def timed_out(shard: str, address: str, seconds: float) -> str:
-    return f"TIMEOUT shard '{shard}' at {address} did not answer within {seconds:g} s"
-
-
-def unknown_outcome(shard: str, address: str) -> str:
-    return (
-        f"UNKNOWN the connection to shard '{shard}' at {address} was lost after the request was sent: "
-        "it may have been executed, or not"
-    )
-
-
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
@@ -121,7 +81,7 @@ def not_redis(said: bytes) -> str:
 
 # --- Ours: a bug -------------------------------------------------------------------------------------------
 
-INTERNAL = "ERR internal error of shardproxy; its log says more"
+INTERNAL = "ERR internal error: see the log of shardproxy"
 
 # --- The operator's: shardproxy cannot start ---------------------------------------------------------------
 
@@ -145,5 +105,50 @@ def cannot_listen(address: str, reason: str) -> str:
     return f"cannot listen on {address}: {reason}"
 
 
+def not_permitted(address: str) -> str:
+    return (
+        f"cannot listen on {address}: permission denied. Ports below 1024 are root's, or of who has "
+        "CAP_NET_BIND_SERVICE; a unix socket needs a directory that may be written"
+    )
+
+
 def worker_gave_up(slot: int, how: str) -> str:
     return f"worker {slot} ended before it was ready ({how}); the log above says why"
+
+
+# --- The engine's own, {} where it puts something in -------------------------------------------------------
+
+ENGINE = (
+    # the client's: what it asked for is wrong
+    "ERR {}",  # what of its bytes is not RESP, or over a limit; the connection is closed
+    "ERR unknown command '{}', with args beginning with: ",
+    "ERR unknown subcommand '{}'. Try {} HELP.",
+    "ERR wrong number of arguments for '{}' command",
+    "CROSSSLOT Keys in request don't hash to the same slot",
+    "ERR MULTI calls can not be nested",
+    "ERR EXEC without MULTI",
+    "ERR DISCARD without MULTI",
+    "ERR WATCH inside MULTI is not allowed",
+    "EXECABORT Transaction discarded because of previous errors.",
+    "ERR the transaction is larger than max_request",
+    # the client's: it is not to be served
+    "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "
+    "machine are served. Connect over the loopback interface or a unix socket, or set protected_mode = false "
+    "in shardproxy.toml if everybody who can reach this port may use it.",
+    "ERR max number of clients reached",
+    # ours: it could be answered one day
+    "ERR '{}' is not supported yet: {}",
+    "ERR '{}' is not supported inside MULTI",
+    "ERR '{}' with BLOCK is not supported yet: it needs a connection of its own",
+    "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
+    "ERR '{}' without a key is not supported yet: it says no shard",
+    # a node's: (shard, address, ...)
+    "SHARDDOWN shard '{}' at {} is down: {}",
+    "OVERLOADED shard '{}' at {}: {} bytes wait for it",
+    "TIMEOUT shard '{}' at {} did not answer within {} ms; the command may still run",
+    "UNKNOWN outcome: shard '{}' at {} was lost before it answered ({}); the command may have run",
+    # ours
+    "ERR internal error: see the log of shardproxy",
+    "ERR out of memory",
+    "ERR shardproxy is stopping",
+)

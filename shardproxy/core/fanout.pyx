@@ -6,7 +6,7 @@ but integers. A failed part makes an error that names the shards, or nils where 
 an error, since part of it was written. Sending the parts and waiting for them is the data plane's.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, strlen
 
@@ -50,7 +50,7 @@ cdef int integer_of(const Buf *b, int64_t *value) noexcept nogil:
     cdef const char *p = b.p + b.off
     cdef size_t i = 1
     cdef int64_t v = 0
-    if b.len < 4 or b.len > 21 or p[0] != c':':
+    if b.len < 4 or b.len > 21 or p[0] != c':' or p[b.len - 2] != c'\r' or p[b.len - 1] != c'\n':
         return -1
     while i < b.len - 2:
         if p[i] < c'0' or p[i] > c'9':
@@ -115,7 +115,8 @@ cdef int merge_error(Fan *f, const char *const *names, const uint8_t *good, Buf 
 
 
 cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil:
-    cdef int64_t total = 0, v = 0
+    cdef uint64_t total = 0             # unsigned, so that a hostile node's figures may wrap
+    cdef int64_t v = 0
     cdef uint32_t k
     cdef int i, bad = 0, status
     cdef char line[32]
@@ -146,7 +147,7 @@ cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil:
             if good[i]:
                 integer_of(&f.part[i].reply, &v)
                 total += v
-        status = buf_append(out, line, put_number(line, c':', total))
+        status = buf_append(out, line, put_number(line, c':', <int64_t>total))
     else:
         status = buf_append(out, line, put_number(line, c'*', f.keys))
         for k in range(f.keys):

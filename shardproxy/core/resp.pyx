@@ -6,7 +6,7 @@ stack (an aggregate only adds to the number of elements still to come), so nesti
 no client, no command and no socket.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcpy, memset
@@ -20,14 +20,17 @@ cdef int64_t MAX_BODY = <int64_t>1 << 40
 
 
 cdef inline int read_number(const char *p, size_t n, int64_t *value) noexcept nogil:
-    """A whole signed decimal, nothing else; -1 when it is not one or is beyond 18 digits."""
+    """A signed decimal as Redis takes it (no "+1", "01" or "-0"), up to 18 digits; -1 when it is something else.
+
+    As strict as Redis, because what passes here goes to a shared upstream as it is, and Redis hangs up on such.
+    """
     cdef size_t i = 0
     cdef int64_t v = 0
     cdef bint minus = False
     if n and p[0] == c'-':
         minus = True
         i = 1
-    if i == n or n - i > 18:
+    if i == n or n - i > 18 or p[i] == c'0' and n > 1:
         return -1
     while i < n:
         if p[i] < c'0' or p[i] > c'9':
@@ -89,7 +92,7 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
             used[0] = i
             return SCAN_MORE if n - i < MAX_HEADER else SCAN_BAD
         line = end - (p + i)
-        if line < 2 or end[-1] != c'\r' or read_number(p + i + 1, line - 2, &v) < 0 or v < -1:
+        if line < 2 or (end - 1)[0] != c'\r' or read_number(p + i + 1, line - 2, &v) < 0 or v < -1:
             used[0] = i
             return SCAN_BAD
         if kind == c'$' or kind == c'!' or kind == c'=':
@@ -154,12 +157,13 @@ cdef void request_free(Request *r) noexcept nogil:
     r.room = 0
 
 
-cdef int header(Request *r, const char *p, size_t n, int64_t *value, size_t *size, const char *wrong) noexcept nogil:
+cdef int header(Request *r, const char *p, size_t n, int64_t *value, size_t *size, const char *wrong,
+                const char *too_long) noexcept nogil:
     """Reads "<mark><number>\r\n" at p; p[0] has been looked at."""
     cdef const char *end = <const char *>memchr(p, c'\n', n if n < MAX_HEADER else MAX_HEADER)
     if end == NULL:
-        return REQ_MORE if n < MAX_HEADER else refuse(r, wrong)
-    if end - p < 2 or end[-1] != c'\r' or read_number(p + 1, end - p - 2, value) < 0:
+        return REQ_MORE if n < MAX_HEADER else refuse(r, too_long)
+    if end - p < 2 or (end - 1)[0] != c'\r' or read_number(p + 1, end - p - 2, value) < 0:
         return refuse(r, wrong)
     size[0] = end - p + 1
     return REQ_OK
@@ -180,7 +184,8 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
         store = False
     else:
         left = 0
-        status = header(r, p, n, &left, &size, "Protocol error: invalid multibulk length")
+        status = header(r, p, n, &left, &size, "Protocol error: invalid multibulk length",
+                        "Protocol error: too big mbulk count string")
         if status != REQ_OK:
             return status
         if left > r.limits.max_arguments:
@@ -197,9 +202,10 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
             break
         if p[pos] != c'$':
             snprintf(r.error_text, sizeof(r.error_text), "Protocol error: expected '$', got '%c'",
-                     p[pos] if 32 <= p[pos] < 127 else c'?')
+                     c' ' if p[pos] == c'\r' or p[pos] == c'\n' else p[pos] if p[pos] else c'?')
             return refuse(r, r.error_text)
-        status = header(r, p + pos, n - pos, &length, &size, "Protocol error: invalid bulk length")
+        status = header(r, p + pos, n - pos, &length, &size, "Protocol error: invalid bulk length",
+                        "Protocol error: too big bulk count string")
         if status == REQ_MORE:
             break
         if status == REQ_BAD:
@@ -286,7 +292,7 @@ cdef int parse_inline(Request *r, const char *p, size_t n) noexcept nogil:
         while i < line:
             c = p[i]
             if quote == 0:
-                if blank(c):
+                if c == c' ' or c == c'\t' or c == c'\r' or c == 0:
                     break
                 if c == c'"' or c == c"'":
                     quote = c
@@ -358,13 +364,12 @@ cdef size_t put_number(char *to, char mark, int64_t value) noexcept nogil:
     cdef int i = 0
     cdef size_t n = 0
     cdef bint minus = value < 0
-    if minus:
-        value = -value
+    cdef uint64_t rest = -<uint64_t>value if minus else <uint64_t>value
     while True:
-        digits[i] = <char>(c'0' + value % 10)
+        digits[i] = <char>(c'0' + rest % 10)
         i += 1
-        value //= 10
-        if value == 0:
+        rest //= 10
+        if rest == 0:
             break
     to[0] = mark
     n = 1

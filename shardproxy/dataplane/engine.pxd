@@ -66,6 +66,7 @@ cdef struct Client:
     bint dirty                  # has output, or interest to change, at the end of the tick
     bint resuming               # in the list of those whose input is looked at again
     bint stalled                # its input waits: budget, or a barrier
+    bint barred                 # it waits until all that was sent before is answered
     bint blocked                # the socket takes no more output now
     bint eof                    # the client has sent its last byte
     bint leaving                # closed when its last reply is out
@@ -125,8 +126,11 @@ cdef struct Upstream:
     size_t scanned              # bytes of the frame at inp's head that the scanner is done with
     bint midway                 # part of the frame being read has been passed on
     bint push                   # the frame being read is a push
+    bint proved                 # this connection has answered a request
+    bint more                   # the last read was full: there may be more to read
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint64_t since              # when it was connected
     uint64_t progress           # when it last answered something or was idle
     uint64_t retry_at
     int failures                # connections in a row that failed
@@ -201,7 +205,10 @@ cdef class Engine:
     cdef uint64_t next_id
     cdef uint64_t random_state
     cdef uint64_t *count                    # counters; then the histograms
-    cdef object page                        # keeps the memory of `count` alive
+    cdef object topology
+    cdef dict listeners                     # descriptor -> protected
+    cdef list paused_listeners              # out of the epoll set until the next cron
+    cdef int spare_fd
     cdef object dispatch
     cdef object on_event
     cdef dict meta                          # client id -> what few clients have: names

@@ -10,14 +10,15 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release
+from shardproxy.core.buffers cimport buf_account, buf_append, buf_consume, buf_head, buf_release
 from shardproxy.core.fanout cimport fan_free
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
-from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Slot
+from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
 from shardproxy.dataplane.system cimport (
-    EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_NOSIGNAL, epoll_ctl, epoll_event, send, tag,
+    EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
+    shutdown, tag,
 )
 
 
@@ -36,6 +37,7 @@ cdef int64_t slot_open(Engine e, Client *c) noexcept:
             slots[i & (room - 1)] = c.slots[i & c.mask]
             i += 1
         free(c.slots)
+        buf_account((<int64_t>room - (c.mask + 1 if c.slots != NULL else 0)) * <int64_t>sizeof(Slot))
         c.slots = slots
         c.mask = room - 1
     number = c.tail
@@ -118,6 +120,12 @@ cdef void watch(Engine e, Client *c) noexcept:
         epoll_ctl(e.epoll, EPOLL_CTL_MOD, c.fd, &ev)
 
 
+cdef bint unread(Client *c) noexcept:
+    """Whether it has sent something that has not been read yet."""
+    cdef char byte
+    return recv(c.fd, &byte, 1, MSG_PEEK) > 0
+
+
 cdef void client_flush(Engine e, Client *c) noexcept:
     cdef ssize_t n
     c.blocked = False
@@ -137,19 +145,28 @@ cdef void client_flush(Engine e, Client *c) noexcept:
         buf_release(&c.out)
     if c.head == c.tail:
         if c.mask > 63:
-            free(c.slots)
-            c.slots = NULL
-            c.mask = 0
+            free_slots(c)
         if c.out.len == 0 and (c.leaving or (c.eof and not c.stalled)):
             client_close(e, c, NULL)
             return
+        if e.draining and c.out.len == 0 and c.inp.len == 0 and not unread(c):
+            client_close(e, c, NULL)
+            return
     if c.stalled:
-        if in_flight(c) <= e.eff_requests // 2 and c.out.len + c.held <= e.eff_soft // 2:
+        if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and c.out.len + c.held <= e.eff_soft // 2:
             e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or c.out.len + c.held > e.eff_soft):
         c.stalled = True
         e.count[<int>STALLS] += 1
     watch(e, c)
+
+
+cdef void free_slots(Client *c) noexcept:
+    if c.slots != NULL:
+        buf_account(-<int64_t>(c.mask + 1) * <int64_t>sizeof(Slot))
+        free(c.slots)
+    c.slots = NULL
+    c.mask = 0
 
 
 cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
@@ -169,7 +186,14 @@ cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
 cdef void client_free(Engine e, Client *c) noexcept:
     """The second phase: nothing of this tick can name it any more."""
     cdef uint32_t i = c.head
+    cdef int turn
     cdef Slot *s
+    if c.leaving:
+        # with unread input close would send a reset, and the client might lose our last words
+        shutdown(c.fd, SHUT_WR)
+        for turn in range(8):
+            if recv(c.fd, e.scratch, SCRATCH, 0) <= 0:
+                break
     close(c.fd)
     while i != c.tail:
         s = &c.slots[i & c.mask]
@@ -177,7 +201,7 @@ cdef void client_free(Engine e, Client *c) noexcept:
             fan_free(s.fan)
         buf_release(&s.held)
         i += 1
-    free(c.slots)
+    free_slots(c)
     buf_release(&c.inp)
     buf_release(&c.out)
     buf_release(&c.tx)

@@ -40,6 +40,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void *value, uint32_t size)
     int getpeername(int fd, sockaddr *address, uint32_t *size)
     int getsockname(int fd, sockaddr *address, uint32_t *size)
+    int shutdown(int fd, int how)
     enum:
         AF_INET
         AF_INET6
@@ -51,6 +52,8 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_ERROR
         SO_KEEPALIVE
         MSG_NOSIGNAL
+        MSG_PEEK
+        SHUT_WR
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:
@@ -64,6 +67,7 @@ cdef extern from "<netinet/in.h>" nogil:
         unsigned short sin6_port
         in6_addr sin6_addr
     unsigned short ntohs(unsigned short n)
+    unsigned short htons(unsigned short n)
     enum:
         IPPROTO_TCP
 
@@ -81,6 +85,7 @@ cdef extern from "<sys/un.h>" nogil:
         char sun_path[108]
 
 cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *text, void *to)
     const char *inet_ntop(int family, const void *address, char *to, uint32_t room)
 
 cdef inline uint64_t tag(int kind, uint32_t index, uint32_t generation) noexcept nogil:

@@ -1,6 +1,5 @@
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
-from shardproxy.core.fanout cimport Fan
-from shardproxy.dataplane.engine cimport Client, Engine, Upstream
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from shardproxy.dataplane.engine cimport Engine, Upstream
 
 # The upstream that this client's commands for that shard travel on; NULL: it is down, and e.text says why.
 cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread) noexcept
@@ -8,13 +7,11 @@ cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread)
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
                  uint16_t part, bint write, uint32_t frames) noexcept
 cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept
-cdef void upstream_readable(Engine e, Upstream *u) noexcept
 cdef void upstream_writable(Engine e, Upstream *u) noexcept
 cdef void upstream_flush(Engine e, Upstream *u) noexcept
 cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noexcept
 # Deadlines, connections that take too long, upstreams that make no progress, and reconnecting.
 cdef void upstreams_due(Engine e) noexcept
 cdef void upstream_free(Engine e, Upstream *u) noexcept
-cdef void fan_done(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept
-cdef void fan_fail(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept
+cdef void upstream_ready(Engine e, Upstream *u) noexcept
 cdef void keep_alive(Engine e, int fd) noexcept

@@ -1,10 +1,10 @@
-"""Connections to nodes: requests go out in the order they were promised, replies come back in it.
+"""Connections to nodes: made, kept, written to, given up.
 
-Rules: the FIFO's head says whose the next reply is, and only a reply, or the loss of the connection, takes an
-entry from it. A deadline that passes answers the client and leaves the entry, marked late, so that the reply is
-counted off when it comes. An upstream is reset when it makes no progress at all, or when what it sends is not
-RESP or was never asked for. A push takes no entry. What is lost with a connection is answered at once: `SHARDDOWN`
-where nothing of the request was written, `UNKNOWN outcome` where it may have run.
+Rules: requests go out in the order they were promised, and only a reply, or the loss of the connection, takes an entry
+from the FIFO. A deadline that passes answers the client and leaves the entry, marked late, so that the reply is
+counted off when it comes. An upstream is reset when it makes no progress at all. What is lost with a connection is
+answered at once: `SHARDDOWN` for reads and where nothing of the request was written, `UNKNOWN outcome` for a write
+that may have run.
 """
 
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
@@ -14,33 +14,28 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport (
-    Buf, buf_append, buf_consume, buf_head, buf_release, buf_reserve, buf_tail,
-)
-from shardproxy.core.fanout cimport PART_ANSWERED, PART_FAILED, Fan, fan_free, fan_merge
-from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, Scan, scan_frame
+from shardproxy.core.buffers cimport buf_account, buf_append, buf_consume, buf_head, buf_release
+from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport (
-    BUCKETS, COUNTERS, ERROR_REPLIES, LATE_REPLIES, PUSHES_DROPPED, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES,
-    UPSTREAM_BYTES_IN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS, UPSTREAM_LOSSES, UPSTREAM_RESETS, bucket_of,
+    SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS, UPSTREAM_LOSSES, UPSTREAM_RESETS,
 )
+from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, OF_UPSTREAM, STREAM_ABOVE, TEXT, TO_ASKER, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART,
-    UP, Client, Engine, Entry, Node, Slot, Upstream,
+    CONNECTING, DOWN, GREETING, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
 )
-from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt,
-    recv, send, setsockopt, sockaddr, socket, tag,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
+    TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
 )
 
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
 
 cdef enum:
-    READ = 262144               # one read from a node
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
+    SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it
     MAX_QUEUE = 4194304         # requests on one upstream
 
 
@@ -110,17 +105,17 @@ cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
     set_why(e, u, why)
 
 
-cdef void ready(Engine e, Upstream *u) noexcept:
+cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     cdef Node *node = &e.node_list[u.node]
     u.state = UP
-    u.failures = 0
-    u.progress = e.now
+    u.proved = u.more = False
+    u.since = u.progress = e.now
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
         e.event("node_up", {"node": node.name.decode()})
     if u.out.len:
-        dirty(e, u)
+        u.dirty = True
 
 
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
@@ -139,48 +134,7 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
         if send(u.fd, <const char *>greeting, len(greeting), MSG_NOSIGNAL) != len(greeting):
             upstream_lost(e, u, "could not write to it", False)
         return
-    dirty(e, u)
-
-
-cdef void greeted(Engine e, Upstream *u) noexcept:
-    """Replies to HELLO and AUTH: any error ends the connection."""
-    cdef size_t used = 0
-    cdef int status
-    cdef char text[TEXT]
-    cdef size_t n
-    while u.greetings and u.inp.len > u.scanned:
-        status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
-        u.scanned += used
-        if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
-            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
-            return
-        if status != SCAN_DONE:
-            return
-        if buf_head(&u.inp)[0] == c'-':
-            n = u.scanned - 3 if u.scanned < 200 else 200
-            snprintf(text, TEXT, "refuses us: %.*s", <int>n, buf_head(&u.inp) + 1)
-            upstream_lost(e, u, text, True)
-            return
-        buf_consume(&u.inp, u.scanned)
-        u.scanned = 0
-        u.greetings -= 1
-    if u.greetings == 0:
-        ready(e, u)
-
-
-cdef const char *printable(Engine e, Buf *b) noexcept:
-    """The beginning of what a node sent, fit for an error line."""
-    cdef size_t i = 0
-    cdef char ch
-    while i < 40 and i < b.len:
-        ch = b.p[b.off + i]
-        if ch == c'\r' or ch == c'\n':
-            break
-        e.scratch[i] = ch if 32 <= ch < 127 else c'?'
-        i += 1
-    e.scratch[i] = 0
-    return e.scratch
+    u.dirty = True
 
 
 cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
@@ -190,10 +144,6 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
         ev.events = events
         ev.data.u64 = tag(OF_UPSTREAM, u.index, u.generation)
         epoll_ctl(e.epoll, EPOLL_CTL_MOD, u.fd, &ev)
-
-
-cdef inline void dirty(Engine e, Upstream *u) noexcept:
-    u.dirty = True
 
 
 # --- requests ---
@@ -270,6 +220,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
             fifo[i & (room - 1)] = u.fifo[i & u.mask]
             i += 1
         free(u.fifo)
+        buf_account((<int64_t>room - (u.mask + 1 if u.fifo != NULL else 0)) * <int64_t>sizeof(Entry))
         u.fifo = fifo
         u.mask = room - 1
     if u.head == u.tail:
@@ -300,7 +251,7 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
     u.dirty = False
-    if u.state != UP:
+    if u.state != UP or u.doomed:
         return
     while u.out.len:
         n = send(u.fd, buf_head(&u.out), u.out.len, MSG_NOSIGNAL)
@@ -320,183 +271,7 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     watch(e, u, EPOLLIN)
 
 
-# --- replies ---
-
-cdef void fan_done(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept:
-    """A part is complete; with the last one the client gets its reply."""
-    cdef Slot *s = slot_at(c, slot)
-    cdef Fan *f = s.fan
-    cdef Buf out
-    f.open -= 1
-    if f.open:
-        return
-    s.fan = NULL
-    out.p = NULL
-    out.off = out.len = out.cap = 0
-    if not s.discard and fan_merge(f, e.shard_names, &out) < 0:
-        fan_free(f)
-        buf_release(&out)
-        client_close(e, c, "out of memory")
-        return
-    fan_free(f)
-    slot_feed(e, c, slot, out.p, out.len, True)
-    buf_release(&out)
-
-
-cdef void fan_fail(Engine e, Client *c, uint32_t slot, uint16_t part) noexcept:
-    """A part that no node will answer: e.text is its error line."""
-    cdef Fan *f = slot_at(c, slot).fan
-    buf_release(&f.part[part].reply)
-    buf_append(&f.part[part].reply, e.text, e.text_size)
-    f.part[part].state = PART_FAILED
-    fan_done(e, c, slot, part)
-
-
-cdef inline void deliver(Engine e, Upstream *u, Entry *entry, const char *p, size_t n, bint last) noexcept:
-    """Bytes of the reply at the FIFO's head; `last`: its final frame is complete."""
-    cdef Client *c
-    cdef Slot *s
-    if entry.to == TO_CLIENT:
-        c = e.client_at(entry.client, entry.generation)
-        if c != NULL:
-            slot_feed(e, c, entry.slot, p, n, last)
-    elif entry.to == TO_PART:
-        c = e.client_at(entry.client, entry.generation)
-        if c == NULL:
-            return
-        s = slot_at(c, entry.slot)
-        if buf_append(&s.fan.part[entry.part].reply, p, n) < 0:
-            client_close(e, c, "out of memory")
-            return
-        c.held += n
-        if c.out.len + c.held > e.budget.hard:
-            client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
-            return
-        if last:
-            c.held -= s.fan.part[entry.part].reply.len
-            s.fan.part[entry.part].state = PART_ANSWERED
-            fan_done(e, c, entry.slot, entry.part)
-    elif entry.to == TO_ASKER:
-        asker(e, u, p, n, last)
-    elif entry.to == TO_LATE and last:
-        e.count[<int>LATE_REPLIES] += 1
-
-
-cdef void asker(Engine e, Upstream *u, const char *p, size_t n, bint last) noexcept:
-    cdef tuple key = (u.index, u.generation, u.head)
-    try:
-        e.asked[key] = e.asked.get(key, b"") + p[:n]
-        if last:
-            e.askers.pop(key)(e.asked.pop(key))
-    except Exception as error:
-        e.event("handler_failed", {"error": repr(error)})
-
-
-cdef void upstream_readable(Engine e, Upstream *u) noexcept:
-    cdef ssize_t got
-    cdef size_t n, used
-    cdef int status
-    cdef Entry *entry
-    cdef char *p
-    cdef Node *node = &e.node_list[u.node]
-    cdef char text[TEXT]
-    cdef uint64_t us
-    cdef bint last
-    if buf_reserve(&u.inp, READ // 4) < 0:
-        upstream_lost(e, u, "out of memory", True)
-        return
-    n = u.inp.cap - u.inp.off - u.inp.len
-    got = recv(u.fd, buf_tail(&u.inp), n if n < READ else READ, 0)
-    if got <= 0:
-        if got < 0 and (errno == EAGAIN or errno == EINTR):
-            return
-        if got == 0:
-            upstream_lost(e, u, "it closed the connection", False)
-        else:
-            upstream_lost(e, u, strerror(errno), False)
-        return
-    u.inp.len += got
-    e.count[<int>UPSTREAM_BYTES_IN] += got
-    u.progress = e.now
-    if u.state == GREETING:
-        greeted(e, u)
-        if u.state != UP:
-            return
-    while u.inp.len > u.scanned and u.state == UP:
-        p = buf_head(&u.inp)
-        if u.scanned == 0 and not u.midway:
-            u.push = p[0] == c'>'
-            if not u.push and u.head == u.tail:
-                snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
-                upstream_lost(e, u, text, True)
-                return
-        status = scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
-        u.scanned += used
-        if status == SCAN_BAD:
-            snprintf(text, TEXT, "what it sends is not RESP: '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
-            return
-        if u.push:
-            if status == SCAN_DONE:
-                u.push = False
-                u.midway = False
-                e.count[<int>PUSHES_DROPPED] += 1
-            elif u.scanned < STREAM_ABOVE:
-                break
-            else:
-                u.midway = True
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            continue
-        entry = &u.fifo[u.head & u.mask]
-        if status != SCAN_DONE:
-            if u.scanned < STREAM_ABOVE and not u.midway:
-                break
-            if u.scanned:
-                deliver(e, u, entry, p, u.scanned, False)
-                buf_consume(&u.inp, u.scanned)
-                u.scanned = 0
-                u.midway = True
-            break
-        if p[0] == c'-' and not u.midway:
-            e.count[<int>ERROR_REPLIES] += 1
-            node.errors += 1
-        entry.frames -= 1
-        last = entry.frames == 0
-        if last:
-            us = e.now - entry.at
-            node.latency[entry.write][bucket_of(us)] += 1
-            e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
-        deliver(e, u, entry, p, u.scanned, last)    # an asker may make the FIFO grow: entry is not valid after it
-        if last:
-            if u.late == u.head:
-                u.late += 1
-            u.head += 1
-        u.midway = False
-        buf_consume(&u.inp, u.scanned)
-        u.scanned = 0
-    if u.inp.len == 0 and u.inp.cap > 2 * READ:
-        buf_release(&u.inp)
-
-
 # --- what goes wrong ---
-
-cdef void fail_entry(Engine e, Upstream *u, Entry *entry, bint begun) noexcept:
-    """e.text is the error line for whoever waits; `begun`: part of the reply has been passed on."""
-    cdef Client *c
-    if entry.to == TO_CLIENT or entry.to == TO_PART:
-        c = e.client_at(entry.client, entry.generation)
-        if c == NULL:
-            return
-        if entry.to == TO_PART:
-            fan_fail(e, c, entry.slot, entry.part)
-        elif begun:
-            client_close(e, c, "a node was lost in the middle of its reply")
-        else:
-            slot_feed(e, c, entry.slot, e.text, e.text_size, True)
-    elif entry.to == TO_ASKER:
-        asker(e, u, e.text, e.text_size, True)
-
 
 cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noexcept:
     """Close it, answer everybody who waits on it, and say when it may be tried again."""
@@ -522,8 +297,12 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     memset(&u.scan, 0, sizeof(Scan))
     e.count[<int>(UPSTREAM_RESETS if reset else UPSTREAM_LOSSES)] += 1
     if was == UP:
-        u.retry_at = e.now
-        snprintf(u.why, TEXT, "%s", reason)
+        if u.proved or e.now > u.since + SETTLED:
+            u.failures = 0
+            u.retry_at = e.now
+            snprintf(u.why, TEXT, "%s", reason)
+        else:
+            failed(e, u, reason)
         node.lost += 1
         e.event("upstream_lost", {"node": node.name.decode(), "reason": reason.decode(errors="replace"),
                                   "in_flight": u.tail - u.head})
@@ -531,7 +310,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         failed(e, u, reason)
     while u.head != u.tail:
         entry = u.fifo[u.head & u.mask]
-        if entry.start >= u.written:
+        if entry.start >= u.written or not entry.write:
             e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
                                    node.shard, node.name, reason)
         else:
@@ -539,15 +318,21 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
             e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
                                    "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
         fit(e)
-        fail_entry(e, u, &entry, begun)
+        deliver_error(e, u, &entry, begun)
         begun = False
         u.head += 1
     u.late = u.head
+    if u.mask > 4095:
+        buf_account(-<int64_t>(u.mask + 1) * <int64_t>sizeof(Entry))
+        free(u.fifo)
+        u.fifo = NULL
+        u.mask = 0
     u.given = u.written = 0
     u.generation += 1
 
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
+    """Only after all that the node has sent was read: what has arrived is not late."""
     cdef Entry *entry
     cdef Node *node = &e.node_list[u.node]
     while u.late != u.tail:
@@ -558,7 +343,7 @@ cdef void deadlines(Engine e, Upstream *u) noexcept:
             e.count[<int>TIMEOUTS] += 1
             e.text_size = snprintf(e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; "
                                    "the command may still run\r\n", node.shard, node.name, <unsigned long long>(e.timeout // 1000))
-            fail_entry(e, u, entry, False)
+            deliver_error(e, u, entry, False)
             entry.to = TO_LATE
         u.late += 1
 
@@ -573,13 +358,13 @@ cdef void upstreams_due(Engine e) noexcept:
         if u.state == DOWN:
             if u.wanted and e.now >= u.retry_at and not e.draining:
                 start(e, u)
+        elif u.doomed:
+            upstream_lost(e, u, "out of memory", True)
         elif u.state != UP:
             if e.now > u.progress + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
-        elif u.doomed:
-            upstream_lost(e, u, "out of memory", True)
-        if u.head != u.tail:
+        if u.head != u.tail and not u.more:
             deadlines(e, u)
             if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
@@ -587,6 +372,8 @@ cdef void upstreams_due(Engine e) noexcept:
 
 cdef void upstream_free(Engine e, Upstream *u) noexcept:
     upstream_lost(e, u, "shardproxy is closing the connection", False)
-    free(u.fifo)
+    if u.fifo != NULL:
+        buf_account(-<int64_t>(u.mask + 1) * <int64_t>sizeof(Entry))
+        free(u.fifo)
     e.upstreams[u.index] = NULL
     free(u)

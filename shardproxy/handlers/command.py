@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.command_rows import KeySpec, Row
+from shardproxy.core.commands import CommandTable
 from shardproxy.handlers.base import Server, handles
 
 if TYPE_CHECKING:
@@ -81,7 +82,24 @@ def find(server: Server, name: bytes) -> Row | None:
 def all_(server: Server, call: "Call") -> bytes:
     if len(call.args) > 1:
         return reply.error(errors.unknown_subcommand("command", call.args[1]))
-    return reply.array(describe(row, call.proto) for row in server.commands.rows())
+    return whole("info", server.commands, call.proto)
+
+
+_WHOLE: dict[tuple[str, int], tuple[CommandTable, bytes]] = {}
+
+
+def whole(what: str, table: CommandTable, proto: int) -> bytes:
+    """All of COMMAND INFO or DOCS: redis-cli asks at every start, and it takes milliseconds to make."""
+    known, frame = _WHOLE.get((what, proto), (None, b""))
+    if known is not table:
+        rows = table.rows()
+        frame = (
+            reply.array(describe(row, proto) for row in rows)
+            if what == "info"
+            else _pairs(((row.name, document(row, proto)) for row in rows), proto)
+        )
+        _WHOLE[what, proto] = table, frame
+    return frame
 
 
 @handles("command|count")
@@ -91,16 +109,17 @@ def count(server: Server, call: "Call") -> bytes:
 
 @handles("command|info")
 def info(server: Server, call: "Call") -> bytes:
-    names = call.args[2:]
-    rows: list[Row | None] = [find(server, name) for name in names] if names else [*server.commands.rows()]
-    null = reply.null(call.proto)
-    return reply.array(describe(row, call.proto) if row else null for row in rows)
+    if len(call.args) == 2:
+        return whole("info", server.commands, call.proto)
+    rows = [find(server, name) for name in call.args[2:]]
+    return reply.array(describe(row, call.proto) if row else reply.null(call.proto) for row in rows)
 
 
 @handles("command|docs")
 def docs(server: Server, call: "Call") -> bytes:
-    names = call.args[2:]
-    rows = [find(server, name) for name in names] if names else server.commands.rows()
+    if len(call.args) == 2:
+        return whole("docs", server.commands, call.proto)
+    rows = [find(server, name) for name in call.args[2:]]
     return _pairs(((row.name, document(row, call.proto)) for row in rows if row), call.proto)
 
 
@@ -141,17 +160,13 @@ def getkeys(server: Server, call: "Call") -> bytes:
 
 @handles("command|getkeysandflags")
 def getkeysandflags(server: Server, call: "Call") -> bytes:
-    """The flags of SET and BITFIELD depend on their options in Redis; here they show all that are possible."""
     args = call.args[2:]
     try:
-        found = server.commands.locate_keys(args)
+        found = server.commands.keys_and_flags_of(args)
     except ValueError as error:
         return reply.error(errors.get_keys(str(error)))
-    row = server.commands.row(*args[:2]) or server.commands.row(args[0])
-    assert row is not None  # locate_keys knew it
     return reply.array(
-        reply.array([reply.bulk(args[position]), _words(row.key_specs[spec].flags, call.proto)])
-        for position, spec in found
+        reply.array([reply.bulk(args[position]), _words(flags, call.proto)]) for position, flags in found
     )
 
 

@@ -5,6 +5,7 @@ counts from the engine's counters, merged over all workers.
 """
 
 import bisect
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import msgspec
 
 from shardproxy import __version__
 from shardproxy.core import errors, reply
+from shardproxy.core.ring import Ring
 from shardproxy.core.topology import Pool
 from shardproxy.dataplane.counters import bucket_start
 from shardproxy.handlers.base import NodeInfo, Server, handles
@@ -110,10 +112,15 @@ async def nodes(server: Server, call: "Call") -> bytes:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _points(ring: Ring) -> list[int]:
+    return [point for point, _ in ring.points()]
+
+
 def place(pool: Pool, key: bytes) -> dict[str, Any]:
     """Where a key lives, and where it would go if that shard were out."""
-    ring, home, other = pool.ring, pool.home(key), pool.stand_in(key)
-    points, hashed = [point for point, _ in ring.points()], ring.hash_of(key)
+    home, other = pool.home(key), pool.stand_in(key)
+    points, hashed = _points(pool.ring), pool.ring.hash_of(key)
     at = bisect.bisect_left(points, hashed)
     return {
         "key": key.decode(errors="backslashreplace"),

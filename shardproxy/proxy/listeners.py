@@ -73,6 +73,8 @@ def bind(address: str, slots: int = 1) -> Listener:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(errors.port_in_use(address)) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise StartError(errors.not_permitted(address)) from None
         if error.errno == errno.EADDRNOTAVAIL:
             raise StartError(
                 errors.cannot_listen(address, "no interface of this machine has that address")

@@ -5,6 +5,7 @@ and where, and never holds a key, a value or a secret. An exception is therefore
 its text and its variables may quote what a client sent.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -28,6 +29,7 @@ LEVELS = {
     "worker_died": "error",
     "worker_silent": "warning",
     "supervisor_gone": "error",
+    "cannot_start": "error",
     "drain_incomplete": "warning",
 }
 # Everything else is told at this level
@@ -78,4 +80,6 @@ class Logger:
         ).bind(**(context or {}))
 
     def __call__(self, event: str, **fields: object) -> None:
-        getattr(self._log, LEVELS.get(event, OTHERWISE))(event, **fields)
+        """A line; a log that cannot be written stops nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            getattr(self._log, LEVELS.get(event, OTHERWISE))(event, **fields)

@@ -14,6 +14,7 @@ import msgspec
 from shardproxy.core import errors
 
 BEGINNING = 80  # bytes that are kept of what a node says, to quote
+MOST = 16 << 20  # bytes of a reply; COMMAND of Redis 8 has a third of a megabyte
 
 
 class NodeRefuses(Exception):
@@ -45,6 +46,8 @@ async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> To
         raise NodeRefuses(errors.not_redis(bytes(beginning))) from None
     except OSError as error:
         raise NodeRefuses(error.strerror or str(error)) from None
+    except UnicodeError:
+        raise NodeRefuses("no such host") from None
     if isinstance(info, hiredis.ReplyError):
         raise NodeRefuses(f"it answers INFO with {str(info)[:BEGINNING]!r}")
     fields = fields_of(info) if isinstance(info, str) else {}
@@ -76,7 +79,8 @@ async def _talk(
         if login is not None:
             answer = await _reply(reader, parser, beginning)
             if isinstance(answer, hiredis.ReplyError):
-                raise NodeRefuses(f"it refuses the login: {str(answer)[:BEGINNING]!r}")
+                # only the code: the text may quote what was sent, which is a password
+                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
         return [await _reply(reader, parser, beginning) for _ in requests]
     finally:
         writer.transport.abort()
@@ -91,6 +95,8 @@ async def _reply(reader: asyncio.StreamReader, parser: hiredis.Reader, beginning
         data = await reader.read(65536)
         if not data:
             raise NodeRefuses(errors.not_redis(bytes(beginning)) if beginning else "it closes the connection")
-        beginning += data[: BEGINNING - len(beginning)]
+        beginning += data[: max(BEGINNING - len(beginning), 0)]
         parser.feed(data)
+        if parser.len() > MOST:
+            raise NodeRefuses(errors.not_redis(bytes(beginning)))
     return reply

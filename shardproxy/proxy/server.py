@@ -35,6 +35,7 @@ __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
 CRON = 0.1  # seconds between two calls of reactor.cron
 DRAIN_STEP = 0.01
+CLIENTS_AT_ONCE = 100  # records of them, between two turns of the loop
 ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
 
 
@@ -247,8 +248,7 @@ class Proxy:
         self._set_node(address, "up", version=told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
-            learn = getattr(commands, "learn", None)
-            self.commands = learn(commands.builtin(), list(self._told.values())) if learn else self.commands
+            self.commands = commands.learn(self.commands, list(self._told.values()))
             self.reactor.set_commands(self.commands)
             self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
 
@@ -260,16 +260,25 @@ class Proxy:
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
-    def own(self, what: str) -> Any:
+    async def own(self, what: str) -> Any:
         """This worker's part of what concerns all: "clients", "nodes" or "process"."""
-        return {"clients": self._clients, "nodes": self.reactor.nodes, "process": process_record}[what]()
+        if what == "clients":
+            return await self._clients()
+        return {"nodes": self.reactor.nodes, "process": process_record}[what]()
 
-    def _clients(self) -> list[ClientRecord]:
-        return [record_of(client) for client in self.reactor.clients()]
+    async def _clients(self) -> list[ClientRecord]:
+        """A few at a time: with thousands of clients the others would have to wait."""
+        found = []
+        for number, client in enumerate(self.reactor.clients(), 1):
+            if client.alive:
+                found.append(record_of(client))
+            if number % CLIENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return found
 
     async def _all(self, what: str, kind: Any) -> list[Any]:
         others = await self._peers.ask(what) if self._peers else []
-        return [self.own(what), *(msgspec.convert(other, kind) for other in others)]
+        return [await self.own(what), *(msgspec.convert(other, kind) for other in others)]
 
     async def all_clients(self) -> list[ClientRecord]:
         found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]
@@ -321,16 +330,24 @@ class Signals:
         self._count += 1
         (self.first if self._count == 1 else self.second).set()
 
+    async def unless_first(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """What `work` returns; False when a signal came first, which cancels it."""
+        return await _unless(self.first, work)
+
     async def unless_second(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """What `work` returns; False when a second signal came first, which cancels it."""
-        working = asyncio.ensure_future(work)
-        second = asyncio.ensure_future(self.second.wait())
-        await asyncio.wait((working, second), return_when=asyncio.FIRST_COMPLETED)
-        second.cancel()
-        if not working.done():
-            working.cancel()
-            return False
+        """The same, of a second signal."""
+        return await _unless(self.second, work)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool:
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if working.done():
         return working.result()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return False
 
 
 async def serve(config: Config) -> int:

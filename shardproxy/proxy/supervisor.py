@@ -88,8 +88,8 @@ class Supervisor:
 
     # --- start and stop ---
 
-    async def start(self) -> None:
-        """Returns when every worker serves. Raises StartError, ConfigError."""
+    async def start(self) -> bool:
+        """True, when every worker serves. Raises StartError, ConfigError."""
         Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         self.bound = listeners.bind_all(self.config.listen, len(self.slots))
@@ -101,6 +101,7 @@ class Supervisor:
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
@@ -111,11 +112,11 @@ class Supervisor:
         self.stopping = True
         self._close_listeners()
         limit = self.config.limits.drain_timeout + STOP_GRACE
+        serving = [slot.process for slot in self.slots if slot.process and slot.ready.is_set()]
         await self.broadcast("drain", timeout=limit)
-        running = [slot.process.wait() for slot in self.slots if slot.process]
         try:
             async with asyncio.timeout(STOP_GRACE):
-                codes = await asyncio.gather(*running)
+                codes = await asyncio.gather(*(process.wait() for process in serving))
         except TimeoutError:
             return False
         return not any(codes)
@@ -151,7 +152,10 @@ class Supervisor:
         """One worker after another, until the end. Raises StartError when the first is never ready."""
         while not self.stopping:
             born = time.monotonic()
-            how = await self._run_worker(slot)
+            try:
+                how = await self._run_worker(slot)
+            except OSError as error:  # no process, no descriptors: as if it had died
+                how = error.strerror or str(error)
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
@@ -266,7 +270,8 @@ async def supervise(config: Config) -> int:
     signals = Signals()
     supervisor = Supervisor(config, count)
     try:
-        await supervisor.start()
+        if not await signals.unless_first(supervisor.start()):
+            return 1
         supervisor.log(
             "listening",
             addresses=supervisor.addresses,

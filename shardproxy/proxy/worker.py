@@ -19,6 +19,7 @@ from shardproxy.config import Config, Secret
 from shardproxy.core.topology import State, Topology
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import Listener
+from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
 
@@ -89,7 +90,12 @@ class Worker:
     async def _answer(self, name: str, body: Any) -> Any:
         """What the supervisor asks or tells."""
         if name == "start":
-            return self._start(msgspec.convert(body, Order))
+            order = msgspec.convert(body, Order)
+            try:
+                return self._start(order)
+            except Exception as error:
+                Logger(config_from_wire(order.config).log)("cannot_start", worker=order.slot, exc_info=error)
+                raise
         if self.proxy is None:
             raise RuntimeError("not started")
         if name == "drain":
@@ -101,7 +107,7 @@ class Worker:
             if new.generation > self.proxy.topology.generation:
                 self.proxy.topology = new
             return self.proxy.topology.generation
-        return msgspec.to_builtins(self.proxy.own(name), builtin_types=(bytes,))
+        return msgspec.to_builtins(await self.proxy.own(name))
 
     def _start(self, order: Order) -> int:
         for fd in (order.pages_fd, *(fd for bound in order.bound for fd in bound.fds)):

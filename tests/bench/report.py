@@ -1,8 +1,8 @@
 """Samples -> medians, ratios and goals -> a table in Markdown. Pure, but for `machine`.
 
-A cell is the median over the rounds with the lowest and highest in brackets. A ratio is the median over
-the rounds of shardproxy's figure divided by the peer's in the same round: the machine's mood drifts,
-and only figures taken side by side compare.
+A cell is the median over the rounds with the quartiles in brackets: the middle half of them. A ratio is the
+median over the rounds of shardproxy's figure divided by the peer's in the same round: the machine's mood
+drifts, and only figures taken side by side compare.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def _verdict(goal: Goal, ratios: dict[str, float]) -> Row:
 
 
 def spread(values: Sequence[float]) -> str:
-    """`median (lowest - highest)`; the median alone when there is one value."""
-    middle = statistics.median(values)
+    """`median (first quartile - third quartile)`; the median alone when there is one value."""
     if len(values) == 1:
-        return number(middle)
-    return f"{number(middle)} ({number(min(values))} - {number(max(values))})"
+        return number(values[0])
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{number(middle)} ({number(low)} - {number(high)})"
 
 
 def number(value: float) -> str:

@@ -35,7 +35,7 @@ class Scale:
     crowd: int  # clients of the memory measures
 
 
-FULL = Scale(rounds=7, factor=1.0, keys=10_000, crowd=10_000)
+FULL = Scale(rounds=15, factor=1.0, keys=10_000, crowd=10_000)
 QUICK = Scale(rounds=1, factor=0.02, keys=2_000, crowd=200)
 
 
@@ -124,12 +124,12 @@ def loads(
             for size in sizes:
                 seed(peer, nodes, size, scale.keys)
         for measure in measures:
-            load, rounds = measure.load.scaled(scale.factor / measure.often), scale.rounds * measure.often
+            load = measure.load.scaled(scale.factor)
             samples: report.Samples = {peer.name: [] for peer in peers}
-            for number in range(rounds):
+            for number in range(scale.rounds):
                 turn = number % len(peers)
                 for peer in (*peers[turn:], *peers[:turn]):
-                    say(f"{measure.title}: round {number + 1} of {rounds}, {peer.name}")
+                    say(f"{measure.title}: round {number + 1} of {scale.rounds}, {peer.name}")
                     samples[peer.name].append(generators.sample(load, peer, nodes, scale.keys))
             results[measure.title] = samples
         for peer in peers:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PEERS = "twemproxy"  # one is enough: twemproxy is in Debian; Envoy is a 100 MB wheel
+PEERS = "twemproxy,shardproxy"  # twemproxy is in Debian; Envoy is a 100 MB wheel
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":

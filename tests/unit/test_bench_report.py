@@ -32,9 +32,9 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     assert cells(lines[2]) == [
         "m",
         "CPU, µs a request",
-        "20.0 (10.0 - 30.0)",
-        "9.00 (2.00 - 18.0)",
-        "0.60 (0.10 - 0.90)",
+        "20.0 (15.0 - 25.0)",
+        "9.00 (5.50 - 13.5)",
+        "0.60 (0.35 - 0.75)",
         "≤ 0.90 twemproxy",
         "yes",
     ]

@@ -1,16 +1,16 @@
-"""The registry and the guard: whatever a handler does, its slot is filled once, and the log gives nothing away."""
+"""The registry and the guard: whatever a handler does, its slot is filled once; the log tells no secrets."""
 
 import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
 from fakes import TABLE_OF_COMMANDS, FakeCall, FakeClient, FakeServer, ask, call_of
+
 from shardproxy import handlers
 from shardproxy.handlers import base
 
-INTERNAL = b"-ERR internal error of shardproxy; its log says more\r\n"
+INTERNAL = b"-ERR internal error: see the log of shardproxy\r\n"
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ Texts and formats that Redis has too are compared with it: tests/integration/tes
 """
 
 import pytest
-
 from fakes import FakeClient, FakeServer, ask
+
 from shardproxy.handlers.base import NodeInfo
 from shardproxy.handlers.connection import integer_in
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-
 from fakes import CONFIG, FakeClient, FakeServer, ask
+
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, bucket, bucket_start
 from shardproxy.handlers.base import NodeInfo, ProcessRecord

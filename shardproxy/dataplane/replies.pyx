@@ -1,0 +1,171 @@
+"""What nodes send: read, cut into frames, and handed to whoever the upstream's FIFO says is next.
+
+Rules: a frame takes the FIFO's head, a push takes nothing. A frame over 64 KB is passed on as it comes. What is
+not RESP, and a reply that nothing asked for, reset the upstream: nobody can tell whose the next one would be.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memchr, memcmp
+
+from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
+from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
+from shardproxy.dataplane.counters cimport (
+    BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
+)
+from shardproxy.dataplane.deliveries cimport deliver
+from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.system cimport recv
+from shardproxy.dataplane.upstreams cimport upstream_lost, upstream_ready
+
+cdef extern from "<string.h>" nogil:
+    const char *strerror(int number)
+
+cdef enum:
+    READ = 262144               # one read from a node
+
+
+cdef void upstream_readable(Engine e, Upstream *u) noexcept:
+    cdef ssize_t got
+    cdef size_t n, used
+    cdef int status
+    cdef Entry entry
+    cdef char *p
+    cdef Node *node = &e.node_list[u.node]
+    cdef char text[TEXT]
+    cdef uint64_t us
+    cdef bint last
+    if buf_reserve(&u.inp, READ // 4) < 0:
+        upstream_lost(e, u, "out of memory", True)
+        return
+    n = u.inp.cap - u.inp.off - u.inp.len
+    if n > READ:
+        n = READ
+    got = recv(u.fd, buf_tail(&u.inp), n, 0)
+    u.more = got == <ssize_t>n
+    if got <= 0:
+        if got < 0 and (errno == EAGAIN or errno == EINTR):
+            return
+        if got == 0:
+            upstream_lost(e, u, "it closed the connection", False)
+        else:
+            upstream_lost(e, u, strerror(errno), False)
+        return
+    u.inp.len += got
+    e.count[<int>UPSTREAM_BYTES_IN] += got
+    u.progress = e.now
+    if u.state == GREETING:
+        greeted(e, u)
+        if u.state != UP:
+            return
+    while u.inp.len > u.scanned and u.state == UP:
+        p = buf_head(&u.inp)
+        if u.scanned == 0 and not u.midway:
+            u.push = p[0] == c'>'
+            # nor can a reply be to a request of which nothing has been written
+            if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
+                snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
+                upstream_lost(e, u, text, True)
+                return
+        status = scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
+        u.scanned += used
+        if status == SCAN_BAD:
+            snprintf(text, TEXT, "what it sends is not RESP: '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        if u.push:
+            if status == SCAN_DONE:
+                u.push = False
+                u.midway = False
+                e.count[<int>PUSHES_DROPPED] += 1
+            elif u.scanned < STREAM_ABOVE:
+                break
+            else:
+                u.midway = True
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            continue
+        # a copy: an asker may make the FIFO grow
+        entry = u.fifo[u.head & u.mask]
+        if status != SCAN_DONE:
+            if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
+                deliver(e, u, &entry, p, u.scanned, False)
+                buf_consume(&u.inp, u.scanned)
+                u.scanned = 0
+                u.midway = True
+            break
+        if p[0] == c'-' and not u.midway:
+            e.count[<int>ERROR_REPLIES] += 1
+            node.errors += 1
+        last = entry.frames == 1
+        deliver(e, u, &entry, p, u.scanned, last)
+        u.midway = False
+        buf_consume(&u.inp, u.scanned)
+        u.scanned = 0
+        if not last:
+            u.fifo[u.head & u.mask].frames -= 1
+            continue
+        us = e.now - entry.at
+        node.latency[entry.write][bucket_of(us)] += 1
+        e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
+        u.proved = True
+        if u.late == u.head:
+            u.late += 1
+        u.head += 1
+    if u.inp.len == 0 and u.inp.cap > 2 * READ:
+        buf_release(&u.inp)
+
+
+cdef void greeted(Engine e, Upstream *u) noexcept:
+    """Replies to HELLO or AUTH, and to PING, which comes last: anything but what a Redis says ends the connection."""
+    cdef size_t used = 0
+    cdef int status
+    cdef char text[TEXT]
+    cdef size_t n
+    cdef const char *answer
+    cdef const char *word
+    while u.greetings and u.inp.len > u.scanned:
+        status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
+        u.scanned += used
+        if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
+            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        if status != SCAN_DONE:
+            return
+        answer = buf_head(&u.inp)
+        if answer[0] == c'-':
+            # an error may quote what it is about, and that may be a password: only its first word is repeated then
+            n = u.scanned - 3 if u.scanned < 200 else 200
+            if u.greetings > 1:
+                word = <const char *>memchr(answer, c' ', n)
+                n = word - answer - 1 if word != NULL else 0
+            snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
+            upstream_lost(e, u, text, True)
+            return
+        if (answer[0] != c'%' if u.greetings > 1 and u.proto == 3 else
+                u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 1 else
+                u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
+            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        buf_consume(&u.inp, u.scanned)
+        u.scanned = 0
+        u.greetings -= 1
+    if u.greetings == 0:
+        upstream_ready(e, u)
+
+
+cdef const char *printable(Engine e, Buf *b) noexcept:
+    """The beginning of what a node sent, fit for an error line."""
+    cdef size_t i = 0
+    cdef char ch
+    while i < 40 and i < b.len:
+        ch = b.p[b.off + i]
+        if ch == c'\r' or ch == c'\n':
+            break
+        e.scratch[i] = ch if 32 <= ch < 127 else c'?'
+        i += 1
+    e.scratch[i] = 0
+    return e.scratch

@@ -1,0 +1,84 @@
+"""Where a command goes, by its row of the command table.
+
+    row ──▶ one shard: forward            (sending)
+        ├──▶ several shards: split        (sending)
+        ├──▶ MULTI, EXEC, DISCARD, or between them: held, then one run        (transactions)
+        └──▶ anything else: a handler, or an error        (calls, answers)
+
+Rules: a command that is taken from the input opens exactly one slot, in order, before the next is looked at. One that
+is a barrier waits until all before it are answered. Errors have Redis's own texts where Redis has one.
+"""
+
+from libc.stdint cimport int64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcmp
+
+from shardproxy.core.commands cimport (
+    FLAG_BARRIER, FLAG_CONTAINER, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
+)
+from shardproxy.core.resp cimport Request
+from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
+from shardproxy.dataplane.calls cimport call_handler
+from shardproxy.dataplane.engine cimport TEXT, Client, Engine
+from shardproxy.dataplane.sending cimport forward, split
+from shardproxy.dataplane.transactions cimport queue, transaction
+
+
+cdef int route(Engine e, Client *c, Request *r) noexcept:
+    cdef const Row *row = e.table.find(r.argv[0], r.argl[0])
+    cdef const Row *sub
+    cdef char text[TEXT]
+    if row == NULL:
+        unknown(e, c, r)
+        return TAKEN
+    if row.flags & FLAG_CONTAINER and r.argc > 1:
+        sub = e.table.find_sub(row, r.argv[1], r.argl[1])
+        if sub != NULL:
+            row = sub
+        elif row.kind != KIND_LOCAL or row.arity < 0 and row.arity < -1:
+            unknown_sub(e, c, r, row)
+            return TAKEN
+    if (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
+        snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
+        refuse(e, c, text)
+        return TAKEN
+    if row.flags & FLAG_BARRIER and c.head != c.tail:
+        return WAIT
+    c.last_row = row.id
+    if row.kind == KIND_MULTI:
+        transaction(e, c, r, row)
+        return TAKEN
+    if c.tx_state and not immediate(row):
+        queue(e, c, r, row)
+        return TAKEN
+    if row.kind == KIND_FORWARD:
+        forward(e, c, r, row)
+    elif row.kind == KIND_FANOUT:
+        split(e, c, r, row)
+    elif row.kind == KIND_LOCAL:
+        call_handler(e, c, r, row)
+    else:
+        refuse_row(e, c, row)
+    return TAKEN
+
+
+cdef inline bint immediate(const Row *row) noexcept nogil:
+    """Run even between MULTI and EXEC, as Redis does."""
+    return memcmp(row.name, "reset", 6) == 0 or memcmp(row.name, "quit", 5) == 0
+
+
+cdef void unknown(Engine e, Client *c, Request *r) noexcept:
+    cdef bytes text = b"-ERR unknown command '%b', with args beginning with: " % clean(r.argv[0], r.argl[0], 128)
+    cdef bytes args = b""
+    cdef int i
+    for i in range(1, r.argc):
+        if len(args) >= 128:
+            break
+        args += b"'%b' " % clean(r.argv[i], r.argl[i], 128 - len(args))
+    refuse_bytes(e, c, text + args + b"\r\n")
+
+
+cdef void unknown_sub(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef bytes name = row.name
+    refuse_bytes(e, c, b"-ERR unknown subcommand '%b'. Try %b HELP.\r\n"
+                  % (clean(r.argv[1], r.argl[1], 128), name.upper()))

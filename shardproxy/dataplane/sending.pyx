@@ -1,0 +1,209 @@
+"""Sending a command to the shard, or the shards, of its keys.
+
+Rules: a command whose keys share a shard goes out as it came, byte for byte. One that may be split makes one request
+a shard, whose arguments are the client's own bytes. A shard that is down answers at once.
+"""
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdlib cimport realloc
+from libc.string cimport memset
+
+from shardproxy.core.buffers cimport Buf, buf_head, buf_release
+from shardproxy.core.commands cimport FLAG_KEYLESS, FLAG_MOVABLE, FLAG_WRITE, MERGE_ARRAY, Row
+from shardproxy.core.fanout cimport Fan, fan_new
+from shardproxy.core.resp cimport Request, put_number, raw_argument
+from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
+from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED
+from shardproxy.dataplane.deliveries cimport fan_fail
+from shardproxy.dataplane.engine cimport SCRATCH, TO_CLIENT, TO_PART, Client, Engine, Upstream
+from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_open
+from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+
+
+cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    """The shard of all its keys, NO_KEY, MALFORMED, or ANSWERED (with an error)."""
+    cdef int i, n, shard, other
+    if row.first and not row.flags & FLAG_MOVABLE and row.last == row.first:
+        return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
+    if row.flags & FLAG_KEYLESS:
+        return NO_KEY
+    n = find_keys(e, c, r, row)
+    if n < 0:
+        return n
+    if n == 0:
+        return NO_KEY
+    shard = e.ring.shard_of(r.argv[e.positions[0]], r.argl[e.positions[0]])
+    for i in range(1, n):
+        other = e.ring.shard_of(r.argv[e.positions[i]], r.argl[e.positions[i]])
+        if other != shard:
+            refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
+            return ANSWERED
+    return shard
+
+
+cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    """Fills e.positions and says how many; MALFORMED or ANSWERED."""
+    cdef int n
+    cdef int *more
+    if r.argc > e.position_room:
+        more = <int *>realloc(e.positions, 2 * r.argc * sizeof(int))
+        if more == NULL:
+            refuse(e, c, "-ERR out of memory\r\n")
+            return ANSWERED
+        e.positions = more
+        e.position_room = 2 * r.argc
+    n = e.table.keys(row, r.argc, r.argv, r.argl, e.positions, e.position_room)
+    if n >= 0:
+        return n
+    if n == -1:
+        return MALFORMED
+    if n == -2 and e.shard_count == 1:
+        # whatever the pattern matches, it is on the only shard there is
+        return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.position_room)
+    if n == -2:
+        refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
+                     % spoken(row))
+    else:
+        refuse_bytes(e, c, b"-ERR '%b' with BLOCK is not supported yet: it needs a connection of its own\r\n"
+                     % spoken(row))
+    return ANSWERED
+
+
+cdef void forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef int shard = shard_of_command(e, c, r, row)
+    if shard == MALFORMED:
+        shard = 0               # any node says what is wrong with it, in its own words
+    if shard >= 0:
+        send_to(e, c, r, shard, row.flags & FLAG_WRITE != 0)
+    elif shard == NO_KEY:
+        refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
+
+
+cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write) noexcept:
+    cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
+    cdef int64_t slot
+    cdef Buf swap
+    if u == NULL:
+        slot_answer(e, c, e.text, e.text_size)
+        return
+    slot = slot_open(e, c)
+    if slot < 0:
+        return
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, 1) < 0:
+        client_close(e, c, "out of memory")
+        return
+    e.count[<int>FORWARDED] += 1
+    if r.raw_size > SCRATCH and u.out.len == 0 and r.raw == buf_head(&c.inp) and r.raw_size == c.inp.len:
+        # a large value is handed over, not copied
+        swap = u.out
+        u.out = c.inp
+        c.inp = swap
+        buf_release(&c.inp)
+        u.given += r.raw_size
+        u.dirty = True
+        return
+    give(e, u, r.raw, r.raw_size)
+
+
+# --- to several shards ---
+
+cdef int room_for_split(Engine e, int keys) noexcept:
+    cdef void *more
+    if keys > e.owner_room:
+        more = realloc(e.owners, 2 * keys * sizeof(uint16_t))
+        if more == NULL:
+            return -1
+        e.owners = <uint16_t *>more
+        e.owner_room = 2 * keys
+    return 0
+
+
+cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    """One request a shard that has keys; e.owners has each key's shard, e.shares how many each has."""
+    cdef int first = row.first, step = row.step, keys, i, shard, parts = 0, part
+    cdef int64_t slot
+    cdef Fan *f
+    if (r.argc - first) % step:
+        refuse_bytes(e, c, b"-ERR wrong number of arguments for '%b' command\r\n" % row.name)
+        return
+    keys = (r.argc - first) // step
+    if room_for_split(e, keys) < 0:
+        refuse(e, c, "-ERR out of memory\r\n")
+        return
+    memset(e.shares, 0, e.shard_count * sizeof(uint32_t))
+    for i in range(keys):
+        shard = e.ring.shard_of(r.argv[first + i * step], r.argl[first + i * step])
+        e.owners[i] = <uint16_t>shard
+        parts += e.shares[shard] == 0
+        e.shares[shard] += 1
+    if parts == 1:
+        send_to(e, c, r, e.owners[0], row.flags & FLAG_WRITE != 0)
+        return
+    slot = slot_open(e, c)
+    if slot < 0:
+        return
+    f = fan_new(row.merge, c.proto, e.partial_nil, <uint16_t>parts, keys)
+    if f == NULL:
+        client_close(e, c, "out of memory")
+        return
+    slot_at(c, <uint32_t>slot).fan = f
+    e.count[<int>FANNED_OUT] += 1
+    part = 0
+    for shard in range(e.shard_count):
+        if e.shares[shard] == 0:
+            continue
+        f.part[part].shard = <uint16_t>shard
+        part += 1
+    if row.merge == MERGE_ARRAY:
+        for i in range(keys):
+            f.owner[i] = part_of(f, e.owners[i])
+    # replies come after this tick's reads, so that f lives until its last part has failed or been sent
+    for part in range(parts):
+        shard = f.part[part].shard
+        if not send_share(e, c, r, row, shard, <uint32_t>slot, <uint16_t>part, keys):
+            fan_fail(e, c, <uint32_t>slot, <uint16_t>part)
+        if c.dead:
+            return
+
+
+cdef inline uint16_t part_of(Fan *f, int shard) noexcept nogil:
+    """Parts are in the order of their shards."""
+    cdef int low = 0, high = f.parts - 1, middle
+    while low < high:
+        middle = (low + high) // 2
+        if f.part[middle].shard < shard:
+            low = middle + 1
+        else:
+            high = middle
+    return <uint16_t>low
+
+
+cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard, uint32_t slot, uint16_t part,
+                     int keys) noexcept:
+    cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
+    cdef int i, step = row.step, first = row.first
+    cdef size_t n, m
+    cdef const char *p
+    cdef char line[32]
+    if u == NULL:
+        return False
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, row.flags & FLAG_WRITE != 0, 1) < 0:
+        client_close(e, c, "out of memory")
+        return True
+    n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)
+    if give(e, u, line, n) < 0:
+        return True
+    for i in range(first):
+        p = raw_argument(r, i, &n)
+        if give(e, u, p, n) < 0:
+            return True
+    for i in range(keys):
+        if e.owners[i] != shard:
+            continue
+        p = raw_argument(r, first + i * step, &n)
+        if step == 2:
+            raw_argument(r, first + i * step + 1, &m)
+            n += m
+        if give(e, u, p, n) < 0:
+            return True
+    return True
