@@ -1,7 +1,7 @@
-"""Builds of the tree with sanitizers, each in a folder of its own below build/, made again only where sources changed.
+"""Builds with sanitizers, each in a folder of its own below build/, made again only where sources changed.
 
-    python tests/fuzz/build.py asan      gcc, AddressSanitizer and UBSan: load it into a Python with environment()
-    python tests/fuzz/build.py fuzz      clang, the same and libFuzzer's coverage; and the program that fuzzes, `fuzz`
+    python tests/fuzz/build.py asan      gcc, AddressSanitizer, UBSan: a Python with environment() loads it
+    python tests/fuzz/build.py fuzz      clang, the same and libFuzzer's coverage; and the program `fuzz`
 
 A build is a copy of the package with its own compiled modules, and the module fuzz_harness.
 """
@@ -67,26 +67,41 @@ def harness(cc: str, flags: list[str], base: Path, lib: Path) -> None:
     if not newer(module, [HERE / "harness.pyx", *ROOT.glob("shardproxy/core/*.pxd")]):
         options = [part for directive in DIRECTIVES for part in ("-X", directive)]
         subprocess.run(
-            [sys.executable, "-m", "cython", "-3", *options, "-I", str(ROOT), "-o", str(c)]
-            + ["--module-name=fuzz_harness", str(HERE / "harness.pyx")],
+            [
+                *(sys.executable, "-m", "cython", "-3", *options, "-I", str(ROOT)),
+                *("--module-name=fuzz_harness", "-o", str(c), str(HERE / "harness.pyx")),
+            ],
             check=True,
         )
         subprocess.run(
             # not instrumented for coverage: it is the package that is to be explored
-            [cc, "-shared", "-fPIC", "-w", include, f"-fsanitize={SANITIZE}", *COMMON, str(c), "-o", str(module)],
+            [
+                cc,
+                "-shared",
+                "-fPIC",
+                "-w",
+                include,
+                f"-fsanitize={SANITIZE}",
+                *COMMON,
+                str(c),
+                "-o",
+                str(module),
+            ],
             check=True,
         )
     if base == folder("fuzz") and not newer(base / "fuzz", [HERE / "main.c", HERE / "build.py"]):
         where, name = sysconfig.get_config_var("LIBDIR"), f"python{sysconfig.get_config_var('LDVERSION')}"
         subprocess.run(
-            [cc, f"-fsanitize=fuzzer,{SANITIZE}", "-g", include, str(HERE / "main.c"), "-rdynamic"]
-            + [f"-L{where}", f"-Wl,-rpath,{where}", f"-l{name}", "-o", str(base / "fuzz")],
+            [
+                *(cc, f"-fsanitize=fuzzer,{SANITIZE}", "-g", include, str(HERE / "main.c"), "-rdynamic"),
+                *(f"-L{where}", f"-Wl,-rpath,{where}", f"-l{name}", "-o", str(base / "fuzz")),
+            ],
             check=True,
         )
 
 
 def environment(lib: Path) -> dict[str, str]:
-    """What a Python needs to load the "asan" build: the sanitizer's library first, and malloc for all it allocates."""
+    """What a Python needs to load the "asan" build: the sanitizer's library first, and malloc alone."""
     library = subprocess.run(
         ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -4,10 +4,10 @@
     python tests/fuzz/engine.py --rounds 20 --plain  the modules that are built in place
     python tests/fuzz/engine.py --seed 7 --only crowd
 
-Two real Redis nodes and two of nodes.py are behind one proxy; a round of the table ROUNDS throws at it from all sides.
-Meanwhile a witness, whose keys are on a node that nobody disturbs, must get every reply right. After a round the proxy
-must answer, and have given back every client, buffer and descriptor; it must never die, log a failure of its own, or
-grow. What breaks a rule is told with the seed and round that bring it back; the exit code is 1.
+Two real Redis nodes and two of nodes.py are behind one proxy; a round of the table ROUNDS throws at it from
+all sides. Meanwhile a witness, whose keys are on a node that nobody disturbs, must get every reply right. After a
+round the proxy must answer, and have given back every client, buffer and descriptor; it must never die, log a
+failure of its own, or grow. What breaks a rule is told with its seed and round; the exit code is 1.
 """
 
 import argparse
@@ -29,18 +29,20 @@ from typing import Any, Self
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-import build  # noqa: E402  # the paths come first
 import msgspec  # noqa: E402
 from nodes import VICES, HostileNode  # noqa: E402
 from programs import encode, packed, program, spoil  # noqa: E402
 from servers import ProxyProcess, RedisNode, toml  # noqa: E402
 
+import build  # noqa: E402  # the paths come first
 from shardproxy import config  # noqa: E402
 from shardproxy.core.resp import Scanner  # noqa: E402
 from shardproxy.core.topology import Topology  # noqa: E402
 
 PATIENCE = 60.0  # s; what takes longer hangs
-GROWTH = 96 << 20  # bytes of resident memory over those after the first lap; a sanitizer keeps what is freed for a while
+GROWTH = (
+    96 << 20
+)  # bytes of resident memory over those after the first lap; a sanitizer keeps what is freed for a while
 LIMITS = """
 workers = 1
 [limits]
@@ -52,7 +54,9 @@ client_output_hard = "16mb"
 """
 POOL = 'timeout = "5s"\nconnect_timeout = "2s"\nconnections_per_node = 2'
 END = encode(b"PING") + encode(b"RESET")  # CLIENT REPLY SKIP takes the PING's reply, RESET undoes the rest
-BAD_LOG = re.compile(r"AddressSanitizer|runtime error:|handler_failed|Traceback|Exception ignored|invalid (read|write)", re.I)
+BAD_LOG = re.compile(
+    r"AddressSanitizer|runtime error:|handler_failed|Traceback|Exception ignored|invalid (read|write)", re.I
+)
 
 
 class Broken(AssertionError):
@@ -69,7 +73,13 @@ class FuzzedProxy(ProxyProcess):
             self.env = build.environment(build.build("asan"))
         elif how == "valgrind":
             self.env["PYTHONMALLOC"] = "malloc"
-            self.command = ["valgrind", "--quiet", "--error-exitcode=99", "--exit-on-first-error=yes", sys.executable]
+            self.command = [
+                "valgrind",
+                "--quiet",
+                "--error-exitcode=99",
+                "--exit-on-first-error=yes",
+                sys.executable,
+            ]
 
     def launch(self) -> Self:
         with self.log_path.open("wb") as log:
@@ -83,7 +93,9 @@ class FuzzedProxy(ProxyProcess):
 class Field:
     """The proxy, its nodes, and who is on the other side."""
 
-    def __init__(self, rnd: Random, proxy: FuzzedProxy, real: list[RedisNode], fake: list[HostileNode]) -> None:
+    def __init__(
+        self, rnd: Random, proxy: FuzzedProxy, real: list[RedisNode], fake: list[HostileNode]
+    ) -> None:
         self.rnd, self.proxy, self.real, self.fake = rnd, proxy, real, fake
         self.counts = {"clients": 0, "bytes": 0, "programs": 0, "witnessed": 0, "replies": 0}
         self.base_fds = 0
@@ -118,12 +130,14 @@ class Field:
             while data := await asyncio.wait_for(reader.read(1 << 18), PATIENCE):
                 frames += scanner.feed(data)
         except TimeoutError:  # which is an OSError, and those are nothing special here
-            raise Broken(f"a client's end of file is not answered by another; {len(frames)} replies so far") from None
+            raise Broken(
+                f"a client's end of file is not answered by another; {len(frames)} replies so far"
+            ) from None
         self.counts["replies"] += len(frames)
         return frames
 
     async def spoilt_client(self, rnd: Random) -> None:
-        """Bytes that are nearly right, or not at all; whatever they are, the proxy closes after our end of file."""
+        """Bytes that are nearly right, or not at all; the proxy closes after our end of file."""
         reader, writer = await self.connect()
         with contextlib.suppress(OSError):
             data = packed(rnd, program(rnd, rnd.choice([1, 3, 10, 40])))
@@ -192,7 +206,9 @@ class Field:
     async def idle_client(self, rnd: Random) -> None:
         _, writer = await self.connect()
         with contextlib.suppress(OSError):
-            writer.write(rnd.choice([b"", b"*", b"*2\r\n$3\r\nGET\r\n", encode(b"GET", b"a"), encode(b"MULTI")]))
+            writer.write(
+                rnd.choice([b"", b"*", b"*2\r\n$3\r\nGET\r\n", encode(b"GET", b"a"), encode(b"MULTI")])
+            )
             await asyncio.sleep(0.5)
         writer.transport.abort() if rnd.random() < 0.5 else writer.close()
 
@@ -206,7 +222,11 @@ class Field:
         reader, writer = await self.connect()
         writer.write(encode(*args))
         line = await asyncio.wait_for(reader.readline(), PATIENCE)
-        body = await asyncio.wait_for(reader.readexactly(int(line[1:]) + 2), PATIENCE) if line[:1] == b"$" else b""
+        body = (
+            await asyncio.wait_for(reader.readexactly(int(line[1:]) + 2), PATIENCE)
+            if line[:1] == b"$"
+            else b""
+        )
         writer.close()
         return line, body
 
@@ -235,7 +255,9 @@ class Field:
             _, body = await self.ask(b"PROXY", b"INFO")
             counters = msgspec.json.decode(body)["counters"]
             fds = len(os.listdir(f"/proc/{self.proxy.pid}/fd"))
-            left = f"clients {counters['clients']}, buffer_bytes {counters['buffer_bytes']}, descriptors {fds}"
+            left = (
+                f"clients {counters['clients']}, buffer_bytes {counters['buffer_bytes']}, descriptors {fds}"
+            )
             # this one and the witness; up to four upstreams for every node, each with what it reads into
             if counters["clients"] <= 2 and counters["buffer_bytes"] < 8 << 20 and fds <= self.base_fds + 24:
                 return
@@ -361,8 +383,12 @@ async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | Non
                 elif field.base_rss and field.memory() > field.base_rss + GROWTH:
                     raise Broken(f"grown from {field.base_rss >> 20} to {field.memory() >> 20} MB")
         except Exception as error:
-            tail = "\n".join([line for line in log.read_text().splitlines() if "protocol_error" not in line][-60:])
-            raise Broken(f"round {done} ({name}), seed {seed}: {type(error).__name__}: {error}\n{tail}") from error
+            tail = "\n".join(
+                [line for line in log.read_text().splitlines() if "protocol_error" not in line][-60:]
+            )
+            raise Broken(
+                f"round {done} ({name}), seed {seed}: {type(error).__name__}: {error}\n{tail}"
+            ) from error
         finally:
             witness.cancel()
             (build.folder("fuzz")).mkdir(parents=True, exist_ok=True)
@@ -372,7 +398,12 @@ async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | Non
         code = await asyncio.get_running_loop().run_in_executor(None, proxy.wait, PATIENCE)
         if code != 0:
             raise Broken(f"stopped with exit code {code}")
-    return {"rounds": done, "node replies": sum(node.replies for node in fake), "megabytes": grown, **field.counts}
+    return {
+        "rounds": done,
+        "node replies": sum(node.replies for node in fake),
+        "megabytes": grown,
+        **field.counts,
+    }
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Nodes that are not what they should be: they answer whatever comes, and each connection has a vice of its own."""
+"""Nodes that are not what they should be: each connection has a vice of its own."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from random import Random
 
 from programs import frame, spoil
+
 from shardproxy.core.resp import ProtocolError, RequestParser
 
 HELLO = b"%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:3\r\n"
 BIG = b"$200000\r\n" + b"z" * 200000 + b"\r\n"
+PROMISES = (b"*1099511627776\r\n", b"$1099511627776\r\n", b"%4611686018427387904\r\n")
 PUSHES = b">2\r\n+message\r\n+x\r\n" * 3
 
 
@@ -40,10 +42,18 @@ VICES: dict[str, Callable[[Random, bytes], tuple[bytes, bool]]] = {
     "big": lambda rnd, reply: (BIG[: rnd.choice([100, 70000, 200000, len(BIG)])], rnd.random() < 0.5),
     "attribute": lambda rnd, reply: (b"|1\r\n+a\r\n:1\r\n" + reply, False),
     "deep": lambda rnd, reply: (b"*1\r\n" * rnd.choice([5, 20000]) + b":1\r\n", False),
-    "promising": lambda rnd, reply: (rnd.choice([b"*1099511627776\r\n", b"$1099511627776\r\n", b"%4611686018427387904\r\n"]), False),
+    "promising": lambda rnd, reply: (rnd.choice(PROMISES), False),
     "endless": lambda rnd, reply: (b"+" + b"e" * 300000, rnd.random() < 0.5),
 }  # fmt: skip
-GREETINGS = (b"", b"-ERR no\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*", b"\x00" * 100, b"+PONG\r\n" * 5, b"$100000\r\nx")
+GREETINGS = (
+    b"",
+    b"-ERR no\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"*",
+    b"\x00" * 100,
+    b"+PONG\r\n" * 5,
+    b"$100000\r\nx",
+)
 
 
 class HostileNode:
@@ -75,7 +85,13 @@ class HostileNode:
                     if greeted:
                         out, leave = vice(rnd, fitting(rnd, args))
                     else:
-                        out = HELLO if args[0] == b"HELLO" else b"+PONG\r\n" if args[0] == b"PING" else b"+OK\r\n"
+                        out = (
+                            HELLO
+                            if args[0] == b"HELLO"
+                            else b"+PONG\r\n"
+                            if args[0] == b"PING"
+                            else b"+OK\r\n"
+                        )
                         greeted = args[0] == b"PING"
                     self.replies += 1
                     await self.send(writer, rnd, out, slowly)

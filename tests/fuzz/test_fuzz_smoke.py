@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import build
 import engine
 import pytest
 
-INPUTS = 4000
+import build
+
+INPUTS = 15000
 FUZZ = f"""
 import random, sys
 sys.path.append({str(Path(__file__).parent)!r})
