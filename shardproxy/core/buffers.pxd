@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memmove
 
 
@@ -12,8 +12,13 @@ cdef struct Buf:
 cdef int buf_grow(Buf *b, size_t n) noexcept nogil       # room for n more at the end; -1: no memory
 cdef void buf_release(Buf *b) noexcept nogil             # gives the block back; the buffer is empty again
 cdef size_t buf_total() noexcept nogil                   # bytes in blocks that buffers own now
-cdef void buf_account(int64_t bytes) noexcept nogil      # other memory that is to count, or no longer
 cdef void buf_trim(size_t keep) noexcept nogil           # leave at most `keep` bytes of spare blocks of each size
+
+# A queue: items[head .. tail), numbers that count for ever, each at [number & mask]; NULL: no room yet.
+# queue_grow doubles the room (first: `room`, a power of two), -1: no memory.
+cdef int queue_grow(void **items, uint32_t *mask, uint32_t head, uint32_t tail, size_t size, uint32_t room) \
+    noexcept nogil
+cdef void queue_free(void **items, uint32_t *mask, size_t size) noexcept nogil
 
 cdef inline int buf_reserve(Buf *b, size_t n) noexcept nogil:
     if b.off + b.len + n <= b.cap:

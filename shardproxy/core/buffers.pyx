@@ -1,12 +1,11 @@
-"""Growable byte buffers, the only memory that requests and replies live in.
+"""Growable byte buffers and queues, the only memory that requests and replies live in.
 
 Small blocks (128 bytes, 1 KiB, 16 KiB) are recycled through spare lists, most recently used first, because most
 buffers live for one tick; larger ones come from malloc and go back to it at once. `buf_total` counts what
-buffers own, spare blocks excluded, and the queues that `buf_account` is told of: it is the figure that the process's
-memory budget is about. One thread.
+buffers and queues own, spare blocks excluded: it is the figure that the process's memory budget is about. One thread.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
@@ -15,7 +14,22 @@ cdef enum:
     SMALL = 1024
     MEDIUM = 16384
     SIZES = 3
-    SPARE_BYTES = 16777216      # of each size, kept between trims
+
+# Bytes of each size kept between trims; none under a sanitizer, which cannot see into blocks that are kept
+cdef extern from *:
+    """
+    #if defined(__SANITIZE_ADDRESS__)
+    #define SPARE_BYTES 0
+    #elif defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define SPARE_BYTES 0
+    #endif
+    #endif
+    #ifndef SPARE_BYTES
+    #define SPARE_BYTES (16 << 20)
+    #endif
+    """
+    size_t SPARE_BYTES
 
 cdef struct Spare:
     void *head                  # a spare block's first word points to the next one
@@ -107,9 +121,33 @@ cdef size_t buf_total() noexcept nogil:
     return total
 
 
-cdef void buf_account(int64_t bytes) noexcept nogil:
+cdef int queue_grow(void **items, uint32_t *mask, uint32_t head, uint32_t tail, size_t size, uint32_t room) \
+        noexcept nogil:
     global total
-    total += bytes
+    cdef char *more
+    cdef uint32_t i = head
+    if items[0] != NULL:
+        room = 2 * (mask[0] + 1)
+    more = <char *>malloc(room * size)
+    if more == NULL:
+        return -1
+    while i != tail:
+        memcpy(more + (i & (room - 1)) * size, <char *>items[0] + (i & mask[0]) * size, size)
+        i += 1
+    queue_free(items, mask, size)
+    total += room * size
+    items[0] = more
+    mask[0] = room - 1
+    return 0
+
+
+cdef void queue_free(void **items, uint32_t *mask, size_t size) noexcept nogil:
+    global total
+    if items[0] != NULL:
+        total -= (<size_t>mask[0] + 1) * size
+        free(items[0])
+    items[0] = NULL
+    mask[0] = 0
 
 
 cdef void buf_trim(size_t keep) noexcept nogil:

@@ -447,7 +447,7 @@ cdef class RequestParser:
             if status == REQ_MORE:
                 break
             if status == REQ_BAD:
-                raise ProtocolError(self.r.error.decode())
+                raise ProtocolError(self.r.error.decode(errors="replace"))
             if status == REQ_OK:
                 commands.append([self.r.argv[i][:self.r.argl[i]] for i in range(self.r.argc)])
             at += self.r.size

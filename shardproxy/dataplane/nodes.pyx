@@ -5,9 +5,9 @@ import socket as sockets
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc
-from libc.string cimport memcpy, memset, strncpy
+from libc.string cimport memcmp, memcpy, memset, strncpy
 
-from shardproxy.dataplane.engine cimport MAX_SHARED, Engine, Node, Shard
+from shardproxy.dataplane.engine cimport DOWN, MAX_SHARED, Engine, Node, Shard, Upstream
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un,
 )
@@ -50,6 +50,27 @@ cdef int install(Engine e, topology, credentials) except -1:
     e.node_count = n
     e.shares = shares
     return 0
+
+
+cdef void move(Engine e, str node, str address):
+    cdef Node there
+    cdef Node *here
+    cdef Upstream *u
+    cdef int i, k
+    if not resolve(address, &there):
+        return
+    for i in range(e.node_count):
+        here = &e.node_list[i]
+        if here.name.decode() != node or (here.resolved and here.address_size == there.address_size
+                                          and memcmp(&here.address, &there.address, there.address_size) == 0):
+            continue
+        here.address = there.address
+        here.address_size = there.address_size
+        here.resolved = True
+        for k in range(2 * MAX_SHARED):
+            u = here.shared[k // MAX_SHARED][k % MAX_SHARED]
+            if u != NULL and u.state == DOWN:
+                u.retry_at = 0
 
 
 cdef bint resolve(str address, Node *node):

@@ -22,7 +22,7 @@ from shardproxy.dataplane.engine cimport (
     CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, TO_ASKER, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.nodes cimport install
+from shardproxy.dataplane.nodes cimport install, move
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free
 from shardproxy.dataplane.system cimport (
@@ -320,6 +320,9 @@ cdef class Reactor(Engine):
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
 
+    def set_address(self, str node, str address):
+        move(self, node, address)
+
     def ask(self, int shard, bytes request, done, int proto=2):
         """Send one request to a shard's node on a shared upstream; done(raw reply) is called once, also on failure."""
         cdef Upstream *u
@@ -392,6 +395,9 @@ cdef class Reactor(Engine):
         cdef int i, j
         return {name: [self.count[COUNTERS + j * BUCKETS + i] for i in range(BUCKETS)]
                 for j, name in enumerate(HISTOGRAMS)}
+
+    def set_max_clients(self, int most):
+        self.budget.clients = most
 
     @property
     def client_total(self):

@@ -21,7 +21,7 @@ from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_ro
 from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.engine cimport TEXT, Client, Engine
 from shardproxy.dataplane.sending cimport forward, split
-from shardproxy.dataplane.transactions cimport queue, transaction
+from shardproxy.dataplane.transactions cimport abort_exec, queue, transaction
 
 
 cdef int route(Engine e, Client *c, Request *r) noexcept:
@@ -39,6 +39,9 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
             unknown_sub(e, c, r, row)
             return TAKEN
     if (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
+        if row.kind == KIND_MULTI and row.name[0] == c'e':
+            abort_exec(e, c)
+            return TAKEN
         snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
         refuse(e, c, text)
         return TAKEN

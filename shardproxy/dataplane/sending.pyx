@@ -28,6 +28,8 @@ cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexc
     if row.flags & FLAG_KEYLESS:
         return NO_KEY
     n = find_keys(e, c, r, row)
+    if n == MALFORMED and 0 < row.first < r.argc:
+        return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
     if n < 0:
         return n
     if n == 0:

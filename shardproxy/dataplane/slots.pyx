@@ -7,10 +7,11 @@ A client over its hard budget is closed with a reason; between the soft one and 
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
+from libc.string cimport memset
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport buf_account, buf_append, buf_consume, buf_head, buf_release
+from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
@@ -23,28 +24,16 @@ from shardproxy.dataplane.system cimport (
 
 
 cdef int64_t slot_open(Engine e, Client *c) noexcept:
-    cdef uint32_t room, i, number
-    cdef Slot *slots
+    cdef uint32_t number
     cdef Slot *s
     if c.slots == NULL or c.tail - c.head > c.mask:
-        room = 2 * (c.mask + 1) if c.slots != NULL else 4
-        slots = <Slot *>calloc(room, sizeof(Slot))
-        if slots == NULL:
+        if queue_grow(<void **>&c.slots, &c.mask, c.head, c.tail, sizeof(Slot), 4) < 0:
             client_close(e, c, "out of memory")
             return -1
-        i = c.head
-        while i != c.tail:
-            slots[i & (room - 1)] = c.slots[i & c.mask]
-            i += 1
-        free(c.slots)
-        buf_account((<int64_t>room - (c.mask + 1 if c.slots != NULL else 0)) * <int64_t>sizeof(Slot))
-        c.slots = slots
-        c.mask = room - 1
     number = c.tail
     c.tail += 1
     s = &c.slots[number & c.mask]
-    s.fan = NULL
-    s.filled = False
+    memset(s, 0, sizeof(Slot))
     s.discard = c.reply_mode
     if c.reply_mode == 2:
         c.reply_mode = 0
@@ -145,7 +134,7 @@ cdef void client_flush(Engine e, Client *c) noexcept:
         buf_release(&c.out)
     if c.head == c.tail:
         if c.mask > 63:
-            free_slots(c)
+            queue_free(<void **>&c.slots, &c.mask, sizeof(Slot))
         if c.out.len == 0 and (c.leaving or (c.eof and not c.stalled)):
             client_close(e, c, NULL)
             return
@@ -159,14 +148,6 @@ cdef void client_flush(Engine e, Client *c) noexcept:
         c.stalled = True
         e.count[<int>STALLS] += 1
     watch(e, c)
-
-
-cdef void free_slots(Client *c) noexcept:
-    if c.slots != NULL:
-        buf_account(-<int64_t>(c.mask + 1) * <int64_t>sizeof(Slot))
-        free(c.slots)
-    c.slots = NULL
-    c.mask = 0
 
 
 cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
@@ -201,7 +182,7 @@ cdef void client_free(Engine e, Client *c) noexcept:
             fan_free(s.fan)
         buf_release(&s.held)
         i += 1
-    free_slots(c)
+    queue_free(<void **>&c.slots, &c.mask, sizeof(Slot))
     buf_release(&c.inp)
     buf_release(&c.out)
     buf_release(&c.tx)

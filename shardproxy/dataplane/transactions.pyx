@@ -62,6 +62,12 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
     buf_release(&c.tx)
 
 
+cdef void abort_exec(Engine e, Client *c) noexcept:
+    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+    c.tx_state = TX_NONE
+    buf_release(&c.tx)
+
+
 cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int shard
     if row.kind == KIND_REFUSED:

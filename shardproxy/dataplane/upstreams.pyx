@@ -8,13 +8,13 @@ that may have run.
 """
 
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport buf_account, buf_append, buf_consume, buf_head, buf_release
+from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport (
     SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS, UPSTREAM_LOSSES, UPSTREAM_RESETS,
@@ -207,22 +207,10 @@ cdef Upstream *upstream_new(Engine e, int node, uint8_t proto) noexcept:
 
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
                  uint16_t part, bint write, uint32_t frames) noexcept:
-    cdef Entry *fifo
     cdef Entry *entry
-    cdef uint32_t room, i
     if u.fifo == NULL or u.tail - u.head > u.mask:
-        room = 2 * (u.mask + 1) if u.fifo != NULL else 64
-        fifo = <Entry *>malloc(room * sizeof(Entry))
-        if fifo == NULL:
+        if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
             return -1
-        i = u.head
-        while i != u.tail:
-            fifo[i & (room - 1)] = u.fifo[i & u.mask]
-            i += 1
-        free(u.fifo)
-        buf_account((<int64_t>room - (u.mask + 1 if u.fifo != NULL else 0)) * <int64_t>sizeof(Entry))
-        u.fifo = fifo
-        u.mask = room - 1
     if u.head == u.tail:
         u.progress = e.now
     entry = &u.fifo[u.tail & u.mask]
@@ -323,10 +311,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         u.head += 1
     u.late = u.head
     if u.mask > 4095:
-        buf_account(-<int64_t>(u.mask + 1) * <int64_t>sizeof(Entry))
-        free(u.fifo)
-        u.fifo = NULL
-        u.mask = 0
+        queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
     u.given = u.written = 0
     u.generation += 1
 
@@ -372,8 +357,6 @@ cdef void upstreams_due(Engine e) noexcept:
 
 cdef void upstream_free(Engine e, Upstream *u) noexcept:
     upstream_lost(e, u, "shardproxy is closing the connection", False)
-    if u.fifo != NULL:
-        buf_account(-<int64_t>(u.mask + 1) * <int64_t>sizeof(Entry))
-        free(u.fifo)
+    queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
     e.upstreams[u.index] = NULL
     free(u)

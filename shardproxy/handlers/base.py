@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from shardproxy.config import Config
     from shardproxy.core.commands import CommandTable
     from shardproxy.core.topology import Topology
-    from shardproxy.dataplane.reactor import Call, Reactor
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.client import ClientRecord
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"

@@ -15,7 +15,7 @@ from shardproxy.handlers.base import Server, handles
 from shardproxy.handlers.connection import integer_in, printable
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.reactor import Call, Client
+    from shardproxy.dataplane.calls import Call, ClientHandle
 
 TYPES = ("normal", "master", "replica", "slave", "pubsub")
 
@@ -44,7 +44,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     lib_ver: str = ""
 
 
-def record_of(client: "Client") -> ClientRecord:
+def record_of(client: "ClientHandle") -> ClientRecord:
     flags = ("x" if client.in_multi >= 0 else "") + ("U" if client.laddr.startswith("/") else "")
     flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
     return ClientRecord(

@@ -10,7 +10,7 @@ from shardproxy.core.commands import CommandTable
 from shardproxy.handlers.base import Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.reactor import Call
+    from shardproxy.dataplane.calls import Call
 
 
 def _pairs(value: Iterable[tuple[str, bytes]], proto: int) -> bytes:

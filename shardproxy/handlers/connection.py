@@ -10,7 +10,7 @@ from shardproxy.core import errors, reply
 from shardproxy.handlers.base import Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.reactor import Call
+    from shardproxy.dataplane.calls import Call
 
 INT64 = range(-(1 << 63), 1 << 63)
 INT32 = range(-(1 << 31), 1 << 31)

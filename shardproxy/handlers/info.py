@@ -16,7 +16,7 @@ from shardproxy.handlers.base import ProcessRecord, Server, handles
 from shardproxy.handlers.connection import lowest_version
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.reactor import Call
+    from shardproxy.dataplane.calls import Call
 
 Fields: TypeAlias = Iterator[tuple[str, object]]
 NO_EVICTION = "noeviction"

@@ -20,7 +20,7 @@ from shardproxy.dataplane.counters import bucket_start
 from shardproxy.handlers.base import NodeInfo, Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.reactor import Call
+    from shardproxy.dataplane.calls import Call
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 

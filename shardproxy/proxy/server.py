@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import resource
+import socket
 import secrets
 import signal
 import time
@@ -128,9 +129,13 @@ class Proxy:
     def start(self) -> None:
         """Begins to serve; `close` ends it. For those who cannot use `async with`."""
         limits = self.config.limits
-        descriptors = listeners.raise_descriptors(limits.maxclients)
-        if descriptors < limits.maxclients + listeners.SPARE_DESCRIPTORS:
-            self.log("descriptors_limited", descriptors=descriptors, maxclients=limits.maxclients)
+        upstreams = sum(2 * pool.connections_per_node * len(pool.shards) for pool in self.topology.pools)
+        descriptors = listeners.raise_descriptors(limits.maxclients + upstreams)
+        # as Redis does: fewer clients, never nodes that cannot be reached for want of a descriptor
+        room = descriptors - min(listeners.SPARE_DESCRIPTORS + upstreams, descriptors // 2)
+        if room < limits.maxclients:
+            self.log("descriptors_limited", descriptors=descriptors, maxclients=room)
+            self.reactor.set_max_clients(room)
         if self._team is None:
             self._bound = listeners.bind_all(self.config.listen)
         self.tcp_port = next((each.port for each in self._bound if each.port), 0)
@@ -222,6 +227,7 @@ class Proxy:
         wait: float | None = 0.0
         while True:
             again.clear()
+            await self._look_up(address)
             try:
                 told = await probe.ask(address, login, timeout)
             except probe.NodeRefuses as refusal:
@@ -234,6 +240,16 @@ class Proxy:
                 await asyncio.wait_for(again.wait(), wait)
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
+
+    async def _look_up(self, address: str) -> None:
+        """Tells the engine what a node's host name stands for now, without holding up the loop."""
+        host, _, port = address.rpartition(":")
+        if address.startswith("/") or not host.strip("[]0123456789.:"):
+            return
+        with contextlib.suppress(OSError):
+            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            ip = found[0][4][0]
+            self.reactor.set_address(address, f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}")
 
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
@@ -298,9 +314,9 @@ def share_of(limits: Limits, workers: int) -> Limits:
 
 def process_record() -> ProcessRecord:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    with open("/proc/self/statm", "rb") as file:
+    peak = rss = usage.ru_maxrss * 1024
+    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
         rss = int(file.read().split()[1]) * resource.getpagesize()
-    peak = usage.ru_maxrss * 1024
     return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime)
 
 

@@ -160,10 +160,11 @@ def machine(peers: Sequence[type[Peer]]) -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
+    congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     redis = output_of(need("redis-server", "apt install redis-server"), "--version").split()[2]
     facts = [
         f"{os.cpu_count()} cores ({model}), {busy_percent():.0f} % busy before the start",
-        f"Linux {platform.release()}",
+        f"Linux {platform.release()}, TCP congestion control {congestion}",
         f"3 nodes of redis-server {redis.removeprefix('v=')}, redis-benchmark {versions()}",
         *(f"{peer.name} {peer.version()}" for peer in peers),
     ]

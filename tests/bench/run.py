@@ -13,10 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench import keys, memory, report, startup
 from tests.bench.load import Generators
@@ -24,6 +25,7 @@ from tests.bench.measures import MEASURES, Measure
 from tests.bench.peers import ALL, Nodes, Peer, chosen
 from tests.bench.processes import BenchError, raise_open_files
 
+PARTS = ("load", "memory", "startup")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -47,7 +49,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"samples a peer and measure (default: {FULL.rounds})")
     parser.add_argument("--factor", type=float, help="multiply every load's number of requests (default: 1)")
     parser.add_argument("--only", default="", metavar="REGEX", help="only measures whose title matches")
-    parser.add_argument("--parts", default="load,memory,startup", help="which tables (default: %(default)s)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="which tables (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: one round, a fiftieth of the load")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument(
@@ -65,57 +69,84 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = Scale(options.rounds or base.rounds, options.factor or base.factor, base.keys, base.crowd)
     try:
         peers = chosen(options.peers)
-        text, raw = run(peers, scale, options.parts.split(","), re.compile(options.only))
+        tables, raw, faults = run(peers, scale, options.parts, re.compile(options.only))
     except BenchError as error:
         sys.exit(f"bench: {error}")
     command = " ".join(["python -m tests.bench", *(sys.argv[1:] if arguments is None else arguments)])
-    text = f"`{command}`, {time.strftime('%Y-%m-%d')}, rounds: {scale.rounds}\n\n{text}"
+    text = f"`{command}`, {time.strftime('%Y-%m-%d')}, rounds: {scale.rounds}\n\n" + "\n\n".join(tables)
     print(text)
     if options.json:
         options.json.write_text(json.dumps(raw, indent=1))
     if options.markdown:
         splice(options.markdown, text)
+    if faults:
+        sys.exit("\n".join(f"bench: {fault}" for fault in faults))
 
 
 def run(
     peers: Sequence[type[Peer]], scale: Scale, parts: Sequence[str], only: re.Pattern[str]
-) -> tuple[str, dict[str, object]]:
-    """The tables, and every sample behind them."""
-    text, raw = [report.machine(peers)], dict[str, object]()
-    names = [peer.name for peer in peers]
+) -> tuple[list[str], dict[str, object], list[str]]:
+    """The tables, every sample behind them, and what went wrong; a part that fails leaves the others."""
+    text, raw, faults = [report.machine(peers)], dict[str, object](), list[str]()
     with tempfile.TemporaryDirectory(prefix="shardproxy-bench-") as place, ExitStack() as stack:
         home = Path(place)
         nodes = Nodes(home)
         stack.callback(nodes.stop)
-        if "load" in parts:
-            measures = [measure for measure in MEASURES if only.search(measure.title)]
-            results = loads([peer(home, nodes) for peer in peers], nodes, measures, scale, Generators(home))
-            text.append(report.load_table(results, measures, names))
-            raw["load"] = results
-        if "memory" in parts:
-            crowds = [peer(home, nodes) for peer in peers if peer.places_keys]
-            idle, flood = (
-                {peer.name: _told(peer, kind, scale.crowd) for peer in crowds} for kind in ("idle", "flood")
-            )
-            text.append(
-                report.memory_table(idle, flood, scale.crowd, _budget() if report.OURS in idle else 0)
-            )
-            raw["memory"] = {
-                "idle": {name: vars(it) for name, it in idle.items()},
-                "flood": {name: vars(it) for name, it in flood.items()},
-            }
-    if "startup" in parts and report.OURS in names:
-        figures = startup.measure(max(scale.rounds, 3))
-        text.append(report.startup_table(figures))
-        raw["startup"] = figures
-    return "\n\n".join(text), raw
+        makers: dict[str, Callable[[dict[str, Any]], Iterator[str]]] = {
+            "load": lambda into: load_part(
+                [peer(home, nodes) for peer in peers], nodes, home, scale, only, into
+            ),
+            "memory": lambda into: memory_part([peer(home, nodes) for peer in peers], scale.crowd, into),
+            "startup": lambda into: startup_part(report.OURS in [peer.name for peer in peers], into),
+        }
+        for part in parts:
+            raw[part] = into = dict[str, Any]()
+            try:
+                text += makers[part](into)
+            except BenchError as error:
+                faults.append(f"{part}: {error}")
+    return text, raw, faults
+
+
+def load_part(
+    peers: Sequence[Peer], nodes: Nodes, home: Path, scale: Scale, only: re.Pattern[str], into: dict[str, Any]
+) -> Iterator[str]:
+    measures = [measure for measure in MEASURES if only.search(measure.title)]
+    try:
+        loads(peers, nodes, measures, scale, Generators(home), into)
+    finally:  # with the measures that were through, if one fails
+        say("")
+        yield report.load_table(into, measures, [peer.name for peer in peers])
+
+
+def memory_part(peers: Sequence[Peer], crowd: int, into: dict[str, Any]) -> Iterator[str]:
+    figures: dict[str, dict[str, memory.Footprint]] = {"idle": {}, "flood": {}}
+    for kind, taken in figures.items():
+        for peer in peers:
+            if peer.places_keys:
+                say(f"memory: {kind}, {crowd} clients, {peer.name}")
+                taken[peer.name] = memory.measure(peer, kind, crowd)
+        into[kind] = {name: vars(it) for name, it in taken.items()}
+    say("")
+    budget = _budget() if report.OURS in figures["idle"] else 0
+    yield report.memory_table(figures["idle"], figures["flood"], crowd, budget)
+
+
+def startup_part(wanted: bool, into: dict[str, Any]) -> Iterator[str]:
+    if wanted:
+        into.update(startup.measure())
+        yield report.startup_table(into)
 
 
 def loads(
-    peers: Sequence[Peer], nodes: Nodes, measures: Sequence[Measure], scale: Scale, generators: Generators
-) -> dict[str, report.Samples]:
+    peers: Sequence[Peer],
+    nodes: Nodes,
+    measures: Sequence[Measure],
+    scale: Scale,
+    generators: Generators,
+    into: dict[str, report.Samples],
+) -> None:
     """Title of the measure -> peer -> samples. Every key is read back before the loads and after them."""
-    results: dict[str, report.Samples] = {}
     sizes = {measure.load.size for measure in measures}
     with ExitStack() as stack:
         for peer in peers:
@@ -131,12 +162,10 @@ def loads(
                 for peer in (*peers[turn:], *peers[:turn]):
                     say(f"{measure.title}: round {number + 1} of {scale.rounds}, {peer.name}")
                     samples[peer.name].append(generators.sample(load, peer, nodes, scale.keys))
-            results[measure.title] = samples
+            into[measure.title] = samples
         for peer in peers:
             for size in sizes:
                 keys.verify(peer.port, keys.prefix(peer.name, size), scale.keys, size)
-    say("")
-    return results
 
 
 def seed(peer: Peer, nodes: Nodes, size: int, count: int) -> None:
@@ -149,11 +178,6 @@ def seed(peer: Peer, nodes: Nodes, size: int, count: int) -> None:
     wrong = sum(grown) != count or 0 in grown if peer.places_keys else grown != [count] * len(grown)
     if wrong:
         raise BenchError(f"{peer.name} has put {count} keys on the nodes as {grown}")
-
-
-def _told(peer: Peer, kind: str, crowd: int) -> memory.Footprint:
-    say(f"memory: {kind}, {crowd} clients, {peer.name}")
-    return memory.measure(peer, kind, crowd)
 
 
 def _budget() -> int:

@@ -29,7 +29,7 @@ def cpu_ms(arguments: list[str]) -> float:
     return (usage.ru_utime + usage.ru_stime) * 1000
 
 
-def measure(rounds: int) -> dict[str, float]:
+def measure(rounds: int = 7) -> dict[str, float]:
     """Title -> median over `rounds`, after one unmeasured run that writes the byte code."""
     for arguments in COMMANDS.values():
         cpu_ms(arguments)

@@ -1,0 +1,40 @@
+from shardproxy.core.command_rows import Row
+
+class Call:
+    """One command that left the fast path; `reply` fills its slot, once, also after the client has left."""
+
+    args: list[bytes]
+    row: Row
+    client: ClientHandle
+    proto: int
+    done: bool
+    def reply(self, data: bytes) -> None: ...
+
+class ClientHandle:
+    """A client connection. Times are seconds, sizes bytes; one that has left has the values of an empty one."""
+
+    id: int
+    alive: bool
+    proto: int
+    name: bytes
+    lib_name: bytes
+    lib_ver: bytes
+    db: int
+    addr: str
+    laddr: str
+    fd: int
+    age: float
+    idle: float
+    last_command: str
+    query_buffer: int
+    output_bytes: int
+    total_memory: int
+    pending: int
+    in_multi: int
+    multi_memory: int
+    no_evict: bool
+    no_touch: bool
+    reply_mode: str
+    total_commands: int
+    def close_after_reply(self, reason: str | None = None) -> None: ...
+    def reset(self) -> None: ...

@@ -1,0 +1,72 @@
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shardproxy.config import Limits
+from shardproxy.core.commands import CommandTable
+from shardproxy.core.topology import Topology
+from shardproxy.dataplane.calls import Call, ClientHandle
+
+class Reactor:
+    """One worker's engine: all its methods are called from the loop's thread."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        dispatch: Callable[[Call], None],
+        *,
+        on_event: Callable[[str, dict[str, Any]], None],
+        id_base: int = 0,
+        page: memoryview | bytearray | None = None,
+    ) -> None: ...
+    def fileno(self) -> int:
+        """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""
+
+    def tick(self) -> None:
+        """Serve every socket that is ready; never blocks, never raises."""
+
+    def cron(self) -> None:
+        """What happens by the clock: call it ten times a second."""
+
+    def flush(self) -> None:
+        """Write what was queued outside of a tick."""
+
+    def listen(self, fd: int, *, protected: bool) -> None:
+        """Accept from a listening socket; protected: only clients on this machine. Raises OSError."""
+
+    def unlisten(self, fd: int) -> None:
+        """Take a listening socket out again; closing it is the caller's."""
+
+    def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
+        """credentials: shard name -> (username or "", password), only of shards that have a login."""
+
+    def set_commands(self, table: CommandTable) -> None: ...
+    def set_address(self, node: str, address: str) -> None:
+        """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
+
+    def ask(self, shard: int, request: bytes, done: Callable[[bytes], None], proto: int = 2) -> None:
+        """Send one request to a shard; done(raw reply) is called once, with an error line on failure."""
+
+    def clients(self) -> list[ClientHandle]: ...
+    def find_client(self, number: int) -> ClientHandle | None: ...
+    def nodes(self) -> list[dict[str, Any]]:
+        """What the engine knows of each node, in the order of the shards."""
+
+    def counters(self) -> dict[str, int]:
+        """Counter name -> value, see counters.TABLE."""
+
+    def latency(self) -> dict[str, list[int]]:
+        """ "read" and "write" -> how many requests fell into each bucket."""
+
+    def set_max_clients(self, most: int) -> None:
+        """Fewer than limits.maxclients, where there are not descriptors for so many."""
+
+    @property
+    def client_total(self) -> int: ...
+    def drain(self) -> None:
+        """Accept no more; a client goes when everything that it has sent is answered."""
+
+    def idle(self) -> bool:
+        """Whether no client is left."""
+
+    def close(self) -> None:
+        """Close every connection; what is in flight is not answered."""

@@ -1,0 +1,2 @@
+# Where a command goes, by its row of the command table.
+# For cimport only: nothing here is called from Python.
