@@ -2,12 +2,12 @@
 
     python tests/fuzz/engine.py --seconds 60         with AddressSanitizer and UBSan (tests/fuzz/build.py)
     python tests/fuzz/engine.py --rounds 20 --plain  the modules that are built in place
-    python tests/fuzz/engine.py --seed 7 --only crowd
+    python tests/fuzz/engine.py --seed 7 --first 135 --rounds 1
 
 Two real Redis nodes and two of nodes.py are behind one proxy; a round of the table ROUNDS throws at it from
-all sides. Meanwhile a witness, whose keys are on a node that nobody disturbs, must get every reply right. After a
-round the proxy must answer, and have given back every client, buffer and descriptor; it must never die, log a
-failure of its own, or grow. What breaks a rule is told with its seed and round; the exit code is 1.
+all sides. Meanwhile a witness, whose keys are on a node that nobody disturbs, must get every reply right.
+After a round the proxy must answer, and have given back every client, buffer and descriptor; it must never
+die, log a failure of its own, or grow. What breaks a rule is told with its seed and round; exit code 1.
 """
 
 import argparse
@@ -345,9 +345,14 @@ ROUNDS: dict[str, Callable[[Field], Awaitable[None]]] = {
 }
 
 
-async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | None) -> dict[str, int]:
-    """Rounds until the time or their number is over; how: "asan", "plain" or "valgrind". Raises Broken."""
-    rnd, done = Random(seed), 0
+async def fuzz(
+    how: str, seconds: float, rounds: int, seed: int, first: int = 0, only: str | None = None
+) -> dict[str, int]:
+    """Rounds from number `first` until the time or their number is over. Raises Broken.
+
+    how: "asan", "plain" or "valgrind".
+    """
+    rnd, done = Random(seed), first
     with contextlib.ExitStack() as stack:
         real = [stack.enter_context(RedisNode("--maxmemory", "200mb")) for _ in range(2)]
         fake = [HostileNode(Random(rnd.random())) for _ in range(2)]
@@ -370,7 +375,7 @@ async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | Non
         try:
             await field.settled()
             field.base_fds = len(os.listdir(f"/proc/{proxy.pid}/fd"))
-            while (done < rounds or not rounds) and time.monotonic() < limit:
+            while (done < first + rounds or not rounds) and time.monotonic() < limit:
                 name = only or list(ROUNDS)[done % len(ROUNDS)]
                 rnd.seed(seed * 1_000_003 + done)
                 await ROUNDS[name](field)
@@ -378,7 +383,7 @@ async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | Non
                 if witness.done():
                     witness.result()
                 done += 1
-                if done == len(ROUNDS):
+                if done == first + len(ROUNDS):
                     field.base_rss = field.memory()
                 elif field.base_rss and field.memory() > field.base_rss + GROWTH:
                     raise Broken(f"grown from {field.base_rss >> 20} to {field.memory() >> 20} MB")
@@ -399,7 +404,7 @@ async def fuzz(how: str, seconds: float, rounds: int, seed: int, only: str | Non
         if code != 0:
             raise Broken(f"stopped with exit code {code}")
     return {
-        "rounds": done,
+        "rounds": done - first,
         "node replies": sum(node.replies for node in fake),
         "megabytes": grown,
         **field.counts,
@@ -411,6 +416,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=0, help="stop after so many; 0: by time alone")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first round")
     parser.add_argument("--only", choices=list(ROUNDS))
     parser.add_argument("--plain", dest="how", action="store_const", const="plain", default="asan")
     parser.add_argument("--valgrind", dest="how", action="store_const", const="valgrind")
@@ -418,7 +424,7 @@ def main() -> None:
     seed = chosen.seed if chosen.seed is not None else random.randrange(1 << 30)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that were closed
     try:
-        print(asyncio.run(fuzz(chosen.how, chosen.seconds, chosen.rounds, seed, chosen.only)))
+        print(asyncio.run(fuzz(chosen.how, chosen.seconds, chosen.rounds, seed, chosen.first, chosen.only)))
     except Broken as broken:
         raise SystemExit(f"BROKEN {broken}") from broken
 

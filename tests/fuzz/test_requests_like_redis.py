@@ -62,15 +62,15 @@ def test_whatever_passes_here_passes_there(redis: RedisNode) -> None:
     for _ in range(1500):
         words = [[b"ECHO", rnd.choice([b"", b"a", b"\r\n", b"x" * 30])] for _ in range(rnd.randrange(1, 4))]
         data = spoil(rnd, b"".join(encode(*each) for each in words), rnd.choice([1, 1, 2, 3]))
-        if b"\x00" in data:
-            continue  # in a plain line Redis waits for ever
+        if b"\x00" in data or b"HTTP" in data:
+            continue  # after a NUL in a plain line Redis waits for ever; HTTP it closes without a word
         commands, error = parsed(data)
         replies = redis_says(redis, data)
         if refused(replies):
-            assert error is not None, f"Redis says {replies[-1]!r} to {data!r}"
             replies.pop()
         errors += error is not None
-        assert len(replies) >= len(commands), data  # it may be laxer, and go on
+        # it may be laxer, and go on; and it refuses some headers before their end
+        assert len(replies) >= len(commands), data
         for command, reply in zip(commands, replies, strict=False):
             if command[0].upper() == b"ECHO" and len(command) == 2:
                 assert reply == b"$%d\r\n%b\r\n" % (len(command[1]), command[1]), data

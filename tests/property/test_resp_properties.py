@@ -70,10 +70,31 @@ def told(reader: Scanner | RequestParser, parts: list[bytes]) -> tuple[list[obje
     return found, None
 
 
-WORDS = "* $ + : % | > 0 1 2 10 -1 01 ' \" \n \r\n \x00 \\x41 *2\r\n $3\r\nGET\r\n |1\r\n+a\r\n:1\r\n".split(
-    " "
-)  # noqa: SIM905
-words = st.sampled_from([b" ", b"*1\r\n$4\r\nPING\r\n", *(word.encode() for word in WORDS)])
+WORDS = (
+    *(
+        "*",
+        "$",
+        "+",
+        ":",
+        "%",
+        "|",
+        ">",
+        "0",
+        "1",
+        "2",
+        "10",
+        "-1",
+        "01",
+        "'",
+        '"',
+        " ",
+        "\n",
+        "\r\n",
+        "\x00",
+    ),
+    *("\\x41", "*2\r\n", "*1\r\n$4\r\nPING\r\n", "$3\r\nGET\r\n", "|1\r\n+a\r\n:1\r\n", "$-1\r\n"),
+)
+words = st.sampled_from([word.encode() for word in WORDS])
 garbage = st.one_of(st.binary(max_size=80), st.lists(words, max_size=25).map(b"".join))
 
 
