@@ -6,7 +6,8 @@ Scanner and request parser: input that comes in pieces gives the same frames, co
 whole; nothing is read beyond the end (every piece is a block of its own, so that a sanitizer sees it). Both are
 linear: the scanner leaves less than a header to be read again, and the parser is not called again, or returns at once,
 before there is more than it has seen, and goes on from there. An accepted request is, byte
-for byte, what its arguments encode to: it is forwarded as it is, and Redis takes nothing else. Merge: a client gets
+for byte, what its arguments encode to: it is forwarded as it is, and Redis takes nothing else; its keys are among its
+arguments. Merge: a client gets
 one frame, whatever the nodes answered. Buffers: they hold what a model holds.
 
 Built and run by tests/fuzz/run (libFuzzer) and tests/fuzz/test_fuzz_smoke.py.
@@ -18,12 +19,16 @@ from libc.stdlib cimport abort, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, buf_reserve, buf_total, buf_trim
-from shardproxy.core.commands cimport MERGE_ARRAY, MERGE_OK, MERGE_SUM
+from shardproxy.core.commands cimport (
+    FLAG_CONTAINER, FLAG_MOVABLE, MERGE_ARRAY, MERGE_OK, MERGE_SUM, CommandTable, Row,
+)
 from shardproxy.core.fanout cimport PART_ANSWERED, PART_FAILED, Fan, fan_free, fan_merge, fan_new
 from shardproxy.core.resp cimport (
     REQ_BAD, REQ_EMPTY, REQ_MORE, REQ_OK, SCAN_BAD, SCAN_DONE, SCAN_MORE, Progress, Request, Scan, parse_request,
     put_number, raw_argument, request_free, scan_frame,
 )
+
+from shardproxy.core.commands import builtin
 
 cdef enum:
     MAX_HEADER = 32             # core/resp
@@ -31,6 +36,7 @@ cdef enum:
     EVERYWHERE = 48             # and up to here split at every point
 
 cdef uint64_t SPREAD = <uint64_t>0x2545f4914f6cdd1d
+cdef CommandTable TABLE = builtin()
 cdef const char *NAMES[4]
 NAMES[0] = "a"
 NAMES[1] = "b"
@@ -186,6 +192,31 @@ cdef void check_request(const Request *r, Buf *log) noexcept nogil:
     buf_release(&again)
 
 
+cdef void check_keys(const Request *r) noexcept nogil:
+    """The positions of a request's keys, for which there is exactly as much room as the engine gives."""
+    cdef const Row *row = TABLE.find(r.argv[0], r.argl[0])
+    cdef const Row *sub
+    cdef int *out
+    cdef int n, i
+    if row != NULL and row.flags & FLAG_CONTAINER and r.argc > 1:
+        sub = TABLE.find_sub(row, r.argv[1], r.argl[1])
+        row = sub if sub != NULL else row
+    if row == NULL or (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
+        return
+    if row.first and not row.flags & FLAG_MOVABLE and row.last == row.first:
+        check(row.first < r.argc, "the only key is beyond the arguments")
+    out = <int *>malloc(r.argc * sizeof(int))
+    n = TABLE.keys(row, r.argc, r.argv, r.argl, out, r.argc)
+    check(-3 <= n <= r.argc, "more keys than arguments")
+    for i in range(n):
+        check(0 < out[i] < r.argc, "a key is beyond the arguments")
+    n = TABLE.positions(row, r.argc, r.argv, r.argl, out, NULL, r.argc)
+    check(-1 <= n <= r.argc, "more keys than arguments, patterns included")
+    for i in range(n):
+        check(0 < out[i] < r.argc, "a key of a pattern is beyond the arguments")
+    free(out)
+
+
 cdef void read_requests(const char *p, size_t n, Cuts *cuts, const uint8_t *how, Buf *log) noexcept nogil:
     cdef Request r
     cdef Progress g
@@ -211,6 +242,7 @@ cdef void read_requests(const char *p, size_t n, Cuts *cuts, const uint8_t *how,
                 for k in range(r.argc):
                     check(<int64_t>r.argl[k] <= r.limits.max_value or piece[i] != c'*', "a larger argument than allowed")
                 check_request(&r, log)
+                check_keys(&r)
             i += r.size
             note(log, c'E', at + i)
         if status == REQ_BAD:

@@ -107,6 +107,17 @@ def spread(rnd: Random) -> list[bytes]:
     return [name, *([b"AND"] if name == b"BITOP" else []), *keys]
 
 
+# Commands whose keys are where their options say
+MOVABLE = [
+    b"EVAL s 2 a b c|EVAL s 0|EVAL s -1 a|EVAL s 99 a|FCALL f 1 a|ZUNIONSTORE d 2 a b WEIGHTS 1 2",
+    b"ZINTER 1 a|ZDIFF 3 a b|LMPOP 2 a b LEFT|ZMPOP 1 a MIN|SINTERCARD 2 a b LIMIT 1",
+    b"SORT a BY w* GET # STORE d|SORT a STORE|XREAD COUNT 1 STREAMS a b 0 0|XREAD STREAMS a",
+    b"XREADGROUP GROUP g c STREAMS a >|XREAD BLOCK 0 STREAMS a 0|GEORADIUS a 1 1 1 m STORE d",
+    b"GEORADIUS a 1 1 1 m STOREDIST|MIGRATE h 1 a 0 5|MIGRATE h 1 '' 0 5 KEYS a b|BITOP AND d a b",
+    b"PFMERGE d|PFCOUNT a b|MSETNX a 1 b 2|MSET a|COPY a b|SMOVE a b c|OBJECT FREQ a|XGROUP CREATE a",
+    b"MEMORY USAGE a SAMPLES 1|DEBUG OBJECT a|BLPOP a b 0|BLMPOP 0 2 a b LEFT|BITFIELD a GET u8 0",
+    b"SET a b GET",
+]
 LOCAL = [
     b"PING|PING x|ECHO hello|TIME|INFO|INFO all|CLIENT ID|CLIENT LIST|CLIENT INFO|CLIENT GETNAME",
     b"CLIENT SETNAME n|CLIENT REPLY ON|CLIENT REPLY OFF|CLIENT REPLY SKIP|CLIENT NO-EVICT on",
@@ -119,7 +130,7 @@ LOCAL = [
     b"MSET a|DEL|MULTI|EXEC|DISCARD|QUIT|OBJECT ENCODING a|OBJECT HELP|MEMORY USAGE a|XINFO STREAM a",
     b"ACL WHOAMI|LATENCY HELP",
 ]
-LOCAL_COMMANDS = [line.split(b" ") for lines in LOCAL for line in lines.split(b"|")]
+LOCAL_COMMANDS = [line.split(b" ") for lines in LOCAL + MOVABLE for line in lines.split(b"|")]
 
 
 def command(rnd: Random) -> list[bytes]:
