@@ -73,13 +73,9 @@ class FuzzedProxy(ProxyProcess):
             self.env = build.environment(build.build("asan"))
         elif how == "valgrind":
             self.env["PYTHONMALLOC"] = "malloc"
-            self.command = [
-                "valgrind",
-                "--quiet",
-                "--error-exitcode=99",
-                "--exit-on-first-error=yes",
-                sys.executable,
-            ]
+            options = ["--quiet", "--error-exitcode=99", "--exit-on-first-error=yes"]
+            options.append(f"--suppressions={HERE / 'valgrind.supp'}")
+            self.command = ["valgrind", *options, sys.executable]
 
     def launch(self) -> Self:
         with self.log_path.open("wb") as log:
@@ -373,8 +369,8 @@ async def fuzz(
         witness = asyncio.create_task(field.witness(keys))
         name, limit, log = "start", time.monotonic() + seconds, proxy.log_path
         try:
-            await field.settled()
             field.base_fds = len(os.listdir(f"/proc/{proxy.pid}/fd"))
+            await field.settled()
             while (done < first + rounds or not rounds) and time.monotonic() < limit:
                 name = only or list(ROUNDS)[done % len(ROUNDS)]
                 rnd.seed(seed * 1_000_003 + done)
