@@ -51,8 +51,10 @@ memory = "64mb"
 max_value = "4mb"
 max_request = "8mb"
 client_output_hard = "16mb"
+client_output_soft = "%s"
+client_requests = %d
 """
-POOL = 'timeout = "5s"\nconnect_timeout = "2s"\nconnections_per_node = 2'
+POOL = 'timeout = "5s"\nconnect_timeout = "2s"\nconnections_per_node = %d\npartial = "%s"'
 END = encode(b"PING") + encode(b"RESET")  # CLIENT REPLY SKIP takes the PING's reply, RESET undoes the rest
 BAD_LOG = re.compile(
     r"AddressSanitizer|runtime error:|handler_failed|Traceback|Exception ignored|invalid (read|write)", re.I
@@ -358,7 +360,8 @@ async def fuzz(
             node.vice = "none"
         shards = {"a": real[0].address, "b": real[1].address}
         shards |= {name: f"127.0.0.1:{node.port}" for name, node in zip("cd", fake, strict=True)}
-        text = toml(shards, top=LIMITS, pool=POOL)
+        limits = LIMITS % (rnd.choice(["1mb", "20kb"]), rnd.choice([1024, 1024, 7]))
+        text = toml(shards, top=limits, pool=POOL % (rnd.choice([1, 2]), rnd.choice(["error", "nil"])))
         proxy = FuzzedProxy(text, how)
         stack.callback(proxy.stop)
         # the fake nodes are on this loop, so it must not wait
