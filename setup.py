@@ -13,7 +13,12 @@ from setuptools import Extension, setup
 
 PARTS = ["core", *(["dataplane"] if sys.platform == "linux" else [])]
 # SHARDPROXY_CFLAGS adds flags, for example -fsanitize=address (docs/development.md)
-FLAGS = ["-O3", "-fno-strict-aliasing", *os.environ.get("SHARDPROXY_CFLAGS", "").split()]
+FLAGS = [
+    "-O3",
+    "-fno-strict-aliasing",
+    "-Wno-unused-function",
+    *os.environ.get("SHARDPROXY_CFLAGS", "").split(),
+]
 
 modules = [
     Extension(

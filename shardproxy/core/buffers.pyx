@@ -15,57 +15,58 @@ cdef enum:
     MEDIUM = 16384
     SIZES = 3
 
-# Bytes of each size kept between trims; none under a sanitizer, which cannot see into blocks that are kept
+    KEPT = 8192                 # spare blocks of each size, at most
+
+# None are kept under a sanitizer, which could not see who touches them
 cdef extern from *:
     """
     #if defined(__SANITIZE_ADDRESS__)
-    #define SPARE_BYTES 0
+    #define KEEP_SPARES 0
     #elif defined(__has_feature)
     #if __has_feature(address_sanitizer)
-    #define SPARE_BYTES 0
+    #define KEEP_SPARES 0
     #endif
     #endif
-    #ifndef SPARE_BYTES
-    #define SPARE_BYTES (16 << 20)
+    #ifndef KEEP_SPARES
+    #define KEEP_SPARES 1
     #endif
     """
-    size_t SPARE_BYTES
+    bint KEEP_SPARES
 
+# A stack of pointers, so that taking a block does not read it (a list through the blocks misses the cache)
 cdef struct Spare:
-    void *head                  # a spare block's first word points to the next one
     size_t count
+    size_t most
+    void *blocks[KEPT]
 
 cdef Spare spares[SIZES]
 cdef size_t *sizes = [TINY, SMALL, MEDIUM]
 cdef size_t total = 0
+spares[0].most = spares[1].most = KEPT if KEEP_SPARES else 0
+spares[2].most = 1024 if KEEP_SPARES else 0
 
 
 cdef inline Spare *spare_of(size_t size) noexcept nogil:
     return &spares[0] if size == TINY else &spares[1] if size == SMALL else &spares[2]
 
 
-cdef void *take(size_t size) noexcept nogil:
+cdef inline void *take(size_t size) noexcept nogil:
     cdef Spare *s = spare_of(size)
-    cdef void *p = s.head
-    if p != NULL:
-        s.head = (<void **>p)[0]
+    if s.count:
         s.count -= 1
-        return p
+        return s.blocks[s.count]
     return malloc(size)
 
 
-cdef void give(void *p, size_t size) noexcept nogil:
+cdef inline void give(void *p, size_t size) noexcept nogil:
     cdef Spare *s
-    if size > MEDIUM:
-        free(p)
-        return
-    s = spare_of(size)
-    if s.count * size >= SPARE_BYTES:
-        free(p)
-        return
-    (<void **>p)[0] = s.head
-    s.head = p
-    s.count += 1
+    if size <= MEDIUM:
+        s = spare_of(size)
+        if s.count < s.most:
+            s.blocks[s.count] = p
+            s.count += 1
+            return
+    free(p)
 
 
 cdef int buf_grow(Buf *b, size_t n) noexcept nogil:
@@ -152,15 +153,12 @@ cdef void queue_free(void **items, uint32_t *mask, size_t size) noexcept nogil:
 
 cdef void buf_trim(size_t keep) noexcept nogil:
     cdef Spare *s
-    cdef void *p
     cdef int i
     for i in range(SIZES):
         s = &spares[i]
         while s.count * sizes[i] > keep:
-            p = s.head
-            s.head = (<void **>p)[0]
             s.count -= 1
-            free(p)
+            free(s.blocks[s.count])
 
 
 def total_bytes() -> int:

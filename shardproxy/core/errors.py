@@ -130,6 +130,7 @@ ENGINE = (
     "ERR DISCARD without MULTI",
     "ERR WATCH inside MULTI is not allowed",
     "EXECABORT Transaction discarded because of previous errors.",
+    "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
     "ERR the transaction is larger than max_request",
     # the client's: it is not to be served
     "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "

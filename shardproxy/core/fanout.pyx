@@ -8,7 +8,7 @@ an error, since part of it was written. Sending the parts and waiting for them i
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, strlen
+from libc.string cimport memcmp, strlen
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport MERGE_ARRAY, MERGE_OK, MERGE_SUM
@@ -86,14 +86,26 @@ cdef int say(Buf *out, const char *text) noexcept nogil:
     return buf_append(out, text, strlen(text))
 
 
+cdef int gravity(const Buf *b) noexcept nogil:
+    """What may have happened comes before what surely has not."""
+    cdef const char *p = b.p + b.off
+    if b.len > 8 and memcmp(p, "-UNKNOWN", 8) == 0:
+        return 2
+    return 1 if b.len > 8 and memcmp(p, "-TIMEOUT", 8) == 0 else 0
+
+
 cdef int merge_error(Fan *f, const char *const *names, const uint8_t *good, Buf *out) noexcept nogil:
-    """The first failed part's error, then which shards failed and which did their share."""
-    cdef int i, side, bad = 0
+    """The gravest of the failed parts' errors, then which shards failed and which did their share."""
+    cdef int i, side, grade, worst = -1, bad = 0
     cdef bint first
     cdef const char *p
     cdef size_t n
-    while good[bad]:
-        bad += 1
+    for i in range(f.parts):
+        if not good[i]:
+            grade = gravity(&f.part[i].reply)
+            if grade > worst:
+                worst = grade
+                bad = i
     p = f.part[bad].reply.p + f.part[bad].reply.off
     n = f.part[bad].reply.len
     if n > 2 and p[0] == c'-':

@@ -11,7 +11,7 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE
 from shardproxy.dataplane.engine cimport (
-    REPLY_OFF, REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
+    REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
 )
 from shardproxy.dataplane.slots cimport client_close, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.system cimport (
@@ -38,11 +38,9 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
         call.proto = c.proto
         call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
         call.row = e.table.records[row.id]
-        call.running = True
         e.dispatch(call)
-        call.running = False
     except Exception as error:
-        e.event("handler_failed", {"command": row.name.decode(), "error": repr(error)})
+        e.event("handler_failed", {"command": e.table.names[row.id], "error": repr(error)})
         if not call.done:
             call.reply(b"-ERR internal error: see the log of shardproxy\r\n")
 
@@ -52,7 +50,6 @@ cdef class Call:
     cdef Engine engine
     cdef uint32_t index, generation, slot
     cdef readonly bint done
-    cdef bint running
     cdef readonly uint8_t proto
     cdef readonly list args
     cdef readonly object row
@@ -74,8 +71,6 @@ cdef class Call:
             return
         c = self.engine.client_at(self.index, self.generation)
         if c != NULL:
-            if self.running and c.reply_mode == REPLY_ON and slot_at(c, self.slot).discard == REPLY_OFF:
-                slot_at(c, self.slot).discard = False       # CLIENT REPLY ON and RESET are answered themselves
             slot_feed(self.engine, c, self.slot, data, len(data), True)
             if not self.engine.in_tick:
                 self.engine.wake()
@@ -115,6 +110,12 @@ cdef str address_text(int fd, bint peer):
     size = sizeof(address)
     getsockname(fd, <sockaddr *>&address, &size)
     return (<sockaddr_un *>&address).sun_path.decode(errors="replace") + ":0"
+
+
+cdef void answer_last(Client *c) noexcept:
+    """CLIENT REPLY ON and RESET are answered themselves: theirs is the slot that was opened last."""
+    if c.head != c.tail:
+        slot_at(c, c.tail - 1).discard = False
 
 
 cdef class ClientHandle:
@@ -285,6 +286,8 @@ cdef class ClientHandle:
         cdef int mode = REPLY_MODES.index(value)
         if c != NULL:
             c.reply_mode = mode
+            if mode == REPLY_ON:
+                answer_last(c)
 
     def close_after_reply(self, str reason=None):
         """Take no more from this client, and close it when its last reply is out."""
@@ -302,7 +305,8 @@ cdef class ClientHandle:
             c.tx_state = TX_NONE
             buf_release(&c.tx)
             c.proto = 2
-            c.reply_mode = 0
+            c.reply_mode = REPLY_ON
+            answer_last(c)
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
                 self.engine.meta[self.number].pop("name", None)

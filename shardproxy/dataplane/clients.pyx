@@ -7,37 +7,42 @@ why and closed.
 
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport REQ_BAD, REQ_MORE, REQ_OK, Request, parse_request
 from shardproxy.dataplane.counters cimport CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
 from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
 from shardproxy.dataplane.routing cimport WAIT, route
-from shardproxy.dataplane.slots cimport client_close, in_flight, slot_answer
+from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
 from shardproxy.dataplane.system cimport recv
+
+
+cdef enum:
+    JOIN = 16384                # a longer beginning of a command stays in the client's own buffer
 
 
 cdef void client_readable(Engine e, Client *c) noexcept:
     cdef ssize_t got
-    cdef size_t room = SCRATCH, used
-    cdef bint direct = c.inp.len > 0
+    cdef size_t room = SCRATCH, used, before = c.inp.len
+    cdef bint large = before > JOIN
     if c.stalled or c.eof or c.leaving:
         return
-    if room > e.eff_soft:
-        room = e.eff_soft
-    if direct:
-        # a large value comes in large pieces, but only as it comes: a length is a promise, not memory
-        if c.progress.want > c.inp.len + room and c.inp.len > SCRATCH:
-            room = c.progress.want - c.inp.len
-            if room > 16 * SCRATCH:
-                room = 16 * SCRATCH
+    if large:
+        # a value comes in pieces, and gets room as they come: a length is a promise, not memory
+        room = c.progress.want - before if c.progress.want > before else JOIN
+        room = JOIN if room < JOIN else 16 * SCRATCH if room > 16 * SCRATCH else room
         if buf_reserve(&c.inp, room) < 0:
             client_close(e, c, "out of memory")
             return
         got = recv(c.fd, buf_tail(&c.inp), room, 0)
     else:
-        got = recv(c.fd, e.scratch, room, 0)
+        # the beginning of a command is joined with its rest in the scratch, so that a client holds no more than it sent
+        room = SCRATCH if SCRATCH < e.eff_soft else e.eff_soft
+        if before:
+            memcpy(e.scratch, buf_head(&c.inp), before)
+        room = room - before if room > 2 * before else before
+        got = recv(c.fd, e.scratch + before, room, 0)
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
             return
@@ -49,20 +54,25 @@ cdef void client_readable(Engine e, Client *c) noexcept:
         return
     c.active = e.now
     e.count[<int>CLIENT_BYTES_IN] += got
-    if direct:
+    if large:
         c.inp.len += got
         take_held(e, c)
         return
-    used = take(e, c, e.scratch, got)
+    used = take(e, c, e.scratch, before + got, True)
+    if used == 0 and before and not (c.dead or c.leaving):
+        if buf_append(&c.inp, e.scratch + before, got) < 0:
+            client_close(e, c, "out of memory")
+        return
+    buf_release(&c.inp)
     if c.dead or c.leaving:
         return
-    if used < <size_t>got:
-        if buf_append(&c.inp, e.scratch + used, got - used) < 0:
+    if used < before + got:
+        if buf_append(&c.inp, e.scratch + used, before + got - used) < 0:
             client_close(e, c, "out of memory")
 
 
 cdef void take_held(Engine e, Client *c) noexcept:
-    cdef size_t used = take(e, c, buf_head(&c.inp), c.inp.len)
+    cdef size_t used = take(e, c, buf_head(&c.inp), c.inp.len, False)
     if c.dead or c.leaving:
         buf_release(&c.inp)
         return
@@ -80,13 +90,13 @@ cdef void client_resume(Engine e, Client *c) noexcept:
     e.mark_dirty(c)
 
 
-cdef size_t take(Engine e, Client *c, const char *p, size_t n) noexcept:
+cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noexcept:
     """Every whole command in p[0 .. n) for which there is room; how many bytes that was."""
     cdef Request *r = &e.request
     cdef size_t at = 0
     cdef int status
     while at < n:
-        if in_flight(c) >= e.eff_requests or c.out.len + c.held > e.eff_soft:
+        if in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft:
             stall(e, c)
             break
         status = parse_request(r, &c.progress, p + at, n - at)
@@ -106,7 +116,7 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n) noexcept:
                 break
             c.commands += 1
             e.count[<int>COMMANDS] += 1
-            if c.dead or c.leaving or c.inp.p == NULL and p != e.scratch:
+            if c.dead or c.leaving or c.inp.p == NULL and not scratch:
                 return n
         at += r.size
     return at

@@ -40,6 +40,7 @@ cdef enum:
 cdef struct Slot:
     Buf held                    # frames that came before it was at the head
     Fan *fan                    # the command was split: not merged yet
+    uint32_t cost               # bytes of its request, while that may wait for a node
     uint8_t filled
     uint8_t discard             # CLIENT REPLY OFF: what fills it is thrown away
 
@@ -55,7 +56,8 @@ cdef struct Client:
     Buf inp                     # what was read and is not a whole command yet, or waits
     Buf out
     Progress progress
-    size_t held                 # bytes in slots
+    size_t held                 # reply bytes in slots
+    size_t sent                 # request bytes in flight
     uint32_t events             # what epoll watches
     uint64_t created            # us, as everything that is a time here
     uint64_t active
@@ -156,7 +158,7 @@ cdef struct Shard:
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
-    size_t soft                 # reply bytes of one client: not read beyond it
+    size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
     size_t queue                # waiting to be written to one upstream
@@ -169,6 +171,7 @@ cdef class Engine:
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
     cdef bint draining
+    cdef uint64_t grace_ends                # when a client with half a command is waited for no more
     cdef uint64_t now                       # us, monotonic, of this tick
     cdef Client **client_list
     cdef uint32_t *client_generations

@@ -44,6 +44,7 @@ cdef enum:
 
 cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
 cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
+cdef uint64_t GRACE = 1000000           # us for the rest of a command when draining
 STATES = ("down", "connecting", "greeting", "up")
 
 cdef class Reactor(Engine):
@@ -97,7 +98,6 @@ cdef class Reactor(Engine):
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
         self.budget.memory = limits.memory
-        self.budget.queue = limits.memory // 2
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
         self.request.limits.max_arguments = limits.max_arguments
@@ -180,7 +180,7 @@ cdef class Reactor(Engine):
         self.eff_requests = self.budget.requests
         self.eff_soft = self.budget.soft
         if used * 4 > self.budget.memory and self.client_count:
-            share = (self.budget.memory - used) // self.client_count if used < self.budget.memory else 0
+            share = (self.budget.memory // 2 - used) // self.client_count if used * 2 < self.budget.memory else 0
             if share < 4096:
                 share = 4096
             if share < self.eff_soft:
@@ -287,6 +287,11 @@ cdef class Reactor(Engine):
                 c = self.client_list[i]
                 if c != NULL and not c.dead and c.head == c.tail and self.now > c.active + self.budget.idle:
                     client_close(self, c, "idle for longer than idle_timeout")
+        if self.draining:
+            for i in range(self.client_room):
+                c = self.client_list[i]
+                if c != NULL and not c.dead:
+                    self.mark_dirty(c)
         self.finish()
         self.in_tick = False
         if self.now > self.trim_at:
@@ -319,6 +324,7 @@ cdef class Reactor(Engine):
 
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
+        self.budget.queue = self.budget.memory // 4 // self.node_count
 
     def set_address(self, str node, str address):
         move(self, node, address)
@@ -407,16 +413,11 @@ cdef class Reactor(Engine):
 
     def drain(self):
         """Accept no more. A client goes when everything that it has sent is answered."""
-        cdef uint32_t i
-        cdef Client *c
         self.draining = True
+        self.grace_ends = monotonic_us() + GRACE
         for fd in list(self.listeners):
             self.unlisten(fd)
-        for i in range(self.client_room):
-            c = self.client_list[i]
-            if c != NULL and not c.dead:
-                self.mark_dirty(c)
-        self.flush()
+        self.cron()
 
     def idle(self):
         return self.client_count == 0

@@ -23,7 +23,7 @@ from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """The shard of all its keys, NO_KEY, MALFORMED, or ANSWERED (with an error)."""
     cdef int i, n, shard, other
-    if row.first and not row.flags & FLAG_MOVABLE and row.last == row.first:
+    if 0 < row.first < r.argc and not row.flags & FLAG_MOVABLE and row.last == row.first:
         return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
     if row.flags & FLAG_KEYLESS:
         return NO_KEY
@@ -81,6 +81,12 @@ cdef void forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
 
 
+cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
+    """The request's bytes count for its client's budget until it is answered."""
+    slot_at(c, slot).cost = <uint32_t>(r.raw_size if r.raw_size < 0xffffffff else 0xffffffff)
+    c.sent += slot_at(c, slot).cost
+
+
 cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write) noexcept:
     cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
     cdef int64_t slot
@@ -91,6 +97,7 @@ cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write)
     slot = slot_open(e, c)
     if slot < 0:
         return
+    charge(c, <uint32_t>slot, r)
     if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, 1) < 0:
         client_close(e, c, "out of memory")
         return
@@ -149,6 +156,7 @@ cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
         client_close(e, c, "out of memory")
         return
     slot_at(c, <uint32_t>slot).fan = f
+    charge(c, <uint32_t>slot, r)
     e.count[<int>FANNED_OUT] += 1
     part = 0
     for shard in range(e.shard_count):

@@ -12,6 +12,10 @@ cdef void client_flush(Engine e, Client *c) noexcept
 cdef void client_close(Engine e, Client *c, const char *reason) noexcept
 cdef void client_free(Engine e, Client *c) noexcept
 
+cdef inline size_t bytes_of(Client *c) noexcept nogil:
+    """What a client makes us hold, besides its input."""
+    return c.out.len + c.held + c.sent
+
 cdef inline Slot *slot_at(Client *c, uint32_t slot) noexcept nogil:
     return &c.slots[slot & c.mask]
 

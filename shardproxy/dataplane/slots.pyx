@@ -59,6 +59,7 @@ cdef inline void drain(Engine e, Client *c) noexcept:
             buf_release(&s.held)
         if not s.filled:
             return
+        c.sent -= s.cost
         c.head += 1
 
 
@@ -82,6 +83,7 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
     if last:
         s.filled = True
         if slot == c.head:
+            c.sent -= s.cost
             c.head += 1
             if c.head != c.tail:
                 drain(e, c)
@@ -138,13 +140,15 @@ cdef void client_flush(Engine e, Client *c) noexcept:
         if c.out.len == 0 and (c.leaving or (c.eof and not c.stalled)):
             client_close(e, c, NULL)
             return
-        if e.draining and c.out.len == 0 and c.inp.len == 0 and not unread(c):
+        # what is left of its input, unless it waits for its turn, is the beginning of a command: some grace for the rest
+        if (e.draining and c.out.len == 0 and not c.stalled and (c.inp.len == 0 or e.now > e.grace_ends)
+                and not unread(c)):
             client_close(e, c, NULL)
             return
     if c.stalled:
-        if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and c.out.len + c.held <= e.eff_soft // 2:
+        if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
             e.mark_resuming(c)
-    elif not c.leaving and (in_flight(c) >= e.eff_requests or c.out.len + c.held > e.eff_soft):
+    elif not c.leaving and (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft):
         c.stalled = True
         e.count[<int>STALLS] += 1
     watch(e, c)

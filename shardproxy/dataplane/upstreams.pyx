@@ -310,10 +310,15 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         begun = False
         u.head += 1
     u.late = u.head
-    if u.mask > 4095:
-        queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
+    shrink(u)
     u.given = u.written = 0
     u.generation += 1
+
+
+cdef void shrink(Upstream *u) noexcept:
+    """What a flood has made grow is given back when it is empty."""
+    if u.head == u.tail and u.mask > 4095:
+        queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
 
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
@@ -349,6 +354,7 @@ cdef void upstreams_due(Engine e) noexcept:
             if e.now > u.progress + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
+        shrink(u)
         if u.head != u.tail and not u.more:
             deadlines(e, u)
             if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:

@@ -11,9 +11,9 @@ import functools
 import gc
 import os
 import resource
-import socket
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType

@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 CLIENTS = 200
