@@ -32,7 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import msgspec  # noqa: E402
 from nodes import VICES, HostileNode  # noqa: E402
 from programs import encode, packed, program, spoil  # noqa: E402
-from servers import ProxyProcess, RedisNode, toml  # noqa: E402
+from servers import ProxyProcess, RedisNode, toml, until  # noqa: E402
 
 import build  # noqa: E402  # the paths come first
 from shardproxy import config  # noqa: E402
@@ -85,6 +85,11 @@ class FuzzedProxy(ProxyProcess):
                 [*self.command, "-m", "shardproxy", "serve", "-c", str(self.config_path)],
                 stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, env=self.env,
             )  # fmt: skip
+        return self
+
+    def start(self) -> Self:
+        self.launch()
+        self.addresses = until(self._listening, "shardproxy to listen", patience=2 * PATIENCE)
         return self
 
 
@@ -399,7 +404,10 @@ async def fuzz(
             (build.folder("fuzz") / "engine.log").write_text(log.read_text())
         grown = (field.memory() - field.base_rss) >> 20 if field.base_rss else 0
         proxy.signal(signal.SIGTERM)
-        code = await asyncio.get_running_loop().run_in_executor(None, proxy.wait, PATIENCE)
+        try:
+            code = await asyncio.get_running_loop().run_in_executor(None, proxy.wait, PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Broken(f"it does not stop\n{log.read_text()[-3000:]}") from None
         if code != 0:
             raise Broken(f"stopped with exit code {code}")
     return {
