@@ -1,6 +1,15 @@
-"""`python -m shardproxy`: the command line."""
+"""`python -m shardproxy`, and what the installed command calls."""
 
-from shardproxy.cli import main
+import signal
+
+
+def run() -> None:
+    # until there is something to stop, Ctrl-C ends the process without a traceback from the middle of an import
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from shardproxy.cli import main
+
+    main(prog_name="shardproxy")
+
 
 if __name__ == "__main__":
-    main(prog_name="shardproxy")
+    run()

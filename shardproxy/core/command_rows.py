@@ -135,6 +135,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return "movablekeys" in self.flags
 
     @property
+    def one_key(self) -> bool:
+        """Its only key stands at a fixed position."""
+        first, last, _ = self.key_range
+        return len([spec for spec in self.key_specs if spec.is_key]) == 1 and first == last > 0
+
+    @property
     def key_range(self) -> tuple[int, int, int]:
         """(first, last, step) as COMMAND shows them; (0, 0, 0) when no key has a fixed position."""
         first = last = step = 0

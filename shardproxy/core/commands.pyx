@@ -475,7 +475,7 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_BLOCKING if "blocking" in record.flags else 0)
         | (FLAG_BARRIER if record.barrier else 0)
         | (FLAG_CONTAINER if record.subcommands else 0)
-        | (FLAG_MOVABLE if record.movable else 0)
+        | (FLAG_MOVABLE if record.movable or not record.one_key and record.merge == "none" else 0)
         | (FLAG_IN_MULTI if record.in_multi else 0)
         | (FLAG_KEYLESS if record.keyless else 0)
     )

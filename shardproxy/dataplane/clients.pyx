@@ -27,8 +27,8 @@ cdef enum:
 cdef void client_readable(Engine e, Client *c) noexcept:
     cdef ssize_t got
     cdef size_t room = SCRATCH, used, before = c.inp.len
-    cdef bint large = before > JOIN
-    if c.stalled or c.eof or c.leaving:
+    cdef bint large = before > JOIN or c.stalled
+    if c.eof or c.leaving:
         return
     if large:
         # a value comes in pieces, and gets room as they come: a length is a promise, not memory
@@ -58,7 +58,10 @@ cdef void client_readable(Engine e, Client *c) noexcept:
     e.count[<int>CLIENT_BYTES_IN] += got
     if large:
         c.inp.len += got
-        take_held(e, c)
+        if c.stalled:
+            e.mark_dirty(c)     # kept for later, see slots.watch
+        else:
+            take_held(e, c)
         return
     used = take(e, c, e.scratch, before + got, True)
     if used == 0 and before and not (c.dead or c.leaving):

@@ -132,6 +132,7 @@ cdef struct Upstream:
     bint push                   # the frame being read is a push
     bint proved                 # this connection has answered a request
     bint more                   # the last read was full: there may be more to read
+    bint full                   # the socket took no more when last written to
     uint64_t given              # bytes put into out, ever
     uint64_t written
     uint64_t since              # when it was connected
@@ -201,6 +202,7 @@ cdef class Engine:
     cdef Budget budget
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
     cdef size_t eff_soft
+    cdef size_t eff_input                   # input of one client that is kept while it does not read its replies
     cdef uint64_t timeout                   # us; of the pool, as are the next three
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after

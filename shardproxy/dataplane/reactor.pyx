@@ -188,10 +188,12 @@ cdef class Reactor(Engine):
         self.count[<int>BUFFER_BYTES] = used
         self.eff_requests = self.budget.requests
         self.eff_soft = self.budget.soft
+        self.eff_input = self.budget.memory // 4
         if used * 4 > self.budget.memory and self.client_count:
             share = (self.budget.memory // 2 - used) // self.client_count if used * 2 < self.budget.memory else 0
             if share < 4096:
                 share = 4096
+            self.eff_input = share
             if share < self.eff_soft:
                 self.eff_soft = share
             if share // 256 < self.eff_requests:
@@ -396,7 +398,7 @@ cdef class Reactor(Engine):
                             "queue_bytes": u.out.len, "failures": u.failures,
                         })
             found.append({
-                "shard": node.shard.decode(), "address": node.name.decode(),
+                "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
                 "reason": node.why.decode(errors="replace"), "requests": node.requests,
                 "errors": node.errors, "lost": node.lost, "upstreams": upstreams,

@@ -141,7 +141,10 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
             if u.greetings > 1:
                 word = <const char *>memchr(answer, c' ', n)
                 n = word - answer - 1 if word != NULL else 0
-            snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
+                snprintf(text, TEXT, "refuses the login or the protocol: %.*s (`shardproxy check` says more)", <int>n,
+                         answer + 1)
+            else:
+                snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
             upstream_lost(e, u, text, True)
             return
         if (answer[0] != c'%' if u.greetings > 1 and u.proto == 3 else

@@ -9,7 +9,7 @@ from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_KEYLESS, FLAG_MOVABLE, FLAG_WRITE, MERGE_ARRAY, Row
+from shardproxy.core.commands cimport FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, Row
 from shardproxy.core.fanout cimport Fan, fan_new
 from shardproxy.core.resp cimport Request, put_number, raw_argument
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
@@ -76,7 +76,7 @@ cdef void forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if shard == MALFORMED:
         shard = 0               # any node says what is wrong with it, in its own words
     if shard >= 0:
-        send_to(e, c, r, shard, row.flags & FLAG_WRITE != 0)
+        send_to(e, c, r, shard, not row.flags & FLAG_READONLY)
     elif shard == NO_KEY:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
 
@@ -146,7 +146,7 @@ cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
         parts += e.shares[shard] == 0
         e.shares[shard] += 1
     if parts == 1:
-        send_to(e, c, r, e.owners[0], row.flags & FLAG_WRITE != 0)
+        send_to(e, c, r, e.owners[0], not row.flags & FLAG_READONLY)
         return
     slot = slot_open(e, c)
     if slot < 0:
@@ -197,7 +197,7 @@ cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard,
     cdef char line[32]
     if u == NULL:
         return False
-    if promise(e, u, TO_PART, c.index, c.generation, slot, part, row.flags & FLAG_WRITE != 0, 1) < 0:
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, 1) < 0:
         client_close(e, c, "out of memory")
         return True
     n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)

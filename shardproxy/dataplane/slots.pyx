@@ -102,7 +102,8 @@ cdef void watch(Engine e, Client *c) noexcept:
     cdef uint32_t events = 0
     if c.hung:
         return
-    if not (c.stalled or c.eof or c.leaving):
+    # a client that writes a whole pipeline before it reads a reply would wait for ever if it were not read either
+    if not (c.eof or c.leaving) and (not c.stalled or c.blocked and c.inp.len < e.eff_input):
         events = EPOLLIN
     if c.blocked:
         events |= EPOLLOUT
@@ -148,7 +149,7 @@ cdef void client_flush(Engine e, Client *c) noexcept:
                 and not unread(c)):
             client_close(e, c, NULL)
             return
-    if c.stalled:
+    if c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
             e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft):

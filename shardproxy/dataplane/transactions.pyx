@@ -31,7 +31,9 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
         c.tx_state = TX_OPEN
         c.tx_shard = -1
         c.tx_count = 0
-        buf_append(&c.tx, r.raw, r.raw_size)
+        if buf_append(&c.tx, r.raw, r.raw_size) < 0:
+            client_close(e, c, "out of memory")
+            return
         say(e, c, "+OK\r\n")
         return
     if not c.tx_state:
@@ -55,6 +57,7 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 1 + c.tx_count) < 0 or \
                         promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 1) < 0:
                     u.doomed = True
+                    client_close(e, c, "out of memory")
                 elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
                     give(e, u, r.raw, r.raw_size)
                 e.count[<int>TRANSACTIONS] += 1

@@ -21,7 +21,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, MAX_SHARED, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, MAX_SHARED, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
@@ -60,7 +60,7 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
         if other != NULL and other.state == UP:
             return              # the node is there; it is this protocol, or this connection, that it refuses
     if strlen(node.why) == 0:
-        e.event("node_down", {"node": node.name.decode(), "reason": why.decode(errors="replace")})
+        e.event("node_down", {"node": node.name.decode(errors="replace"), "reason": why.decode(errors="replace")})
     snprintf(node.why, TEXT, "%s", why)
 
 
@@ -115,12 +115,12 @@ cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
 cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     cdef Node *node = &e.node_list[u.node]
     u.state = UP
-    u.proved = u.more = False
+    u.proved = u.more = u.full = False
     u.since = u.progress = e.now
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
-        e.event("node_up", {"node": node.name.decode()})
+        e.event("node_up", {"node": node.name.decode(errors="replace")})
     if u.out.len:
         u.dirty = True
 
@@ -252,11 +252,15 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
                 continue
             if errno == EAGAIN:
                 watch(e, u, EPOLLIN | EPOLLOUT)
+                u.full = True
                 return
             upstream_lost(e, u, "connection lost", False)
             return
         u.written += n
-        u.progress = e.now
+        if u.full:
+            # the node has taken something since; what a socket takes at once says nothing about the node
+            u.full = False
+            u.progress = e.now
         e.count[<int>UPSTREAM_BYTES_OUT] += n
         buf_consume(&u.out, n)
     if u.out.cap > 65536:
@@ -297,13 +301,14 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         else:
             failed(e, u, reason)
         node.lost += 1
-        e.event("upstream_lost", {"node": node.name.decode(), "reason": reason.decode(errors="replace"),
+        e.event("upstream_lost", {"node": node.name.decode(errors="replace"), "reason": reason.decode(errors="replace"),
                                   "in_flight": u.tail - u.head})
     else:
         failed(e, u, reason)
     while u.head != u.tail:
         entry = u.fifo[u.head & u.mask]
         if entry.start >= u.written or not entry.write:
+            e.count[<int>SHARD_DOWN] += entry.to != TO_NOBODY and entry.to != TO_LATE
             e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
                                    node.shard, node.name, reason)
         else:

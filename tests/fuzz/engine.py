@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import msgspec  # noqa: E402
 from nodes import VICES, HostileNode  # noqa: E402
-from programs import encode, packed, program, spoil  # noqa: E402
+from mutations import encode, packed, program, spoil  # noqa: E402
 from servers import ProxyProcess, RedisNode, toml, until  # noqa: E402
 
 import build  # noqa: E402  # the paths come first

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from random import Random
 
-from programs import frame, spoil
+from mutations import frame, spoil
 
 from shardproxy.core.resp import ProtocolError, RequestParser
 

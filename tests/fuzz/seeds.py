@@ -5,7 +5,7 @@ import random
 import sys
 from pathlib import Path
 
-from programs import inputs
+from mutations import inputs
 
 if __name__ == "__main__":
     rnd = random.Random(0)

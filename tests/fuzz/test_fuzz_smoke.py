@@ -14,10 +14,10 @@ INPUTS = 15000
 FUZZ = f"""
 import random, sys
 sys.path.append({str(Path(__file__).parent)!r})
-import fuzz_harness, programs
+import fuzz_harness, mutations
 rnd = random.Random(int(sys.argv[1]))
 for number in range({INPUTS}):
-    data = programs.inputs(rnd)
+    data = mutations.inputs(rnd)
     sys.stderr.write("\\r%d %r" % (number, data[:300]))
     fuzz_harness.run(data)
 """

@@ -4,7 +4,7 @@ import random
 import socket
 
 import pytest
-from programs import encode, spoil
+from mutations import encode, spoil
 from resp_cases import COMMANDS, ERRORS, STRICTER
 from servers import Raw, RedisNode
 
