@@ -34,7 +34,7 @@ SCRIPTS = [
     b"return redis.call('INCR', KEYS[1])",
     b"return redis.pcall('LPUSH', KEYS[1], 'a')",
     b"return {1, {2, 'x'}, false, redis.status_reply('FINE'), {err='MINE is mine'}}",
-    b"redis.setresp(3); return redis.call('HGETALL', KEYS[1])",
+    b"redis.setresp(3); return redis.call('ZSCORE', KEYS[1], 'a')",
     b"return {double=2.5}",
     b"return {map={a=1}}",
     b"nonsense(",

@@ -114,6 +114,7 @@ NORMALISERS: dict[str, tuple[Normaliser, str]] = {
     "sdiff": (unordered, ORDER),
     "spop": (unordered, ORDER),  # all of them, see the grammar
     "sort": (unordered, ORDER),  # BY nosort on a set; and elements that tie
+    "sort_ro": (unordered, ORDER),
     "hgetall": (unordered_pairs, ORDER),
     "hkeys": (unordered, ORDER),
     "hvals": (unordered, ORDER),

@@ -23,9 +23,10 @@ FAMILIES = {
 LETTERS = sorted(FAMILIES.values())
 
 
-# Not spoilt: what counts its keys by an argument (with none there is no shard), and what takes a random
-# member; and XADD with "*", which has a key of its own
-UNSPOILT = (b"EVAL", b"FCALL", b"SPOP")
+# Not spoilt: what counts its keys by an argument (with none there is no shard); what takes a random member;
+# a scan, whose cursor must be 0; XREADGROUP, whose group may be called "streams"; XADD with "*", which has a
+# key of its own
+UNSPOILT = (b"EVAL", b"FCALL", b"SPOP", b"HSCAN", b"SSCAN", b"ZSCAN", b"XREADGROUP")
 # Not spoilt by swapping arguments: a value might become a time of a few milliseconds
 TIMED = (b"SET", b"SETEX", b"PSETEX", b"GETEX", b"EXPIRE", b"PEXPIRE", b"RESTORE")
 
