@@ -122,7 +122,7 @@ def raise_open_files(count: int) -> None:
 
 
 def all_quiet(proxy: ProxyProcess) -> None:
-    """Nothing is left of clients that have left: no request in flight, no more buffers than upstreams keep."""
+    """Nothing is left of clients that left: nothing in flight, no more buffers than upstreams keep."""
 
     def quiet() -> bool:
         with proxy.raw() as raw:
