@@ -200,7 +200,10 @@ cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, bint s
 
 
 cdef int walk_xread(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
-    """XREAD[GROUP GROUP group consumer] [COUNT n] [BLOCK ms] [NOACK] STREAMS key ... id ..."""
+    """XREAD[GROUP GROUP group consumer] [COUNT n] [BLOCK ms] [NOACK] STREAMS key ... id ...
+
+    A word that is none of these may be an option of a newer Redis: it is passed over, and BLOCK counts wherever it is.
+    """
     cdef int i = 1, j, status = 0
     while i < argc:
         if is_word(argv[i], argl[i], b"count", 5):
@@ -215,13 +218,13 @@ cdef int walk_xread(int argc, const char *const *argv, const size_t *argl, Found
         elif is_word(argv[i], argl[i], b"streams", 7):
             i += 1
             if i == argc or (argc - i) % 2 != 0:
-                return BAD
+                return status if status else BAD
             for j in range(i, i + (argc - i) // 2):
                 put(found, j, 0)
             return status
         else:
-            return BAD
-    return BAD
+            i += 1
+    return status if status else BAD
 
 
 cdef int walk_georadius(int argc, const char *const *argv, const size_t *argl, int options,

@@ -26,6 +26,7 @@ NO_PASSWORD_SET = (
 WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
+TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
 
 

@@ -172,7 +172,7 @@ cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil:
                 continue
             s.left = s.body = 0
             s.crlf = 0
-            s.line = False
+            s.line = 0
             # the engine has scanned the whole reply: every frame is there
             scan_frame(&s, part.reply.p + part.reply.off + at[i], part.reply.len - at[i], &used)
             status = buf_append(out, part.reply.p + part.reply.off + at[i], used)

@@ -13,7 +13,7 @@ cdef struct Scan:
     int64_t left        # elements to come, the one being read included
     int64_t body        # bytes of a bulk body still to come
     int crlf            # bytes of the CRLF after a body still to come
-    bint line           # inside a line whose content does not matter
+    int line            # 1: inside a line whose content does not matter, 2: its last byte so far was CR
 
 # Reads on from where the last call stopped; *used is how many of the n bytes belong to the frame and are done
 # with (a header cut short is not). Frames are top level: a push or an attribute with its value is one frame.

@@ -70,10 +70,15 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
         if s.line:
             end = <const char *>memchr(p + i, c'\n', n - i)
             if end == NULL:
+                if n > i:
+                    s.line = 2 if p[n - 1] == c'\r' else 1
                 used[0] = n
                 return SCAN_MORE
+            if (s.line != 2) if end == p + i else ((end - 1)[0] != c'\r'):
+                used[0] = i
+                return SCAN_BAD
             i = end - p + 1
-            s.line = False
+            s.line = 0
             s.left -= 1
         if s.left == 0:
             used[0] = i
@@ -85,7 +90,7 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
         if kind == c'+' or kind == c'-' or kind == c':' or kind == c'_' or kind == c',' or kind == c'#' \
                 or kind == c'(':
             i += 1
-            s.line = True
+            s.line = 1
             continue
         end = <const char *>memchr(p + i, c'\n', n - i if n - i < MAX_HEADER else MAX_HEADER)
         if end == NULL:

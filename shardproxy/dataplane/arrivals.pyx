@@ -129,7 +129,8 @@ cdef int grow_list(Engine e, int which, uint32_t room) except -1:
         &e.client_generations if which == 0 else &e.free_clients if which == 1
         else &e.dirty_clients if which == 2 else &e.resuming if which == 3 else &e.dead
     )
-    cdef uint32_t *more = <uint32_t *>realloc(list_[0], room * sizeof(uint32_t))
+    # twice the clients: while the list of those to resume is worked off, each may be put on it again
+    cdef uint32_t *more = <uint32_t *>realloc(list_[0], 2 * room * sizeof(uint32_t))
     if more == NULL:
         raise MemoryError
     list_[0] = more
@@ -156,11 +157,10 @@ cdef bint is_local(sockaddr_storage *address) noexcept nogil:
         return (<unsigned char *>&four.sin_addr)[0] == 127
     if address.ss_family == AF_INET6:
         b = six.sin6_addr.s6_addr
-        # ::1 and ::ffff:127.x.x.x
-        if b[10] == 0xff and b[11] == 0xff:
-            return b[12] == 127
-        for i in range(15):
+        for i in range(10):
             if b[i]:
                 return False
-        return b[15] == 1
+        if b[10] == 0xff and b[11] == 0xff:
+            return b[12] == 127             # an IPv4 address written as IPv6: ::ffff:127.x.x.x
+        return not (b[10] or b[11] or b[12] or b[13] or b[14]) and b[15] == 1
     return address.ss_family == AF_UNIX

@@ -11,7 +11,7 @@ class Call:
     def reply(self, data: bytes) -> None: ...
 
 class ClientHandle:
-    """A client connection. Times are seconds, sizes bytes; one that has left has the values of an empty one."""
+    """A client connection. Times are seconds, sizes bytes; of one that has left: zeros."""
 
     id: int
     alive: bool

@@ -39,6 +39,9 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
         call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
         call.row = e.table.records[row.id]
         e.dispatch(call)
+        if not call.done:
+            call.pending = True
+            c.calls += 1
     except Exception as error:
         e.event("handler_failed", {"command": e.table.names[row.id], "error": repr(error)})
         if not call.done:
@@ -50,6 +53,7 @@ cdef class Call:
     cdef Engine engine
     cdef uint32_t index, generation, slot
     cdef readonly bint done
+    cdef bint pending
     cdef readonly uint8_t proto
     cdef readonly list args
     cdef readonly object row
@@ -71,6 +75,7 @@ cdef class Call:
             return
         c = self.engine.client_at(self.index, self.generation)
         if c != NULL:
+            c.calls -= self.pending
             slot_feed(self.engine, c, self.slot, data, len(data), True)
             if not self.engine.in_tick:
                 self.engine.wake()
@@ -215,7 +220,10 @@ cdef class ClientHandle:
     @property
     def last_command(self):
         cdef Client *c = self.at()
-        return self.engine.table.names[c.last_row] if c != NULL and c.commands else "NULL"
+        # the table may be another one by now, with fewer learned commands
+        if c == NULL or not c.commands or c.last_row >= len(self.engine.table.names):
+            return "NULL"
+        return self.engine.table.names[c.last_row]
 
     @property
     def total_commands(self):

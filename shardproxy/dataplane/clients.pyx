@@ -6,12 +6,13 @@ why and closed.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memcpy
 
 from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport REQ_BAD, REQ_MORE, REQ_OK, Request, parse_request
-from shardproxy.dataplane.counters cimport CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
+from shardproxy.dataplane.counters cimport ANSWERED_HERE, CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
 from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
 from shardproxy.dataplane.routing cimport WAIT, route
 from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
@@ -19,6 +20,7 @@ from shardproxy.dataplane.system cimport recv
 
 
 cdef enum:
+    HANDLED_AT_ONCE = 16        # commands for handlers, which take their time, before others have their turn
     JOIN = 16384                # a longer beginning of a command stays in the client's own buffer
 
 
@@ -87,16 +89,21 @@ cdef void client_resume(Engine e, Client *c) noexcept:
     c.stalled = c.barred = False
     if c.inp.len:
         take_held(e, c)
+    if c.hung and not c.dead and not c.stalled and not c.eof and not c.leaving:
+        client_readable(e, c)
+        e.mark_resuming(c)
     e.mark_dirty(c)
 
 
 cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noexcept:
     """Every whole command in p[0 .. n) for which there is room; how many bytes that was."""
     cdef Request *r = &e.request
+    cdef uint64_t handled = e.count[<int>ANSWERED_HERE]
     cdef size_t at = 0
     cdef int status
     while at < n:
-        if in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft:
+        if (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft
+                or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE):
             stall(e, c)
             break
         status = parse_request(r, &c.progress, p + at, n - at)
@@ -106,7 +113,7 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
             protocol_error(e, c, r.error)
             return n
         if status == REQ_OK:
-            if is_http(r):
+            if is_http(r, p[at] != c'*'):
                 protocol_error(e, c, "this is an HTTP request, and here is a Redis port: possibly a cross-protocol "
                                "attack")
                 return n
@@ -140,9 +147,9 @@ cdef void protocol_error(Engine e, Client *c, const char *why) noexcept:
     e.event("protocol_error", {"client": c.id, "reason": why.decode(errors="replace")})
 
 
-cdef bint is_http(const Request *r) noexcept nogil:
+cdef bint is_http(const Request *r, bint inline_) noexcept nogil:
     """As Redis tells it (POST, Host:), and any request line."""
     cdef const char *last = r.argv[r.argc - 1]
     if r.argl[0] == 4 and memcmp(r.argv[0], "POST", 4) == 0 or r.argl[0] == 5 and memcmp(r.argv[0], "Host:", 5) == 0:
         return True
-    return r.argc == 3 and r.argl[2] == 8 and memcmp(last, "HTTP/1.", 7) == 0 and r.argv[1][0] == c'/'
+    return inline_ and r.argc == 3 and r.argl[2] == 8 and memcmp(last, "HTTP/1.", 7) == 0 and r.argv[1][0] == c'/'

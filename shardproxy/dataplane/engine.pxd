@@ -62,6 +62,7 @@ cdef struct Client:
     uint64_t created            # us, as everything that is a time here
     uint64_t active
     uint64_t commands
+    uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
     uint8_t proto
     uint8_t reply_mode
@@ -72,6 +73,7 @@ cdef struct Client:
     bint blocked                # the socket takes no more output now
     bint eof                    # the client has sent its last byte
     bint leaving                # closed when its last reply is out
+    bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
     bint dead
     bint no_evict
     bint no_touch
@@ -161,7 +163,7 @@ cdef struct Budget:
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
-    size_t queue                # waiting to be written to one upstream
+    size_t queue                # waiting to be written to all upstreams, each its part
     uint64_t idle               # us; 0: for ever
 
 cdef class Engine:

@@ -4,8 +4,9 @@ import os
 import socket as sockets
 
 from libc.stdint cimport uint32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc
-from libc.string cimport memcmp, memcpy, memset, strncpy
+from libc.string cimport memcmp, memcpy, memset
 
 from shardproxy.dataplane.engine cimport DOWN, MAX_SHARED, Engine, Node, Shard, Upstream
 from shardproxy.dataplane.system cimport (
@@ -35,12 +36,12 @@ cdef int install(Engine e, topology, credentials) except -1:
     e.connections = min(pool.connections_per_node, MAX_SHARED)
     for i, shard in enumerate(pool.shards):
         name = shard.name.encode()
-        strncpy(shards[i].name, name, sizeof(shards[i].name) - 1)
+        snprintf(shards[i].name, sizeof(shards[i].name), "%s", <const char *>name)
         names[i] = shards[i].name
         shards[i].node = i
         name = shard.node.address.encode()
-        strncpy(nodes[i].name, name, sizeof(nodes[i].name) - 1)
-        strncpy(nodes[i].shard, shards[i].name, sizeof(nodes[i].shard) - 1)
+        snprintf(nodes[i].name, sizeof(nodes[i].name), "%s", <const char *>name)
+        snprintf(nodes[i].shard, sizeof(nodes[i].shard), "%s", shards[i].name)
         nodes[i].resolved = resolve(shard.node.address, &nodes[i])
         e.greetings[i] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
     e.shards = shards
@@ -82,7 +83,7 @@ cdef bint resolve(str address, Node *node):
     memset(&node.address, 0, sizeof(node.address))
     if address.startswith("/"):
         text = os.fsencode(address)
-        if len(text) >= sizeof(path.sun_path):
+        if len(text) >= <Py_ssize_t>sizeof(path.sun_path):
             return False
         node.address.ss_family = AF_UNIX
         memcpy(path.sun_path, <const char *>text, len(text))

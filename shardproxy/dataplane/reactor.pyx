@@ -12,7 +12,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
-from shardproxy.core.buffers cimport buf_release, buf_total, buf_trim
+from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.calls cimport client_handle
@@ -24,7 +24,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.nodes cimport install, move
 from shardproxy.dataplane.replies cimport upstream_readable
-from shardproxy.dataplane.slots cimport client_close, client_flush, client_free
+from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
     EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
@@ -144,7 +144,10 @@ cdef class Reactor(Engine):
                 if c == NULL or c.dead or (c.generation & 0x3fffffff) != generation:
                     continue
                 if events & (EPOLLHUP | EPOLLERR) and not events & EPOLLIN:
-                    client_close(self, c, NULL)
+                    if c.stalled and not events & EPOLLERR:
+                        self.hang(c)
+                    else:
+                        client_close(self, c, NULL)
                     continue
                 if events & EPOLLOUT:
                     self.mark_dirty(c)
@@ -172,6 +175,12 @@ cdef class Reactor(Engine):
             upstreams_due(self)
         self.finish()
         self.in_tick = False
+
+    cdef void hang(self, Client *c) noexcept:
+        """A unix socket whose other end is closed: epoll would say so for ever, but what it has sent is to be done."""
+        cdef epoll_event ev
+        c.hung = True
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.fd, &ev)
 
     cdef void share_memory(self) noexcept:
         """When memory is short every client's budget shrinks, so that none of them must be closed."""
@@ -211,7 +220,10 @@ cdef class Reactor(Engine):
                 c.resuming = False
                 if not c.dead:
                     client_resume(self, c)
-            self.resuming_count = 0
+            # a client that hangs has marked itself again
+            for i in range(n, self.resuming_count):
+                self.resuming[i - n] = self.resuming[i]
+            self.resuming_count -= n
         if self.dirty_client_count or self.resuming_count:
             self.wake()
         if buf_total() > self.budget.memory:
@@ -256,9 +268,7 @@ cdef class Reactor(Engine):
             if worst == NULL:
                 return
             client_close(self, worst, "the process is over its memory budget, and this client held most of it")
-            buf_release(&worst.inp)
-            buf_release(&worst.out)
-            buf_release(&worst.tx)
+            client_release(worst)
 
     def flush(self):
         """Write what was queued outside of a tick."""
@@ -285,7 +295,7 @@ cdef class Reactor(Engine):
         if self.budget.idle:
             for i in range(self.client_room):
                 c = self.client_list[i]
-                if c != NULL and not c.dead and c.head == c.tail and self.now > c.active + self.budget.idle:
+                if c != NULL and not c.dead and c.head == c.tail and c.out.len == 0 and self.now > c.active + self.budget.idle:
                     client_close(self, c, "idle for longer than idle_timeout")
         if self.draining:
             for i in range(self.client_room):
@@ -324,7 +334,7 @@ cdef class Reactor(Engine):
 
     def set_topology(self, topology, credentials):
         install(self, topology, credentials)
-        self.budget.queue = self.budget.memory // 4 // self.node_count
+        self.budget.queue = self.budget.memory // 4
 
     def set_address(self, str node, str address):
         move(self, node, address)

@@ -54,11 +54,11 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         return
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got
-    u.progress = e.now
     if u.state == GREETING:
         greeted(e, u)
         if u.state != UP:
             return
+    u.progress = e.now
     while u.inp.len > u.scanned and u.state == UP:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway:
@@ -137,7 +137,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         answer = buf_head(&u.inp)
         if answer[0] == c'-':
             # an error may quote what it is about, and that may be a password: only its first word is repeated then
-            n = u.scanned - 3 if u.scanned < 200 else 200
+            n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
             if u.greetings > 1:
                 word = <const char *>memchr(answer, c' ', n)
                 n = word - answer - 1 if word != NULL else 0

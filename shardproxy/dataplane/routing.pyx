@@ -59,6 +59,8 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     elif row.kind == KIND_FANOUT:
         split(e, c, r, row)
     elif row.kind == KIND_LOCAL:
+        if c.calls:
+            return WAIT         # a client has one handler at work at a time
         call_handler(e, c, r, row)
     else:
         refuse_row(e, c, row)

@@ -10,6 +10,7 @@ cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
 cdef void client_flush(Engine e, Client *c) noexcept
 # Out of the epoll set at once; freed at the end of the tick. A reason is logged, NULL is an ordinary end.
 cdef void client_close(Engine e, Client *c, const char *reason) noexcept
+cdef void client_release(Client *c) noexcept    # all memory that a dead client holds
 cdef void client_free(Engine e, Client *c) noexcept
 
 cdef inline size_t bytes_of(Client *c) noexcept nogil:

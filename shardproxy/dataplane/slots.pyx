@@ -100,6 +100,8 @@ cdef void watch(Engine e, Client *c) noexcept:
     """Tell epoll what this client waits for, if that has changed."""
     cdef epoll_event ev
     cdef uint32_t events = 0
+    if c.hung:
+        return
     if not (c.stalled or c.eof or c.leaving):
         events = EPOLLIN
     if c.blocked:
@@ -131,6 +133,7 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             client_close(e, c, NULL)
             return
         e.count[<int>CLIENT_BYTES_OUT] += n
+        c.active = e.now
         buf_consume(&c.out, n)
     if c.out.len == 0 and c.out.p != NULL:
         buf_release(&c.out)
@@ -168,11 +171,24 @@ cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
         e.event("client_closed", {"client": c.id, "reason": reason.decode()})
 
 
+cdef void client_release(Client *c) noexcept:
+    cdef Slot *s
+    while c.head != c.tail:
+        s = slot_at(c, c.head)
+        if s.fan != NULL:
+            fan_free(s.fan)
+        buf_release(&s.held)
+        c.head += 1
+    c.held = c.sent = 0
+    queue_free(<void **>&c.slots, &c.mask, sizeof(Slot))
+    buf_release(&c.inp)
+    buf_release(&c.out)
+    buf_release(&c.tx)
+
+
 cdef void client_free(Engine e, Client *c) noexcept:
     """The second phase: nothing of this tick can name it any more."""
-    cdef uint32_t i = c.head
     cdef int turn
-    cdef Slot *s
     if c.leaving:
         # with unread input close would send a reset, and the client might lose our last words
         shutdown(c.fd, SHUT_WR)
@@ -180,16 +196,7 @@ cdef void client_free(Engine e, Client *c) noexcept:
             if recv(c.fd, e.scratch, SCRATCH, 0) <= 0:
                 break
     close(c.fd)
-    while i != c.tail:
-        s = &c.slots[i & c.mask]
-        if s.fan != NULL:
-            fan_free(s.fan)
-        buf_release(&s.held)
-        i += 1
-    queue_free(<void **>&c.slots, &c.mask, sizeof(Slot))
-    buf_release(&c.inp)
-    buf_release(&c.out)
-    buf_release(&c.tx)
+    client_release(c)
     e.meta.pop(c.id, None)
     e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1

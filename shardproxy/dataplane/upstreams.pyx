@@ -21,7 +21,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, MAX_SHARED, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_PART, UP, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
@@ -42,19 +42,23 @@ cdef enum:
 # --- connecting ---
 
 cdef void keep_alive(Engine e, int fd) noexcept:
-    """TCP notices a peer that is gone without a word, while idle and while bytes wait for its acknowledgement."""
-    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3, ms = 30000
+    """TCP notices a peer that is gone without a word while nothing is sent."""
+    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3
     if on:
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &e.keepalive, sizeof(int))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &third, sizeof(int))
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(int))
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
-
 
 cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
     cdef Node *node = &e.node_list[u.node]
+    cdef int k
+    cdef Upstream *other
     snprintf(u.why, TEXT, "%s", why)
+    for k in range(2 * MAX_SHARED):
+        other = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        if other != NULL and other.state == UP:
+            return              # the node is there; it is this protocol, or this connection, that it refuses
     if strlen(node.why) == 0:
         e.event("node_down", {"node": node.name.decode(), "reason": why.decode(errors="replace")})
     snprintf(node.why, TEXT, "%s", why)
@@ -63,7 +67,7 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
 cdef void start(Engine e, Upstream *u) noexcept:
     cdef Node *node = &e.node_list[u.node]
     cdef epoll_event ev
-    cdef int one = 1, fd, status
+    cdef int one = 1, ms, fd, status
     cdef char text[TEXT]
     u.wanted = True
     u.progress = e.now
@@ -76,6 +80,9 @@ cdef void start(Engine e, Upstream *u) noexcept:
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        # and a node that is gone while bytes wait for its acknowledgement; clients may take their time to read
+        ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
@@ -159,20 +166,17 @@ cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread)
             e.text_size = snprintf(e.text, TEXT, "-ERR out of memory\r\n")
             return NULL
         node.shared[proto - 2][k] = u
-    if u.state == UP and not u.doomed:
-        if u.out.len > e.budget.queue or u.tail - u.head > MAX_QUEUE:
-            e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
-                                   e.shards[shard].name, node.name, <unsigned long long>u.out.len)
-            return NULL
-        node.requests += 1
-        return u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if (u.state == CONNECTING or u.state == GREETING) and u.failures == 0 and not u.doomed:
-        node.requests += 1
-        return u
-    shard_down(e, shard, u)
-    return NULL
+    if u.doomed or u.state == DOWN or u.state != UP and u.failures:
+        shard_down(e, shard, u)
+        return NULL
+    if u.out.len > e.budget.queue // e.upstream_count or u.tail - u.head > MAX_QUEUE:
+        e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
+                               e.shards[shard].name, node.name, <unsigned long long>u.out.len)
+        return NULL
+    node.requests += 1
+    return u
 
 
 cdef void shard_down(Engine e, int shard, Upstream *u) noexcept:
@@ -252,6 +256,7 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
             upstream_lost(e, u, "connection lost", False)
             return
         u.written += n
+        u.progress = e.now
         e.count[<int>UPSTREAM_BYTES_OUT] += n
         buf_consume(&u.out, n)
     if u.out.cap > 65536:
@@ -355,7 +360,9 @@ cdef void upstreams_due(Engine e) noexcept:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)
-        if u.head != u.tail and not u.more:
+        if u.more:
+            u.more = False      # the last read was full: this once, look later
+        elif u.head != u.tail:
             deadlines(e, u)
             if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)

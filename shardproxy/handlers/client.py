@@ -133,7 +133,7 @@ async def list_(server: Server, call: "Call") -> bytes:
                 return reply.error(errors.client_type(options[1]))
             wanted = lambda _: kind == "normal"  # noqa: E731
         elif option == b"id" and len(options) > 1:
-            ids = [integer_in(text) for text in options[1:]]
+            ids = {integer_in(text) for text in options[1:]}
             if None in ids:
                 return reply.error(errors.CLIENT_ID)
             wanted = lambda record: record.id in ids  # noqa: E731

@@ -78,6 +78,10 @@ def find(server: Server, name: bytes) -> Row | None:
     return row if row is not None and "|" in row.name else None
 
 
+MOST_ASKED = 1024  # names in one COMMAND INFO or DOCS: more than there are commands
+LONGEST_PATTERN = 256
+
+
 @handles("command")
 def all_(server: Server, call: "Call") -> bytes:
     if len(call.args) > 1:
@@ -111,6 +115,8 @@ def count(server: Server, call: "Call") -> bytes:
 def info(server: Server, call: "Call") -> bytes:
     if len(call.args) == 2:
         return whole("info", server.commands, call.proto)
+    if len(call.args) > MOST_ASKED:
+        return reply.error(errors.TOO_MANY_NAMES)
     rows = [find(server, name) for name in call.args[2:]]
     return reply.array(describe(row, call.proto) if row else reply.null(call.proto) for row in rows)
 
@@ -119,6 +125,8 @@ def info(server: Server, call: "Call") -> bytes:
 def docs(server: Server, call: "Call") -> bytes:
     if len(call.args) == 2:
         return whole("docs", server.commands, call.proto)
+    if len(call.args) > MOST_ASKED:
+        return reply.error(errors.TOO_MANY_NAMES)
     rows = [find(server, name) for name in call.args[2:]]
     return _pairs(((row.name, document(row, call.proto)) for row in rows if row), call.proto)
 
@@ -134,7 +142,7 @@ def list_(server: Server, call: "Call") -> bytes:
         by, value = options[1].lower(), options[2].decode(errors="replace")
         if by == b"aclcat":
             names = [row for row in names if value.lower() in row.categories]
-        elif by == b"pattern":
+        elif by == b"pattern" and len(value) <= LONGEST_PATTERN:
             names = [row for row in names if fnmatch.fnmatchcase(row.name, glob(value.lower()))]
         elif by == b"module":
             names = []  # what nodes taught us does not say which module it came from

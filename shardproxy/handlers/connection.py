@@ -25,9 +25,13 @@ def integer_in(text: bytes) -> int | None:
     return value if value in INT64 else None
 
 
+PRINTABLE = bytes(range(0x21, 0x7F))
+LONGEST_NAME = 65536  # bytes; names are kept for as long as the client stays
+
+
 def printable(value: bytes) -> bool:
-    """Fit for a field of CLIENT LIST: no spaces, nothing special."""
-    return all(0x21 <= byte <= 0x7E for byte in value)
+    """Fit for a field of CLIENT LIST: no spaces, nothing special, not too long."""
+    return len(value) <= LONGEST_NAME and not value.translate(None, PRINTABLE)
 
 
 def lowest_version(server: Server) -> str:

@@ -1,4 +1,4 @@
-"""Many clients share few upstreams: at most `connections_per_node` a node and protocol, counted on the nodes."""
+"""Many clients share few upstreams: `connections_per_node` a node and protocol, as the nodes see it."""
 
 import time
 

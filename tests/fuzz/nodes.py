@@ -1,0 +1,112 @@
+"""Nodes that are not what they should be: each connection has a vice of its own."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from random import Random
+
+from programs import frame, spoil
+
+from shardproxy.core.resp import ProtocolError, RequestParser
+
+HELLO = b"%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:3\r\n"
+BIG = b"$200000\r\n" + b"z" * 200000 + b"\r\n"
+PROMISES = (b"*1099511627776\r\n", b"$1099511627776\r\n", b"%4611686018427387904\r\n")
+PUSHES = b">2\r\n+message\r\n+x\r\n" * 3
+
+
+def fitting(rnd: Random, args: list[bytes]) -> bytes:
+    """What a Redis might answer."""
+    name = args[0].upper()
+    if name in (b"MGET", b"EXISTS", b"DEL", b"UNLINK", b"TOUCH"):
+        one = b":1\r\n" if name != b"MGET" else frame(rnd)
+        return b"*%d\r\n" % (len(args) - 1) + one * (len(args) - 1) if name == b"MGET" else one
+    if name == b"MSET":
+        return b"+OK\r\n"
+    if rnd.random() < 0.03:
+        return BIG
+    while (reply := frame(rnd))[:1] == b">":  # a push is no reply
+        pass
+    return reply
+
+
+# What a node makes of one reply; None: it hangs up after it.
+VICES: dict[str, Callable[[Random, bytes], tuple[bytes, bool]]] = {
+    "none": lambda rnd, reply: (reply, False),
+    "spoilt": lambda rnd, reply: (spoil(rnd, reply), False),
+    "random": lambda rnd, reply: (rnd.randbytes(rnd.randrange(60)), False),
+    "truncated": lambda rnd, reply: (reply[: rnd.randrange(len(reply) + 1)], True),
+    "extra": lambda rnd, reply: (reply * rnd.choice([1, 1, 2, 5]), False),
+    "silent": lambda rnd, reply: (reply if rnd.random() < 0.5 else b"", False),
+    "pushing": lambda rnd, reply: (PUSHES * rnd.randrange(3) + reply, False),
+    "big": lambda rnd, reply: (BIG[: rnd.choice([100, 70000, 200000, len(BIG)])], rnd.random() < 0.5),
+    "attribute": lambda rnd, reply: (b"|1\r\n+a\r\n:1\r\n" + reply, False),
+    "deep": lambda rnd, reply: (b"*1\r\n" * rnd.choice([5, 20000]) + b":1\r\n", False),
+    "promising": lambda rnd, reply: (rnd.choice(PROMISES), False),
+    "endless": lambda rnd, reply: (b"+" + b"e" * 300000, rnd.random() < 0.5),
+}  # fmt: skip
+GREETINGS = (
+    b"",
+    b"-ERR no\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"*",
+    b"\x00" * 100,
+    b"+PONG\r\n" * 5,
+    b"$100000\r\nx",
+)
+
+
+class HostileNode:
+    """Listens on 127.0.0.1; `vice` of VICES, or None: each connection draws one."""
+
+    def __init__(self, rnd: Random) -> None:
+        self.rnd = rnd
+        self.vice: str | None = None
+        self.port = 0
+        self.replies = 0
+
+    async def start(self) -> None:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self.server.close()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rnd, parser, greeted = Random(self.rnd.random()), RequestParser(), False
+        vice = VICES[self.vice or rnd.choice(list(VICES))]
+        slowly = rnd.random() < 0.2
+        with contextlib.suppress(OSError, ProtocolError, asyncio.CancelledError):
+            if self.vice is None and rnd.random() < 0.1:
+                writer.write(rnd.choice(GREETINGS))
+            while data := await reader.read(1 << 16):
+                for args in parser.feed(data):
+                    leave = False
+                    if greeted:
+                        out, leave = vice(rnd, fitting(rnd, args))
+                    else:
+                        out = (
+                            HELLO
+                            if args[0] == b"HELLO"
+                            else b"+PONG\r\n"
+                            if args[0] == b"PING"
+                            else b"+OK\r\n"
+                        )
+                        greeted = args[0] == b"PING"
+                    self.replies += 1
+                    await self.send(writer, rnd, out, slowly)
+                    if leave:
+                        if rnd.random() < 0.5:
+                            writer.transport.abort()
+                        return
+        writer.close()
+
+    async def send(self, writer: asyncio.StreamWriter, rnd: Random, data: bytes, slowly: bool) -> None:
+        if slowly and len(data) < 300:
+            for at in range(len(data)):
+                writer.write(data[at : at + 1])
+                await asyncio.sleep(0)
+        else:
+            writer.write(data)
+        if writer.transport.get_write_buffer_size() > 1 << 20:
+            await writer.drain()

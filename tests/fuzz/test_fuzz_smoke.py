@@ -1,0 +1,53 @@
+"""A little fuzzing with every test run, under AddressSanitizer and UBSan; tests/fuzz/run does it for long."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import engine
+import pytest
+
+import build
+
+INPUTS = 15000
+FUZZ = f"""
+import random, sys
+sys.path.append({str(Path(__file__).parent)!r})
+import fuzz_harness, programs
+rnd = random.Random(int(sys.argv[1]))
+for number in range({INPUTS}):
+    data = programs.inputs(rnd)
+    sys.stderr.write("\\r%d %r" % (number, data[:300]))
+    fuzz_harness.run(data)
+"""
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    return build.build("asan")
+
+
+def test_random_inputs_keep_the_properties_of_codec_merge_and_buffers(sanitized: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FUZZ, "1"], env=build.environment(sanitized), capture_output=True, check=False
+    )
+    said = run.stderr.rpartition(b"\r")[2].decode(errors="replace")
+    assert run.returncode == 0, said
+    assert said.startswith(f"{INPUTS - 1} "), "it did not come to the end"
+
+
+def test_a_broken_property_is_noticed(sanitized: Path) -> None:
+    """The sanitizer and the harness can fail: one reads beyond a buffer, the other checks."""
+    code = "import ctypes, sys; ctypes.string_at(ctypes.create_string_buffer(8), 4096); sys.exit(0)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=build.environment(sanitized), capture_output=True, check=False
+    )
+    assert run.returncode != 0
+    assert b"AddressSanitizer" in run.stderr
+
+
+def test_the_proxy_survives_hostile_clients_and_nodes(sanitized: Path) -> None:
+    counts = asyncio.run(engine.fuzz("asan", seconds=600, rounds=len(engine.ROUNDS), seed=1))
+    assert counts["rounds"] == len(engine.ROUNDS)
+    assert counts["witnessed"] > 0

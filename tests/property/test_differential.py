@@ -1,0 +1,260 @@
+"""The same program through the proxy and on a plain Redis: the same replies, byte by byte.
+
+Programs are random (programs.py) and made of every command that is served (grammar.py); they are pipelined at
+random depths and their bytes split at random. Replies are compared as they came, after what is listed in
+normalise.py; afterwards the keys on the nodes are compared, too. Three worlds: one node; three nodes, every
+key under one hash tag; three nodes without tags, where a command has one key or fans out. Each begins once in
+RESP2 and once in RESP3, and programs switch.
+
+    pytest tests/property/test_differential.py                            CI: the same 1,800 programs always
+    SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 30,000, others each time
+
+What is left out, and why: grammar.NOT_COMPARED, grammar.REFUSED_FORMS, and KNOWN_BUGS below.
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from random import Random
+
+import grammar
+import pytest
+from grammar import LINES
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from normalise import NORMALISERS, normalised
+from programs import WORLDS, Program, Step, World, Writer, programs
+from servers import ProxyProcess, Raw, RedisNode, frame_end, pack, redis_nodes, shards_of, toml
+
+from shardproxy.core.commands import builtin
+
+LONG = os.environ.get("SHARDPROXY_EXAMPLES")
+EXAMPLES = int(LONG or 300)
+PATIENCE = 10.0  # seconds until a reply that does not come is a difference
+SPLITS = 12  # pauses in one piece of a program, that it may arrive in as many reads
+
+many = settings(
+    max_examples=EXAMPLES,
+    derandomize=not LONG,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    print_blob=bool(LONG),
+)
+
+# Differences that are bugs, until they are mended: (what is wrong, which commands to leave out)
+KNOWN_BUGS: list[tuple[str, Callable[[Step], bool]]] = [
+    ("CLIENT REPLY ON after SKIP is not answered", lambda step: b"SKIP" in step.data and step.replies == 1),
+    (
+        "COMMAND GETKEYS PFMERGE d: Redis refuses",
+        lambda step: step.is_a("COMMAND") and b"PFMERGE" in step.args,
+    ),
+]
+
+
+class Stage:
+    """A plain Redis, and a proxy with its nodes, each as empty as the other."""
+
+    def __init__(self, world: World, stack: ExitStack, plain: RedisNode) -> None:
+        self.world, self.plain = world, plain
+        self.nodes = stack.enter_context(redis_nodes(world.nodes))
+        self.proxy = stack.enter_context(ProxyProcess(toml(shards_of(self.nodes), pool='timeout = "30s"')))
+        self.oracle = stack.enter_context(plain.raw())
+        self.admins = [stack.enter_context(node.raw()) for node in self.nodes]
+
+    def clean(self) -> None:
+        for raw in (self.oracle, *self.admins):
+            raw.ask("FLUSHALL")
+            raw.ask("SCRIPT", "FLUSH")
+
+    def compares(self, step: Step) -> bool:
+        return self.fits(step) and not any(is_wrong(step) for _, is_wrong in KNOWN_BUGS)
+
+    def fits(self, step: Step) -> bool:
+        """False for a spoilt command whose keys a proxy must answer CROSSSLOT for, as Redis Cluster does."""
+        if not step.spoilt or self.world.nodes == 1 or not step.args:
+            return True
+        keys = self.oracle.value("COMMAND", "GETKEYS", *step.args)
+        if not isinstance(keys, list):
+            return True
+        if self.world.one_key:
+            return step.fanout or len(set(keys)) == 1
+        return all(key.startswith(self.world.tag) for key in keys)
+
+
+@pytest.fixture(scope="module")
+def stages() -> Iterator[dict[str, Stage]]:
+    with ExitStack() as stack:
+        plain = stack.enter_context(RedisNode())
+        yield {world.name: Stage(world, stack, plain) for world in WORLDS}
+
+
+# --- running ---
+
+
+def pieces(program: Program) -> Iterator[tuple[list[bytes], int]]:
+    """What is sent before the client waits, split; and how many replies it then waits for."""
+    data, replies = b"", 0
+    for number, step in enumerate(program.steps):
+        data += step.data
+        replies += step.replies
+        if number in program.waits or number == len(program.steps) - 1:
+            yield list(split(data, program.sizes)), replies
+            data, replies = b"", 0
+
+
+def split(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    at = 0
+    for number in range(SPLITS):
+        if sizes and at < len(data):
+            size = sizes[number % len(sizes)]
+            yield data[at : at + size]
+            at += size
+    if at < len(data):
+        yield data[at:]
+
+
+def exchange(raw: Raw, data: bytes) -> None:
+    """Sends, and takes meanwhile what comes: a server may stop to read while its replies wait."""
+    view = memoryview(data)
+    while view:
+        readable, writable, _ = select.select([raw.socket], [raw.socket], [], 10)
+        if readable:
+            got = raw.socket.recv(1 << 18)
+            raw.buffer += got
+            if not got:
+                return
+        if writable:
+            view = view[raw.socket.send(view[: 1 << 16]) :]
+
+
+def converse(port: int, program: Program) -> list[bytes]:
+    """Every reply, and b"" for a server that closed."""
+    found: list[bytes] = []
+    with Raw(port, PATIENCE) as raw:
+        for chunks, replies in pieces(program):
+            for number, chunk in enumerate(chunks):
+                if number:
+                    time.sleep(0.0002)  # so that it does not arrive with the one before it
+                exchange(raw, chunk)
+            try:
+                found += read(raw, replies)
+            except (TimeoutError, ConnectionError, EOFError) as error:
+                found.append(f"{type(error).__name__}, and before it {bytes(raw.buffer[:200])!r}".encode())
+                return found
+        if program.closes:
+            found.append(raw.rest())
+        elif more := bytes(raw.buffer):
+            found.append(b"too much: " + more)
+    return found
+
+
+def read(raw: Raw, count: int) -> list[bytes]:
+    """As Raw.frames, without moving the buffer for every frame."""
+    found: list[bytes] = []
+    at = 0
+    while len(found) < count:
+        end = frame_end(raw.buffer, at) if at < len(raw.buffer) else -1
+        if end >= 0:
+            found.append(bytes(raw.buffer[at:end]))
+            at = end
+            continue
+        del raw.buffer[:at]
+        at = 0
+        if not (data := raw.socket.recv(1 << 18)):
+            raise EOFError(found)
+        raw.buffer += data
+    del raw.buffer[:at]
+    return found
+
+
+def state(raws: Sequence[Raw]) -> dict[str, list[object]]:
+    """Every key with a digest of its value; not those that hold times."""
+    found: dict[str, list[object]] = {}
+    for raw in raws:
+        keys = [key for key in raw.value("KEYS", "*") if not key.endswith("y")]
+        for key in keys:
+            found.setdefault(key, []).extend(
+                raw.value("DEBUG", "DIGEST-VALUE", key.encode(errors="surrogateescape"))
+            )
+    return found
+
+
+def check(stage: Stage, program: Program) -> None:
+    stage.clean()
+    steps = [step if stage.compares(step) else step.as_ping() for step in program.steps]
+    program = program._replace(steps=steps)
+    commands = [step.args for step in steps for _ in range(step.replies)]
+    theirs = converse(stage.plain.port, program)
+    ours = converse(stage.proxy.port, program)
+    assert len(theirs) == len(commands) + program.closes, f"not what the program says: {theirs[-1]!r}"
+    for number, args in enumerate(commands):
+        if number >= len(ours):
+            break
+        if theirs[number] == ours[number]:
+            continue
+        one, other = (normalised(commands[: number + 1], each[: number + 1])[-1] for each in (theirs, ours))
+        assert one == other, f"reply {number}, to {args}:\nredis {theirs[number]!r}\nproxy {ours[number]!r}"
+    assert theirs[len(commands) :] == ours[len(commands) :]
+    assert state([stage.oracle]) == state(stage.admins)
+
+
+@pytest.mark.parametrize("proto", [2, 3], ids=["RESP2", "RESP3"])
+@pytest.mark.parametrize("world", WORLDS, ids=[world.name for world in WORLDS])
+def test_the_same_replies(world: World, proto: int, stages: dict[str, Stage]) -> None:
+    stage = stages[world.name]
+
+    @many
+    @given(program=programs(world, proto))
+    def same(program: Program) -> None:
+        check(stage, program)
+
+    same()
+
+
+# --- that nothing is missing ---
+
+
+def test_every_command_that_is_served_is_compared_or_says_why_not() -> None:
+    blocks = [*LINES.values(), grammar.FANOUT, grammar.PATTERNS, grammar.LOCAL, grammar.QUEUED, "MULTI\nQUIT"]
+    written = {name for block in blocks for name in grammar.names(block)}
+    served = {
+        each.name
+        for row in builtin().rows()
+        for each in row.flat()
+        if each.kind != "refused" and not each.subcommands
+    }
+    assert served - written == set(grammar.NOT_COMPARED)
+
+
+def test_every_normaliser_is_of_a_command_that_is_compared() -> None:
+    written = {
+        name for block in (*LINES.values(), grammar.FANOUT, grammar.LOCAL) for name in grammar.names(block)
+    }
+    assert set(NORMALISERS) <= written
+
+
+def test_keys_are_found_as_redis_finds_them(stages: dict[str, Stage]) -> None:
+    """COMMAND GETKEYS and GETKEYSANDFLAGS of every line; but not when Redis would refuse the command itself."""
+    stage = stages[WORLDS[0].name]
+    blocks = [*LINES.values(), grammar.FANOUT, grammar.PATTERNS]
+    lines = [line for block in blocks for line in grammar.lines(block)]
+
+    @settings(many, max_examples=max(1, EXAMPLES // 20))
+    @given(seed=st.binary(min_size=8, max_size=8))
+    def same(seed: bytes) -> None:
+        writer = Writer(Random(seed), stage.world)
+        with stage.proxy.raw() as raw:
+            for line in lines:
+                args = writer.emit(line, [])
+                if stage.oracle.ask(*args).startswith(b"-ERR"):
+                    continue
+                for sub in (b"GETKEYS", b"GETKEYSANDFLAGS"):
+                    step = Step(pack(b"COMMAND", sub, *args), (b"COMMAND", sub, *args))
+                    if stage.compares(step):
+                        assert raw.ask(*step.args) == stage.oracle.ask(*step.args), step
+
+    same()
