@@ -73,7 +73,7 @@ class MoreTrouble(Trouble):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.random.choice(list(ready.values())), signal.SIGKILL)
 
-    KINDS = (*Trouble.KINDS, network, network, network, network, unreachable, kill_worker)  # type: ignore[assignment]
+    KINDS = (*Trouble.KINDS, network, network, network, network, unreachable, kill_worker)
 
 
 def one_round(clients: int, workers: int, seconds: float, seed: int) -> Court:

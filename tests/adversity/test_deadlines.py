@@ -165,13 +165,15 @@ def test_slow_progress_is_progress() -> None:
         assert counters(raw)["upstream_resets"] == counters(raw)["upstream_losses"] == 0
 
 
+@pytest.mark.xfail(strict=True, reason="A17: each request that is sent counts as progress")
 def test_a_network_that_swallows_everything_is_left() -> None:
     with stage_of('timeout = "200ms"\nreset_after = "600ms"\nconnect_timeout = "400ms"') as stage:
         raw = stage.raw
         raw.ask("SET", stage.slow, "value")
         stage.network.toxics = [Timeout()]
         assert raw.ask("GET", stage.slow).startswith(b"-TIMEOUT")
-        until(lambda: b"accepts the connection and says nothing" in raw.ask("GET", stage.slow))
+        silent = b"accepts the connection and says nothing"
+        until(lambda: silent in raw.ask("GET", stage.slow), patience=10)
         stage.network.toxics = []
         until(lambda: raw.ask("GET", stage.slow) == b"$5\r\nvalue\r\n")
 

@@ -264,7 +264,6 @@ def test_a_node_that_repeats_the_password(proto: int, monkeypatch: pytest.Monkey
         assert not secrets_told(proxy, raw)
 
 
-@pytest.mark.xfail(strict=True, reason="A15: any byte extends connect_timeout")
 def test_a_greeting_that_drips() -> None:
     """A byte now and then is no greeting: connect_timeout is for all of it."""
 

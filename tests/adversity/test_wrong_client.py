@@ -20,7 +20,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "no")
 POOL = 'timeout = "400ms"\nreset_after = "1200ms"\nconnect_timeout = "500ms"'
 
 
-Kinds = Sequence[Callable[["Trouble", RedisNode], None]]
+Kinds = Sequence[Callable[[Any, RedisNode], None]]  # methods of Trouble
 
 
 class Trouble:
@@ -66,7 +66,7 @@ class Trouble:
         node.start()
         until(lambda: Raw(node.port).ask("PING") == b"+PONG\r\n", "the node to have loaded its file")
 
-    KINDS = (stop, stop_long, sleep, pause_clients, cut, kill)
+    KINDS: Kinds = (stop, stop_long, sleep, pause_clients, cut, kill)
 
     def one(self, kind: Callable[[Any, RedisNode], None]) -> None:
         node = self.random.choice(self.nodes)
