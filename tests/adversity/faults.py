@@ -1,9 +1,10 @@
 """Networks and nodes that misbehave: a fault-injecting TCP proxy in toxiproxy's words, and fake nodes.
 
-`FaultProxy(port)` stands before a real server; its `toxics` hold for every connection, those that are open too, and
-change with an assignment: `network.toxics = [Latency(0.2)]`. `FakeNode(behave)` is a Redis as far as greetings and
-probes go, and answers everything else as `behave` says; `Babbler(speech)` never heard of Redis. All of them run
-on one event loop in a thread of its own, so that tests stay plain and synchronous. Times are seconds.
+`FaultProxy(port)` stands before a real server; its `toxics` hold for every connection, those that are open
+too, and change with an assignment: `network.toxics = [Latency(0.2)]`. `FakeNode(behave)` is a Redis as far
+as greetings and probes go, and answers everything else as `behave` says; `Babbler(speech)` never heard of
+Redis. All of them run on one event loop in a thread of its own, so that tests stay plain and synchronous.
+Times are seconds.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ class _Background:
 
 
 class Server:
-    """Listens on a free port of 127.0.0.1 between `with` and its end; `port` is the same after `refuse` and `accept`."""
+    """Listens on a free port of 127.0.0.1 from `with` to its end; `port` stays over `refuse` and `accept`."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
@@ -188,7 +189,7 @@ class SlowClose(Toxic):
 class Timeout(Toxic):
     """Nothing arrives any more; after `timeout` the connection is closed (0: when the toxic is taken away).
 
-    Unlike toxiproxy's it never goes on after that: a stream that lacks bytes in its middle is none that TCP delivers.
+    Unlike toxiproxy's it never goes on after that: TCP delivers no stream that lacks bytes in its middle.
     """
 
     def __init__(self, timeout: float = 0.0) -> None:
@@ -244,7 +245,11 @@ class Link:
     """One direction of one connection."""
 
     def __init__(
-        self, network: "FaultProxy", side: str, reader: asyncio.StreamReader, ends: Sequence[asyncio.StreamWriter]
+        self,
+        network: "FaultProxy",
+        side: str,
+        reader: asyncio.StreamReader,
+        ends: Sequence[asyncio.StreamWriter],
     ) -> None:
         self.network, self.side, self.reader, self.ends = network, side, reader, ends
         self.passed = 0  # bytes, since the toxics were last changed

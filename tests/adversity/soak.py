@@ -1,9 +1,10 @@
-"""The same trial for as long as one likes: `python -m tests.adversity.soak --minutes 10 [--clients 4000] [--workers 1]`
+"""The same trial for as long as one likes: `python -m tests.adversity.soak --minutes 10`
 
-Rounds of witnesses in trouble (see test_wrong_client), each on fresh nodes and a fresh proxy, with a random client
-count, worker count and pool; besides the nodes' troubles the network's (see faults) and, with several workers, kills of
-workers. Prints a line a round, and the mistakes of the first round that has any; the exit code is then 1. `--seed`
-repeats the choices of a run, not its timing.
+Rounds of witnesses in trouble (see test_wrong_client), each on fresh nodes and a fresh proxy, with a random
+client count, worker count and pool; besides the nodes' troubles the network's (see faults) and, with
+several workers, kills of workers. Prints a line a round, and the mistakes of the first round that has any;
+the exit code is then 1. `--clients 4000 --workers 1` sets what else is left to chance, `--seed 7` repeats
+the choices of a run, not its timing.
 """
 
 import argparse
@@ -44,7 +45,9 @@ TOXICS: Sequence[tuple[str, list[Toxic]]] = (
 class MoreTrouble(Trouble):
     """And the network's, and the workers'."""
 
-    def __init__(self, nodes: Sequence[RedisNode], networks: Sequence[FaultProxy], proxy: ProxyProcess, seed: int) -> None:
+    def __init__(
+        self, nodes: Sequence[RedisNode], networks: Sequence[FaultProxy], proxy: ProxyProcess, seed: int
+    ) -> None:
         super().__init__(nodes)
         self.random = random.Random(seed)
         self.networks, self.proxy = networks, proxy
@@ -70,7 +73,7 @@ class MoreTrouble(Trouble):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.random.choice(list(ready.values())), signal.SIGKILL)
 
-    KINDS = (*Trouble.KINDS, network, network, network, network, unreachable, kill_worker)  # type: ignore[assignment]
+    KINDS = (*Trouble.KINDS, network, network, network, network, unreachable, kill_worker)
 
 
 def one_round(clients: int, workers: int, seconds: float, seed: int) -> Court:
@@ -93,7 +96,7 @@ def one_round(clients: int, workers: int, seconds: float, seed: int) -> Court:
             for number in range(8):
                 raw.ask("HSET", f"hash:{number}", "field", "value")
         trouble = MoreTrouble(nodes, networks, proxy, seed)
-        asyncio.run(trial(court, proxy.port, lambda: trouble.run(seconds)))
+        asyncio.run(trial(court, proxy.port, lambda: trouble.run(seconds, trouble.KINDS)))
         all_quiet(proxy)
         reasons = {event.get("reason") for event in proxy.events("client_closed")}
         assert reasons <= {"a node was lost in the middle of its reply"}, reasons

@@ -1,24 +1,26 @@
 """No reply ever reaches the wrong client, and no client's order breaks, whatever goes wrong around them.
 
-Thousands of witnesses on one proxy, while its nodes are stopped, killed in mid-reply, restarted, paused, and their
-connections cut. The nodes keep an append-only file, so that what they have acknowledged is there after a kill.
+Thousands of witnesses on one proxy, while its nodes are stopped, killed in mid-reply, restarted, paused,
+and their connections cut. The nodes keep an append-only file, so that what they have acknowledged is there
+after a kill.
 """
 
 import asyncio
 import random
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-import msgspec
-import pytest
-
+from asking import counters, in_flight
 from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
 from witness import Court, Witness
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "no")
 POOL = 'timeout = "400ms"\nreset_after = "1200ms"\nconnect_timeout = "500ms"'
+
+
+Kinds = Sequence[Callable[[Any, RedisNode], None]]  # methods of Trouble
 
 
 class Trouble:
@@ -64,29 +66,24 @@ class Trouble:
         node.start()
         until(lambda: Raw(node.port).ask("PING") == b"+PONG\r\n", "the node to have loaded its file")
 
-    KINDS = (stop, stop_long, sleep, pause_clients, cut, kill)
+    KINDS: Kinds = (stop, stop_long, sleep, pause_clients, cut, kill)
 
-    def one(self, kind: Callable[["Trouble", RedisNode], None]) -> None:
+    def one(self, kind: Callable[[Any, RedisNode], None]) -> None:
         node = self.random.choice(self.nodes)
         self.happened.append(kind.__name__)
         kind(self, node)
 
-    async def run(self, seconds: float) -> None:
-        """Each kind at least once, then any."""
+    async def run(self, seconds: float, each: Kinds = ()) -> None:
+        """Each of these at least once, then any."""
         end = time.monotonic() + seconds
-        kinds = list(self.KINDS)
+        kinds = list(each)
         while kinds or time.monotonic() < end:
             await asyncio.to_thread(self.one, kinds.pop() if kinds else self.random.choice(self.KINDS))
             await asyncio.sleep(0.4)
 
 
-@asynccontextmanager
-async def nothing() -> AsyncIterator[None]:
-    yield
-
-
 async def trial(
-    court: Court, port: int, trouble: Callable[[], object], *, patience: float = 60.0
+    court: Court, port: int, trouble: Callable[[], Awaitable[None]], *, patience: float = 60.0
 ) -> None:
     """All writers until the trouble is over."""
     over = False
@@ -94,7 +91,7 @@ async def trial(
     lives = [
         asyncio.create_task(witness.live(lambda: over, stay=witness.writer % 3 == 0)) for witness in witnesses
     ]
-    await trouble()  # type: ignore[misc]
+    await trouble()
     over = True
     await asyncio.gather(*lives)
 
@@ -125,20 +122,20 @@ def raise_open_files(count: int) -> None:
 
 
 def all_quiet(proxy: ProxyProcess) -> None:
-    """After the clients have left nothing of them is left: no request in flight, only what an upstream keeps to read into."""
+    """Nothing is left of clients that left: nothing in flight, no more buffers than upstreams keep."""
 
     def quiet() -> bool:
         with proxy.raw() as raw:
-            counters = msgspec.json.decode(raw.value("PROXY", "INFO"))["counters"]
-            flying = sum(node["in_flight"] for node in msgspec.json.decode(raw.value("PROXY", "NODES")))
-            seen[:] = [f"{counters['clients']} clients, {counters['buffer_bytes']} bytes, {flying} requests in flight"]
-            return counters["clients"] <= 2 and flying == 0 and counters["buffer_bytes"] < 8 << 20
+            now, flying = counters(raw), in_flight(raw)
+            seen[:] = [f"{now['clients']} clients, {now['buffer_bytes']} bytes, {flying} in flight"]
+            return now["clients"] <= 2 and flying == 0 and now["buffer_bytes"] < 8 << 20
 
     seen: list[str] = []
     until(quiet, seen)  # type: ignore[arg-type]  # shown as it is at the end
 
 
-def hurt(clients: int, seconds: float, top: str = "") -> tuple[Court, Trouble]:
+def hurt(clients: int, top: str = "", kinds: Kinds = Trouble.KINDS) -> Court:
+    """Each of these troubles once."""
     raise_open_files(clients + 500)
     court = Court(clients)
     with redis_nodes(3, *DURABLE) as nodes:
@@ -147,17 +144,17 @@ def hurt(clients: int, seconds: float, top: str = "") -> tuple[Court, Trouble]:
                 for number in range(8):
                     raw.ask("HSET", f"hash:{number}", "field", "value")
             trouble = Trouble(nodes)
-            asyncio.run(trial(court, proxy.port, lambda: trouble.run(seconds)))
+            asyncio.run(trial(court, proxy.port, lambda: trouble.run(0, kinds)))
             all_quiet(proxy)
             reasons = {event.get("reason") for event in proxy.events("client_closed")}
             assert reasons <= {"a node was lost in the middle of its reply"}, reasons
             assert not proxy.events("handler_failed") and not proxy.events("worker_died")
         judge(court, nodes)
-    return court, trouble
+    return court
 
 
 def test_thousands_of_clients_in_trouble() -> None:
-    court, trouble = hurt(clients=2000, seconds=12)
+    court = hurt(2000)
     # else the run has shown nothing
     assert court.seen["replies"] > 20_000, court.seen
     assert court.seen["TIMEOUT"] and court.seen["UNKNOWN"] and court.seen["SHARDDOWN"], court.seen
@@ -181,5 +178,5 @@ def test_thousands_of_clients_in_peace() -> None:
 
 
 def test_two_workers_in_trouble() -> None:
-    court, trouble = hurt(clients=600, seconds=8, top="workers = 2")
+    court = hurt(600, "workers = 2", (Trouble.stop, Trouble.cut, Trouble.kill))
     assert court.seen["replies"] > 5_000, court.seen

@@ -1,0 +1,43 @@
+"""What tests ask a proxy about itself, by PROXY INFO, NODES and LOCATE."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from servers import ProxyProcess, Raw, toml
+
+
+def counters(raw: Raw) -> dict[str, int]:
+    found: dict[str, int] = json.loads(raw.value("PROXY", "INFO"))["counters"]
+    return found
+
+
+def shard_of(raw: Raw, key: str) -> str:
+    return str(json.loads(raw.value("PROXY", "LOCATE", key))["shard"])
+
+
+def key_on(raw: Raw, shard: str) -> str:
+    """A key that lives there."""
+    return next(key for number in range(1000) if shard_of(raw, key := f"key{number}") == shard)
+
+
+def nodes_of(raw: Raw) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(raw.value("PROXY", "NODES"))
+    return found
+
+
+def node_of(raw: Raw, shard: str) -> dict[str, Any]:
+    return next(node for node in nodes_of(raw) if node["shard"] == shard)
+
+
+def in_flight(raw: Raw) -> int:
+    """Requests that the nodes have not answered yet."""
+    return sum(node["in_flight"] for node in nodes_of(raw))
+
+
+@contextmanager
+def one_shard(address: str, pool: str = "") -> Iterator[tuple[ProxyProcess, Raw]]:
+    """A proxy before a single node, and a client of it."""
+    with ProxyProcess(toml({"a": address}, pool=pool)) as proxy, proxy.raw() as raw:
+        yield proxy, raw
