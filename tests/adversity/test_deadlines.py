@@ -165,7 +165,6 @@ def test_slow_progress_is_progress() -> None:
         assert counters(raw)["upstream_resets"] == counters(raw)["upstream_losses"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="A17: each request that is sent counts as progress")
 def test_a_network_that_swallows_everything_is_left() -> None:
     with stage_of('timeout = "200ms"\nreset_after = "600ms"\nconnect_timeout = "400ms"') as stage:
         raw = stage.raw
