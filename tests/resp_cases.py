@@ -5,6 +5,7 @@
 FRAMES = {
     "simple": b"+OK\r\n",
     "empty simple": b"+\r\n",
+    "simple with CRs": b"+\r\ra\r\r\n",
     "error": b"-ERR no such thing\r\n",
     "integer": b":-42\r\n",
     "bulk": b"$5\r\nhello\r\n",
@@ -36,6 +37,9 @@ FRAMES = {
 NOT_FRAMES = {
     "unknown type": b"X\r\n",
     "blank line": b"\r\n\r\n",
+    "line that ends in LF": b"+OK\n",
+    "empty line that ends in LF": b":\n",
+    "CR before, not at the end": b"-a\rb\n",
     "HTTP": b"HTTP/1.1 400 Bad Request\r\n",
     "binary": bytes(range(128, 192)),
     "length that is no number": b"$abc\r\n",

@@ -146,7 +146,7 @@ cdef void read_frames(const char *p, size_t n, Cuts *cuts, const uint8_t *how, B
         at += i
         free(piece)
         if status == SCAN_BAD:
-            note(log, c'B', at)
+            note(log, c'B', start)      # within the frame, how far it got depends on the pieces
             return
         if status == SCAN_MORE:
             check(fed - at < MAX_HEADER, "the scanner leaves more than a header to be read again")
