@@ -4,7 +4,7 @@ import signal
 
 
 def run() -> None:
-    # until there is something to stop, Ctrl-C ends the process without a traceback from the middle of an import
+    # until there is something to stop, Ctrl-C ends it without a traceback from the middle of an import
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from shardproxy.cli import main
 

@@ -87,8 +87,12 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 
 def test_a_client_that_never_reads_is_read_no_further(nodes: list[RedisNode]) -> None:
-    """It asks for 10 KB as often as it can; it is stopped at client_output_soft and gets everything later."""
-    with ProxyProcess(toml(shards_of(nodes))) as proxy, Watch(proxy) as watch, proxy.raw() as greedy:
+    """Its input is kept up to a quarter of `memory`, and it gets everything later."""
+    with (
+        ProxyProcess(toml(shards_of(nodes)) + '[limits]\nmemory = "64mb"') as proxy,
+        Watch(proxy) as watch,
+        proxy.raw() as greedy,
+    ):
         greedy.ask("SET", "big", "x" * 10_000)
         sent = push_until_stuck(greedy.socket, pack("GET", "big"), 50 * MB)
         assert sent < 50 * MB
@@ -98,7 +102,21 @@ def test_a_client_that_never_reads_is_read_no_further(nodes: list[RedisNode]) ->
         for _ in range(whole):
             assert len(greedy.frame()) == 10_010
         assert not proxy.events("client_closed")
-    assert watch.most_buffers < 32 * MB
+    assert watch.most_buffers < 64 * MB
+
+
+def test_a_pipeline_written_whole_before_a_reply_is_read(nodes: list[RedisNode]) -> None:
+    """As redis-py's pipeline() does; both would wait for ever if the client were read no further."""
+    with ProxyProcess(toml(shards_of(nodes))) as proxy, proxy.raw() as raw:
+        raw.ask("SET", "k", "x" * 100)
+        raw.socket.settimeout(60)
+        raw.send(pack("GET", "k") * 300_000)
+        reply = b"$100\r\n" + b"x" * 100 + b"\r\n"
+        left = 300_000 * len(reply)
+        while left:
+            data = raw.socket.recv(1 << 20)
+            assert data
+            left -= len(data)
 
 
 def test_over_the_hard_limit_a_client_is_closed_with_a_reason(nodes: list[RedisNode]) -> None:

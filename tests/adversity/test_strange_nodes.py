@@ -229,11 +229,11 @@ def test_passwords(proto: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with RedisNode("--requirepass", SECRET) as node:
         with one_shard(node.address) as (proxy, raw):
             raw.ask("HELLO", proto)
-            until(lambda: b"refuses us: NOAUTH" in raw.ask("GET", "key"), raw.ask("GET", "key").decode())
+            until(lambda: b"NOAUTH" in raw.ask("GET", "key"), raw.ask("GET", "key").decode())
         monkeypatch.setenv("NODE_PASSWORD", f"not {SECRET}")
         with one_shard(node.address, 'password_env = "NODE_PASSWORD"') as (proxy, raw):
             raw.ask("HELLO", proto)
-            until(lambda: b"refuses us: WRONGPASS" in raw.ask("GET", "key"), raw.ask("GET", "key").decode())
+            until(lambda: b"WRONGPASS" in raw.ask("GET", "key"), raw.ask("GET", "key").decode())
             until(lambda: proxy.events("node_refuses"))
             assert not secrets_told(proxy, raw)
         monkeypatch.setenv("NODE_PASSWORD", SECRET)
@@ -259,7 +259,7 @@ def test_a_node_that_repeats_the_password(proto: int, monkeypatch: pytest.Monkey
         one_shard(node.address, 'password_env = "NODE_PASSWORD"\nusername = "u"') as (proxy, raw),
     ):
         raw.ask("HELLO", proto)
-        until(lambda: b"refuses us" in raw.ask("GET", "key"))
+        until(lambda: b"refuses " in raw.ask("GET", "key"))
         until(lambda: proxy.events("node_refuses"))
         assert not secrets_told(proxy, raw)
 

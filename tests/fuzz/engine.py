@@ -30,8 +30,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import msgspec  # noqa: E402
-from nodes import VICES, HostileNode  # noqa: E402
 from mutations import encode, packed, program, spoil  # noqa: E402
+from nodes import VICES, HostileNode  # noqa: E402
 from servers import ProxyProcess, RedisNode, toml, until  # noqa: E402
 
 import build  # noqa: E402  # the paths come first
