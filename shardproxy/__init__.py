@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from shardproxy.config import PoolConfig as PoolConfig
     from shardproxy.config import ShardConfig as ShardConfig
     from shardproxy.config import load as load
+    from shardproxy.proxy.listeners import StartError as StartError
     from shardproxy.proxy.server import Proxy as Proxy
 
 __version__ = "0.1.0"
-__all__ = ["Config", "ConfigError", "PoolConfig", "Proxy", "ShardConfig", "__version__", "load"]
+__all__ = ["Config", "ConfigError", "PoolConfig", "Proxy", "ShardConfig", "StartError", "__version__", "load"]
 
 _HOMES = {
     "Config": "shardproxy.config",
@@ -26,6 +27,7 @@ _HOMES = {
     "PoolConfig": "shardproxy.config",
     "Proxy": "shardproxy.proxy.server",
     "ShardConfig": "shardproxy.config",
+    "StartError": "shardproxy.proxy.listeners",
     "load": "shardproxy.config",
 }
 

@@ -40,8 +40,10 @@ class Limits(Record, frozen=True, kw_only=True):
     """Nothing grows without bound: what a client, and all of them, may take."""
 
     maxclients: Annotated[Count, "clients connected at once, over all workers"] = 10_000
-    client_requests: Annotated[Count, "a client with so many requests in flight is read no further"] = 1024
-    client_output_soft: Annotated[Size, "a client owed so many reply bytes is read no further"] = 1 << 20
+    client_requests: Annotated[Count, "with so many requests in flight a client's next ones wait"] = 1024
+    client_output_soft: Annotated[
+        Size, "with so many request and reply bytes outstanding a client's next commands wait"
+    ] = 1 << 20
     client_output_hard: Annotated[Size, "a client owed so many reply bytes is closed"] = 1 << 30
     max_value: Annotated[Size, "one argument of a command"] = 512 << 20
     max_request: Annotated[Size, "a whole command"] = 1 << 30
