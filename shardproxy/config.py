@@ -139,7 +139,7 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         "a connection that owes replies and brings nothing for so long is reset; 0s: five times timeout",
     ] = 0.0
     connections_per_node: Annotated[
-        int, Meta(ge=1, le=64), "connections of a worker to a node, for each protocol version"
+        int, Meta(ge=1, le=16), "connections of a worker to a node, for each protocol version"
     ] = 1
     username: Annotated[text.Username | None, "who to log in as; none: Redis's default user"] = None
     password_env: Annotated[text.Variable | None, ENV] = None

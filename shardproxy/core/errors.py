@@ -152,5 +152,4 @@ ENGINE = (
     # ours
     "ERR internal error: see the log of shardproxy",
     "ERR out of memory",
-    "ERR shardproxy is stopping",
 )

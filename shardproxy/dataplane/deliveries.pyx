@@ -1,4 +1,4 @@
-"""Whose a reply is: a client's slot, a part of a split command, a Python callback, or nobody's any more.
+"""Whose a reply is: a client's slot, a part of a split command, or nobody's any more.
 
 An entry names its client by index and generation, so that a reply for a client that has left goes nowhere.
 """
@@ -9,12 +9,12 @@ from shardproxy.core.buffers cimport Buf, buf_append, buf_release
 from shardproxy.core.fanout cimport PART_ANSWERED, PART_FAILED, Fan, fan_free, fan_merge
 from shardproxy.dataplane.counters cimport LATE_REPLIES
 from shardproxy.dataplane.engine cimport (
-    TO_ASKER, TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot, Upstream,
+    TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot,
 )
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed
 
 
-cdef void deliver(Engine e, Upstream *u, const Entry *entry, const char *p, size_t n, bint last) noexcept:
+cdef void deliver(Engine e, const Entry *entry, const char *p, size_t n, bint last) noexcept:
     cdef Client *c
     if entry.to == TO_CLIENT or entry.to == TO_PART:
         c = e.client_at(entry.client, entry.generation)
@@ -24,13 +24,11 @@ cdef void deliver(Engine e, Upstream *u, const Entry *entry, const char *p, size
             slot_feed(e, c, entry.slot, p, n, last)
         else:
             fan_feed(e, c, entry, p, n, last)
-    elif entry.to == TO_ASKER:
-        tell_asker(e, u, p, n, last)
     elif entry.to == TO_LATE and last:
         e.count[<int>LATE_REPLIES] += 1
 
 
-cdef void deliver_error(Engine e, Upstream *u, const Entry *entry, bint begun) noexcept:
+cdef void deliver_error(Engine e, const Entry *entry, bint begun) noexcept:
     cdef Client *c
     if entry.to == TO_CLIENT or entry.to == TO_PART:
         c = e.client_at(entry.client, entry.generation)
@@ -42,8 +40,6 @@ cdef void deliver_error(Engine e, Upstream *u, const Entry *entry, bint begun) n
             client_close(e, c, "a node was lost in the middle of its reply")
         else:
             slot_feed(e, c, entry.slot, e.text, e.text_size, True)
-    elif entry.to == TO_ASKER:
-        tell_asker(e, u, e.text, e.text_size, True)
 
 
 # --- split commands ---
@@ -96,15 +92,3 @@ cdef void fan_done(Engine e, Client *c, uint32_t slot) noexcept:
     fan_free(f)
     slot_feed(e, c, slot, out.p, out.len, True)
     buf_release(&out)
-
-
-# --- Python callbacks ---
-
-cdef void tell_asker(Engine e, Upstream *u, const char *p, size_t n, bint last) noexcept:
-    cdef tuple key = (u.index, u.generation, u.head)
-    try:
-        e.asked[key] = e.asked.get(key, b"") + p[:n]
-        if last:
-            e.askers.pop(key)(e.asked.pop(key))
-    except Exception as error:
-        e.event("handler_failed", {"error": repr(error)})

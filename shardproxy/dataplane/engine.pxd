@@ -86,8 +86,7 @@ cdef enum:
     TO_CLIENT = 0
     TO_PART = 1                 # of a split command
     TO_NOBODY = 2               # thrown away
-    TO_ASKER = 3                # a Python callback
-    TO_LATE = 4                 # its deadline has passed: thrown away, and counted
+    TO_LATE = 3                 # its deadline has passed: thrown away, and counted
 
 # Who an upstream's next reply is for.
 cdef struct Entry:
@@ -220,13 +219,11 @@ cdef class Engine:
     cdef object on_event
     cdef dict meta                          # client id -> what few clients have: names
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
-    cdef dict askers                        # (upstream, entry number) -> callback
-    cdef dict asked                         # the same -> frames so far
     cdef char text[TEXT]                    # the error line that was made last
     cdef int text_size
     cdef int owner_room
     cdef uint16_t *owners                   # scratch of a fan-out: shard of each key
-    cdef uint32_t *shares                   # keys of each shard
+    cdef uint32_t *shares                   # keys of each shard; then where each shard's keys end in `positions`
     cdef int *positions                     # scratch: where the keys are
     cdef int position_room
 

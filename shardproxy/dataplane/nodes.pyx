@@ -22,7 +22,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     cdef Shard *shards = <Shard *>calloc(n, sizeof(Shard))
     cdef const char **names = <const char **>calloc(n, sizeof(char *))
     cdef Node *nodes = <Node *>calloc(n, sizeof(Node))
-    cdef uint32_t *shares = <uint32_t *>calloc(n, sizeof(uint32_t))
+    cdef uint32_t *shares = <uint32_t *>calloc(2 * n, sizeof(uint32_t))
     if e.topology is not None:
         raise NotImplementedError("the topology of a running engine cannot be changed yet")
     if shards == NULL or names == NULL or nodes == NULL or shares == NULL:

@@ -43,9 +43,6 @@ class Reactor:
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 
-    def ask(self, shard: int, request: bytes, done: Callable[[bytes], None], proto: int = 2) -> None:
-        """Send one request to a shard; done(raw reply) is called once, with an error line on failure."""
-
     def clients(self) -> list[ClientHandle]: ...
     def find_client(self, number: int) -> ClientHandle | None: ...
     def nodes(self) -> list[dict[str, Any]]:

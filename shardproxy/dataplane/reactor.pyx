@@ -19,7 +19,7 @@ from shardproxy.dataplane.calls cimport client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, TICKS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, TO_ASKER, UP, Client, Engine,
+    CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.nodes cimport install, move
@@ -30,7 +30,7 @@ from shardproxy.dataplane.system cimport (
     EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
 )
 from shardproxy.dataplane.upstreams cimport (
-    give, promise, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
+    upstream_flush, upstream_free, upstream_writable, upstreams_due,
 )
 
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
@@ -53,7 +53,6 @@ cdef class Reactor(Engine):
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
-    cdef uint64_t ask_number
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.spare_fd = -1
@@ -66,8 +65,6 @@ cdef class Reactor(Engine):
         self.on_event = on_event
         self.meta = {}
         self.greetings = {}
-        self.askers = {}
-        self.asked = {}
         self.listeners = {}
         self.paused_listeners = []
         self.next_id = id_base
@@ -340,26 +337,6 @@ cdef class Reactor(Engine):
 
     def set_address(self, str node, str address):
         move(self, node, address)
-
-    def ask(self, int shard, bytes request, done, int proto=2):
-        """Send one request to a shard's node on a shared upstream; done(raw reply) is called once, also on failure."""
-        cdef Upstream *u
-        cdef uint32_t number
-        if self.closed:
-            return done(b"-ERR shardproxy is stopping\r\n")
-        if not self.in_tick:
-            self.now = monotonic_us()
-        u = upstream_for(self, shard, proto, 0)
-        if u == NULL:
-            return done(self.text[:self.text_size])
-        number = u.tail
-        self.askers[(u.index, u.generation, number)] = done
-        if promise(self, u, TO_ASKER, 0, 0, 0, 0, False, 1) < 0:
-            del self.askers[(u.index, u.generation, number)]
-            return done(b"-ERR out of memory\r\n")
-        give(self, u, request, len(request))
-        if not self.in_tick:
-            self.wake()
 
     # --- what Python sees ---
 

@@ -30,7 +30,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef ssize_t got
     cdef size_t n, used
     cdef int status
-    cdef Entry entry
+    cdef Entry *entry
     cdef char *p
     cdef Node *node = &e.node_list[u.node]
     cdef char text[TEXT]
@@ -86,11 +86,10 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             buf_consume(&u.inp, u.scanned)
             u.scanned = 0
             continue
-        # a copy: an asker may make the FIFO grow
-        entry = u.fifo[u.head & u.mask]
+        entry = &u.fifo[u.head & u.mask]
         if status != SCAN_DONE:
             if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
-                deliver(e, u, &entry, p, u.scanned, False)
+                deliver(e, entry, p, u.scanned, False)
                 buf_consume(&u.inp, u.scanned)
                 u.scanned = 0
                 u.midway = True
@@ -99,12 +98,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
         last = entry.frames == 1
-        deliver(e, u, &entry, p, u.scanned, last)
+        deliver(e, entry, p, u.scanned, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
         if not last:
-            u.fifo[u.head & u.mask].frames -= 1
+            entry.frames -= 1
             continue
         us = e.now - entry.at
         node.latency[entry.write][bucket_of(us)] += 1

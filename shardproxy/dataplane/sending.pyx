@@ -43,17 +43,23 @@ cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexc
     return shard
 
 
+cdef int room_for_positions(Engine e, int n) noexcept:
+    cdef int *more
+    if n > e.position_room:
+        more = <int *>realloc(e.positions, 2 * n * sizeof(int))
+        if more == NULL:
+            return -1
+        e.positions = more
+        e.position_room = 2 * n
+    return 0
+
+
 cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """Fills e.positions and says how many; MALFORMED or ANSWERED."""
     cdef int n
-    cdef int *more
-    if r.argc > e.position_room:
-        more = <int *>realloc(e.positions, 2 * r.argc * sizeof(int))
-        if more == NULL:
-            refuse(e, c, "-ERR out of memory\r\n")
-            return ANSWERED
-        e.positions = more
-        e.position_room = 2 * r.argc
+    if room_for_positions(e, r.argc) < 0:
+        refuse(e, c, "-ERR out of memory\r\n")
+        return ANSWERED
     n = e.table.keys(row, r.argc, r.argv, r.argl, e.positions, e.position_room)
     if n >= 0:
         return n
@@ -128,15 +134,17 @@ cdef int room_for_split(Engine e, int keys) noexcept:
 
 
 cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    """One request a shard that has keys; e.owners has each key's shard, e.shares how many each has."""
+    """One request a shard that has keys: e.owners has each key's shard, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts = 0, part
+    cdef uint32_t at = 0
+    cdef uint32_t *ends = e.shares + e.shard_count
     cdef int64_t slot
     cdef Fan *f
     if (r.argc - first) % step:
         refuse_bytes(e, c, b"-ERR wrong number of arguments for '%b' command\r\n" % row.name)
         return
     keys = (r.argc - first) // step
-    if room_for_split(e, keys) < 0:
+    if room_for_split(e, keys) < 0 or room_for_positions(e, keys) < 0:
         refuse(e, c, "-ERR out of memory\r\n")
         return
     memset(e.shares, 0, e.shard_count * sizeof(uint32_t))
@@ -160,37 +168,33 @@ cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     e.count[<int>FANNED_OUT] += 1
     part = 0
     for shard in range(e.shard_count):
-        if e.shares[shard] == 0:
-            continue
-        f.part[part].shard = <uint16_t>shard
-        part += 1
+        ends[shard] = at
+        at += e.shares[shard]
+        if e.shares[shard]:
+            f.part[part].shard = <uint16_t>shard
+            part += 1
+    # the keys' numbers, sorted by shard: each one goes where its shard's next one goes
+    for i in range(keys):
+        e.positions[ends[e.owners[i]]] = i
+        ends[e.owners[i]] += 1
     if row.merge == MERGE_ARRAY:
-        for i in range(keys):
-            f.owner[i] = part_of(f, e.owners[i])
+        for part in range(parts):
+            shard = f.part[part].shard
+            for at in range(ends[shard] - e.shares[shard], ends[shard]):
+                f.owner[e.positions[at]] = <uint16_t>part
     # replies come after this tick's reads, so that f lives until its last part has failed or been sent
     for part in range(parts):
         shard = f.part[part].shard
-        if not send_share(e, c, r, row, shard, <uint32_t>slot, <uint16_t>part, keys):
+        if not send_share(e, c, r, row, shard, <uint32_t>slot, <uint16_t>part):
             fan_fail(e, c, <uint32_t>slot, <uint16_t>part)
         if c.dead:
             return
 
 
-cdef inline uint16_t part_of(Fan *f, int shard) noexcept nogil:
-    """Parts are in the order of their shards."""
-    cdef int low = 0, high = f.parts - 1, middle
-    while low < high:
-        middle = (low + high) // 2
-        if f.part[middle].shard < shard:
-            low = middle + 1
-        else:
-            high = middle
-    return <uint16_t>low
-
-
-cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard, uint32_t slot, uint16_t part,
-                     int keys) noexcept:
+cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard, uint32_t slot,
+                     uint16_t part) noexcept:
     cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
+    cdef uint32_t k, end = e.shares[e.shard_count + shard]
     cdef int i, step = row.step, first = row.first
     cdef size_t n, m
     cdef const char *p
@@ -207,9 +211,8 @@ cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard,
         p = raw_argument(r, i, &n)
         if give(e, u, p, n) < 0:
             return True
-    for i in range(keys):
-        if e.owners[i] != shard:
-            continue
+    for k in range(end - e.shares[shard], end):
+        i = e.positions[k]
         p = raw_argument(r, first + i * step, &n)
         if step == 2:
             raw_argument(r, first + i * step + 1, &m)

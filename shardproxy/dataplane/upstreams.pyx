@@ -316,7 +316,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
             e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
                                    "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
         fit(e)
-        deliver_error(e, u, &entry, begun)
+        deliver_error(e, &entry, begun)
         begun = False
         u.head += 1
     u.late = u.head
@@ -343,7 +343,7 @@ cdef void deadlines(Engine e, Upstream *u) noexcept:
             e.count[<int>TIMEOUTS] += 1
             e.text_size = snprintf(e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; "
                                    "the command may still run\r\n", node.shard, node.name, <unsigned long long>(e.timeout // 1000))
-            deliver_error(e, u, entry, False)
+            deliver_error(e, entry, False)
             entry.to = TO_LATE
         u.late += 1
 

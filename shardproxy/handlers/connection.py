@@ -26,7 +26,7 @@ def integer_in(text: bytes) -> int | None:
 
 
 PRINTABLE = bytes(range(0x21, 0x7F))
-LONGEST_NAME = 65536  # bytes; names are kept for as long as the client stays
+LONGEST_NAME = 4096  # bytes; names are kept for as long as the client stays
 
 
 def printable(value: bytes) -> bool:
