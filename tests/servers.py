@@ -34,12 +34,18 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def free_ports(count: int) -> list[int]:
+    """So many different ports that nobody listens on now."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def until(what: Any, because: str = "", patience: float = PATIENCE) -> Any:

@@ -6,13 +6,13 @@ import time
 import pytest
 from asking import in_flight, key_on, node_of, one_shard, shard_of
 from faults import FakeNode, Server, Talk, bulk
-from servers import ProxyProcess, RedisNode, free_port, pack, redis_nodes, shards_of, toml, until
+from servers import ProxyProcess, RedisNode, free_port, free_ports, pack, redis_nodes, shards_of, toml, until
 
 # --- down, and back ---
 
 
 def test_starts_with_every_node_down_and_takes_them_as_they_come() -> None:
-    ports = [free_port(), free_port()]
+    ports = free_ports(2)
     with (
         ProxyProcess(toml({"a": f"127.0.0.1:{ports[0]}", "b": f"127.0.0.1:{ports[1]}"})) as proxy,
         proxy.raw() as raw,
@@ -199,7 +199,7 @@ def test_partial_nil_of_a_shard_that_is_slow() -> None:
 
 def test_many_shards_down_of_many() -> None:
     """Sixty shards, all but one down: MGET over all of them has that one's values and nil for the rest."""
-    ports = [free_port() for _ in range(59)]
+    ports = free_ports(59)
     with FakeNode() as node:
         shards = {f"down{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports)} | {
             "up": node.address
