@@ -11,7 +11,7 @@ from shardproxy.dataplane.counters cimport LATE_REPLIES
 from shardproxy.dataplane.engine cimport (
     TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot,
 )
-from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed
+from shardproxy.dataplane.slots cimport client_close, client_keep, slot_at, slot_feed
 
 
 cdef void deliver(Engine e, const Entry *entry, const char *p, size_t n, bint last) noexcept:
@@ -46,13 +46,9 @@ cdef void deliver_error(Engine e, const Entry *entry, bint begun) noexcept:
 
 cdef void fan_feed(Engine e, Client *c, const Entry *entry, const char *p, size_t n, bint last) noexcept:
     cdef Fan *f = slot_at(c, entry.slot).fan
-    if buf_append(&f.part[entry.part].reply, p, n) < 0:
-        client_close(e, c, "out of memory")
+    if not client_keep(e, c, &f.part[entry.part].reply, p, n):
         return
     c.held += n
-    if c.out.len + c.held > e.budget.hard:
-        client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
-        return
     if last:
         f.part[entry.part].state = PART_ANSWERED
         fan_done(e, c, entry.slot)

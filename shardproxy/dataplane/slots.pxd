@@ -1,10 +1,13 @@
 from libc.stdint cimport int64_t, uint32_t
+from shardproxy.core.buffers cimport Buf
 from shardproxy.dataplane.engine cimport Client, Engine, Slot
 
 # A new slot at the end of the client's queue: its number; -1: no memory (the client is closed).
 cdef int64_t slot_open(Engine e, Client *c) noexcept
 # n bytes of the reply that fills it; `last`: that was all.
 cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept
+# More of a reply, into a buffer of the client's. False: it was over its hard budget, and is closed.
+cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept
 # A slot and its reply in one go.
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
 cdef void client_flush(Engine e, Client *c) noexcept

@@ -11,7 +11,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
+from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
@@ -63,23 +63,23 @@ cdef inline void drain(Engine e, Client *c) noexcept:
         c.head += 1
 
 
+cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept:
+    if buf_append(where, p, n) < 0:
+        client_close(e, c, "out of memory")
+    elif c.out.len + c.held > e.budget.hard:
+        client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
+    return not c.dead
+
+
 cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept:
     cdef Slot *s = slot_at(c, slot)
     if c.dead:
         return
     if not s.discard and n:
-        if slot == c.head:
-            if buf_append(&c.out, p, n) < 0:
-                client_close(e, c, "out of memory")
-                return
-        else:
-            if buf_append(&s.held, p, n) < 0:
-                client_close(e, c, "out of memory")
-                return
-            c.held += n
-        if c.out.len + c.held > e.budget.hard:
-            client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
+        if not client_keep(e, c, &c.out if slot == c.head else &s.held, p, n):
             return
+        if slot != c.head:
+            c.held += n
     if last:
         s.filled = True
         if slot == c.head:
