@@ -5,7 +5,7 @@ buffers live for one tick; larger ones come from malloc and go back to it at onc
 buffers and queues own, spare blocks excluded: it is the figure that the process's memory budget is about. One thread.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 

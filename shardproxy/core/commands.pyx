@@ -10,7 +10,7 @@ the published specs are incomplete, or can be led astray by a value that looks l
 group called "streams"): there `walk_*` reads the options one by one, as the command itself does.
 """
 
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy
 

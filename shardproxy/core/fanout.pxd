@@ -25,6 +25,5 @@ cdef struct Fan:
 
 cdef Fan *fan_new(uint8_t merge, uint8_t proto, bint nil, uint16_t parts, uint32_t keys) noexcept nogil
 cdef void fan_free(Fan *f) noexcept nogil
-cdef size_t fan_bytes(const Fan *f) noexcept nogil
 # Appends the client's reply to out; names: of the shards. -1: no memory.
 cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil

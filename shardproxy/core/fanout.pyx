@@ -10,9 +10,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, strlen
 
-from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release
+from shardproxy.core.buffers cimport Buf, buf_append, buf_release
 from shardproxy.core.commands cimport MERGE_ARRAY, MERGE_OK, MERGE_SUM
-from shardproxy.core.resp cimport SCAN_DONE, Scan, put_number, scan_frame
+from shardproxy.core.resp cimport Scan, put_number, scan_frame
 
 
 cdef Fan *fan_new(uint8_t merge, uint8_t proto, bint nil, uint16_t parts, uint32_t keys) noexcept nogil:
@@ -35,14 +35,6 @@ cdef void fan_free(Fan *f) noexcept nogil:
     for i in range(f.parts):
         buf_release(&f.part[i].reply)
     free(f)
-
-
-cdef size_t fan_bytes(const Fan *f) noexcept nogil:
-    cdef size_t n = 0
-    cdef int i
-    for i in range(f.parts):
-        n += f.part[i].reply.len
-    return n
 
 
 cdef int integer_of(const Buf *b, int64_t *value) noexcept nogil:

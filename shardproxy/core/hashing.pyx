@@ -13,7 +13,7 @@ http://www.azillionmonkeys.com/qed/hash.html; murmur (MurmurHash2), https://gith
 """
 
 from libc.math cimport fabs, floor, sin
-from libc.stdint cimport int8_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, uint8_t
 from libc.string cimport memcpy, memset
 
 

@@ -9,9 +9,9 @@ no client, no command and no socket.
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memset
 
-from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_release, buf_reserve
+from shardproxy.core.buffers cimport buf_append, buf_consume, buf_release, buf_reserve
 
 cdef enum:
     MAX_HEADER = 32                     # "*-9223372036854775808\r\n"

@@ -13,9 +13,9 @@ from shardproxy.dataplane.counters cimport ANSWERED_HERE
 from shardproxy.dataplane.engine cimport (
     REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
 )
-from shardproxy.dataplane.slots cimport client_close, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.slots cimport in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.system cimport (
-    AF_INET, AF_INET6, AF_UNIX, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
+    AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
 )
 

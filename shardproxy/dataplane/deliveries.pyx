@@ -48,7 +48,6 @@ cdef void fan_feed(Engine e, Client *c, const Entry *entry, const char *p, size_
     cdef Fan *f = slot_at(c, entry.slot).fan
     if not client_keep(e, c, &f.part[entry.part].reply, p, n):
         return
-    c.held += n
     if last:
         f.part[entry.part].state = PART_ANSWERED
         fan_done(e, c, entry.slot)

@@ -1,13 +1,13 @@
 # The engine's data: every struct that a request passes through, and the state they share.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport Buf
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.core.fanout cimport Fan
 from shardproxy.core.resp cimport Progress, Request, Scan
 from shardproxy.core.ring cimport Ring
-from shardproxy.dataplane.counters cimport BUCKETS, Counter
+from shardproxy.dataplane.counters cimport BUCKETS
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr_storage:
@@ -221,11 +221,10 @@ cdef class Engine:
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last
     cdef int text_size
-    cdef int owner_room
     cdef uint16_t *owners                   # scratch of a fan-out: shard of each key
     cdef uint32_t *shares                   # keys of each shard; then where each shard's keys end in `positions`
     cdef int *positions                     # scratch: where the keys are
-    cdef int position_room
+    cdef int key_room                       # of owners and positions
 
     cdef void event(self, str name, dict fields)
     cdef void wake(self) noexcept

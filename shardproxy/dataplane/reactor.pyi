@@ -27,9 +27,6 @@ class Reactor:
     def cron(self) -> None:
         """What happens by the clock: call it ten times a second."""
 
-    def flush(self) -> None:
-        """Write what was queued outside of a tick."""
-
     def listen(self, fd: int, *, protected: bool) -> None:
         """Accept from a listening socket; protected: only clients on this machine. Raises OSError."""
 
@@ -44,7 +41,6 @@ class Reactor:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 
     def clients(self) -> list[ClientHandle]: ...
-    def find_client(self, number: int) -> ClientHandle | None: ...
     def nodes(self) -> list[dict[str, Any]]:
         """What the engine knows of each node, in the order of the shards."""
 
@@ -57,8 +53,6 @@ class Reactor:
     def set_max_clients(self, most: int) -> None:
         """Fewer than limits.maxclients, where there are not descriptors for so many."""
 
-    @property
-    def client_total(self) -> int: ...
     def drain(self) -> None:
         """Accept no more; a client goes when everything that it has sent is answered."""
 

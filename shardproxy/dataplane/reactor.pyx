@@ -269,14 +269,6 @@ cdef class Reactor(Engine):
             client_close(self, worst, "the process is over its memory budget, and this client held most of it")
             client_release(worst)
 
-    def flush(self):
-        """Write what was queued outside of a tick."""
-        if not self.closed and not self.in_tick:
-            self.now = monotonic_us()
-            self.in_tick = True
-            self.finish()
-            self.in_tick = False
-
     def cron(self):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
@@ -348,13 +340,6 @@ cdef class Reactor(Engine):
                 found.append(client_handle(self, self.client_list[i]))
         return found
 
-    def find_client(self, unsigned long long number):
-        cdef uint32_t i
-        for i in range(self.client_room):
-            if self.client_list[i] != NULL and not self.client_list[i].dead and self.client_list[i].id == number:
-                return client_handle(self, self.client_list[i])
-        return None
-
     def nodes(self):
         """What the engine knows of each node, in the order of the shards."""
         cdef int i, k, proto
@@ -393,10 +378,6 @@ cdef class Reactor(Engine):
 
     def set_max_clients(self, int most):
         self.budget.clients = most
-
-    @property
-    def client_total(self):
-        return self.client_count
 
     # --- the end ---
 

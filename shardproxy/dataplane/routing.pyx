@@ -9,7 +9,6 @@ Rules: a command that is taken from the input opens exactly one slot, in order, 
 is a barrier waits until all before it are answered. Errors have Redis's own texts where Redis has one.
 """
 
-from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 

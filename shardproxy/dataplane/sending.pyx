@@ -43,31 +43,37 @@ cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexc
     return shard
 
 
-cdef int room_for_positions(Engine e, int n) noexcept:
-    cdef int *more
-    if n > e.position_room:
-        more = <int *>realloc(e.positions, 2 * n * sizeof(int))
-        if more == NULL:
-            return -1
-        e.positions = more
-        e.position_room = 2 * n
+cdef int room_for_keys(Engine e, int n) noexcept:
+    """In e.positions and e.owners; -1: no memory."""
+    cdef void *more
+    if n <= e.key_room:
+        return 0
+    more = realloc(e.positions, 2 * n * sizeof(int))
+    if more == NULL:
+        return -1
+    e.positions = <int *>more
+    more = realloc(e.owners, 2 * n * sizeof(uint16_t))
+    if more == NULL:
+        return -1
+    e.owners = <uint16_t *>more
+    e.key_room = 2 * n
     return 0
 
 
 cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """Fills e.positions and says how many; MALFORMED or ANSWERED."""
     cdef int n
-    if room_for_positions(e, r.argc) < 0:
+    if room_for_keys(e, r.argc) < 0:
         refuse(e, c, "-ERR out of memory\r\n")
         return ANSWERED
-    n = e.table.keys(row, r.argc, r.argv, r.argl, e.positions, e.position_room)
+    n = e.table.keys(row, r.argc, r.argv, r.argl, e.positions, e.key_room)
     if n >= 0:
         return n
     if n == -1:
         return MALFORMED
     if n == -2 and e.shard_count == 1:
         # whatever the pattern matches, it is on the only shard there is
-        return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.position_room)
+        return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.key_room)
     if n == -2:
         refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
                      % spoken(row))
@@ -122,17 +128,6 @@ cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write)
 
 # --- to several shards ---
 
-cdef int room_for_split(Engine e, int keys) noexcept:
-    cdef void *more
-    if keys > e.owner_room:
-        more = realloc(e.owners, 2 * keys * sizeof(uint16_t))
-        if more == NULL:
-            return -1
-        e.owners = <uint16_t *>more
-        e.owner_room = 2 * keys
-    return 0
-
-
 cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """One request a shard that has keys: e.owners has each key's shard, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts = 0, part
@@ -144,7 +139,7 @@ cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
         refuse_bytes(e, c, b"-ERR wrong number of arguments for '%b' command\r\n" % row.name)
         return
     keys = (r.argc - first) // step
-    if room_for_split(e, keys) < 0 or room_for_positions(e, keys) < 0:
+    if room_for_keys(e, keys) < 0:
         refuse(e, c, "-ERR out of memory\r\n")
         return
     memset(e.shares, 0, e.shard_count * sizeof(uint32_t))

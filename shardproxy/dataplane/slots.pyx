@@ -66,9 +66,13 @@ cdef inline void drain(Engine e, Client *c) noexcept:
 cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept:
     if buf_append(where, p, n) < 0:
         client_close(e, c, "out of memory")
-    elif c.out.len + c.held > e.budget.hard:
+        return False
+    if where != &c.out:
+        c.held += n
+    if c.out.len + c.held > e.budget.hard:
         client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
-    return not c.dead
+        return False
+    return True
 
 
 cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept:
@@ -78,8 +82,6 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
     if not s.discard and n:
         if not client_keep(e, c, &c.out if slot == c.head else &s.held, p, n):
             return
-        if slot != c.head:
-            c.held += n
     if last:
         s.filled = True
         if slot == c.head:
