@@ -16,7 +16,7 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
 
 __all__ = [
     "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
@@ -52,6 +52,9 @@ class Limits(Record, frozen=True, kw_only=True):
     memory: Annotated[
         Size, "buffers of a process; beyond it, clients that hold much are paused, then closed"
     ] = 1 << 30
+    clients_per_address: Annotated[
+        int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
+    ] = 0
     idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
     tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
     drain_timeout: Annotated[Duration, "how long a stop waits for requests in flight"] = 30.0
@@ -106,6 +109,42 @@ class ShardConfig(Record, frozen=True, kw_only=True):
         return "redis"
 
 
+class HealthConfig(Record, frozen=True, kw_only=True):
+    """How it is found out that a node fails, and that it is well again."""
+
+    probe: Annotated[
+        Literal["ping", "write", "deep"],
+        "ping; write: a key is set, read and deleted; deep: and role, replication, memory, clients are right",
+    ] = "ping"
+    interval: Annotated[Timeout, "from one probe of a node to the next"] = 5.0
+    timeout: Annotated[Timeout, "for a probe"] = 2.0
+    failures: Annotated[Count, "so many probes in a row fail: the node is out"] = 3
+    successes: Annotated[Count, "so many probes in a row succeed: the node is back"] = 2
+    consecutive: Annotated[Count, "so many requests in a row fail: the node is suspect"] = 3
+    failure_rate: Annotated[Fraction, "suspect: the part of requests in `window` that failed"] = 0.5
+    slow_rate: Annotated[Fraction, "suspect: the part of requests in `window` that took over slow_call"] = 0.5
+    slow_call: Annotated[Duration, "a request that takes longer is slow; 0s: half of the pool's timeout"] = (
+        0.0
+    )
+    window: Annotated[Timeout, "what the rates are taken over"] = 10.0
+    minimum: Annotated[Count, "with fewer requests in `window` rates say nothing"] = 20
+    wait: Annotated[
+        Timeout, "a node that is out gets no trial requests for so long; longer when it flaps"
+    ] = 30.0
+    wait_most: Annotated[Timeout, "the longest that `wait` grows to"] = 300.0
+    fail_open_ratio: Annotated[
+        Fraction,
+        "when more than this part of the nodes looks down, the fault is likely ours: none is put out",
+    ] = 0.5
+    max_memory_percent: Annotated[
+        Fraction, "deep: used memory, as a part of maxmemory, below which a node is well"
+    ] = 1.0
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(("wait_most", "wait"), lambda it: it.wait_most < it.wait, "at least wait"),
+    )
+
+
 class PoolConfig(Record, frozen=True, kw_only=True):
     """The shards of one ring, and what becomes of their keys when nodes fail."""
 
@@ -138,6 +177,17 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         Duration,
         "a connection that owes replies and brings nothing for so long is reset; 0s: five times timeout",
     ] = 0.0
+    retries: Annotated[int, Meta(ge=0, le=10), "how often a request is sent again that may be"] = 2
+    retry_budget: Annotated[Fraction, "retries, as a part of all requests"] = 0.1
+    remember: Annotated[
+        Size, "invalidate: keys of one shard written elsewhere while it is out; beyond it, as flush"
+    ] = 16 << 20
+    stale_while_down: Annotated[
+        Duration, "while its shard is down, a key's last value read may be so old; 0s: never served"
+    ] = 0.0
+    stale_memory: Annotated[Size, "the values kept for that, of a process"] = 64 << 20
+    resolve_every: Annotated[Timeout, "how often host names of nodes are looked up again"] = 30.0
+    health: HealthConfig = HealthConfig()
     connections_per_node: Annotated[
         int, Meta(ge=1, le=16), "connections of a worker to a node, for each protocol version"
     ] = 1
@@ -183,6 +233,16 @@ class PoolConfig(Record, frozen=True, kw_only=True):
             lambda it: f"{it.points} points" if it.points > MAX_POINTS else "",
             f"at most {MAX_POINTS} points: fewer virtual_nodes, or smaller weights",
         ),
+        Rule(
+            ("stale_while_down", "kind"),
+            lambda it: it.stale_while_down and it.kind == "durable",
+            'none for a durable pool; or kind = "cache"',
+        ),
+        Rule(
+            ("stale_while_down", "on_shard_down"),
+            lambda it: it.stale_while_down and it.on_shard_down == "rehash",
+            'none: with "rehash" another shard answers',
+        ),
         Rule(("attempt_timeout", "timeout"), lambda it: it.attempt_timeout > it.timeout, "at most timeout"),
         Rule(("reset_after", "timeout"), lambda it: it.reset_after < it.timeout, "at least timeout"),
         *ShardConfig.rules,
@@ -215,6 +275,13 @@ class Config(Record, frozen=True, kw_only=True):
     listen: Annotated[tuple[text.Listen, ...], "where clients connect"] = ("127.0.0.1:6380",)
     admin: Annotated[text.Admin | None, "health, metrics, the page: shows, never acts"] = None
     workers: Annotated[int, Meta(ge=0, le=1024), "processes; 0: one a core"] = 1
+    on_transition: Annotated[
+        text.Hook | None,
+        "told of every change of a node's state: a URL (POST, JSON) or a program (JSON on stdin)",
+    ] = None
+    state: Annotated[
+        text.FilePath | None, "where the last good configuration is kept, for a start when the file is broken"
+    ] = None
     protected_mode: Annotated[bool, "serve only clients of this machine, as Redis does without users"] = True
     log: Log = Log()
     limits: Limits = Limits()
@@ -271,11 +338,11 @@ def _warnings(config: Config) -> Iterator[str]:
             else "protected_mode is off: who reaches it may read and change everything"
         )
     for name, pool in config.pool.items():
-        if pool.on_shard_down != "error":
-            value = pool.on_shard_down
-            yield f'pool.{name}.on_shard_down = "{value}": not built yet; a shard that is down answers errors'
-        if pool.on_return != "keep":
-            yield f'pool.{name}.on_return = "{pool.on_return}": not built yet; a node keeps its content'
+        if pool.on_shard_down == "rehash" and pool.on_return == "keep":
+            yield (
+                f'pool.{name}.on_return = "keep" with on_shard_down = "rehash": values that were changed '
+                "while a node was out are served in their old form when it returns"
+            )
 
 
 class Credentials:

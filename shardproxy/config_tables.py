@@ -139,7 +139,7 @@ def homes(record: type[Record], where: str = "") -> dict[str, str]:
         if kind := inner(option):
             path = join(where, key) + (".NAME" if typing.get_origin(option.type) is dict else "")
             below |= {name: home for name, home in homes(kind, path).items() if name not in below}
-    return dict.fromkeys(options(record), f"[{where}]" if where else "the top of the file") | below
+    return below | dict.fromkeys(options(record), f"[{where}]" if where else "the top of the file")
 
 
 class Reader:

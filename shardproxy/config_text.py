@@ -84,6 +84,12 @@ def write_size(size: int) -> str:
     return f"{size // SIZE_UNITS[unit]}{unit}" if size else "0b"
 
 
+def read_fraction(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a part of 1 such as 0.5")
+    return float(value)
+
+
 def read_duration(value: object) -> float:
     """Seconds. A bare number names no unit, so only 0 is taken as one."""
     if value == 0 and not isinstance(value, bool):
@@ -193,10 +199,20 @@ _DURATIONS: dict[str, Any] = {
     "le": 365 * 86400,
 }
 Count = Annotated[int, Meta(ge=1, le=10**9)]
+Fraction = Annotated[
+    float, Meta(ge=0.0, le=1.0, extra={"read": read_fraction, "allowed": "a part of 1 such as 0.5"})
+]
 Size = Annotated[int, Meta(ge=1, le=1 << 40, **_SIZES)]
 Duration = Annotated[float, Meta(ge=0, **_DURATIONS)]
 Timeout = Annotated[float, Meta(ge=0.001, **_DURATIONS)]
 Listen = Annotated[str, Meta(extra={"read": read_listen, "allowed": LISTEN})]
+Hook = Annotated[
+    str,
+    Meta(
+        extra=matching(r"https?://[^\s]+|/[^\0]+", '"http://…", "https://…" or "/PATH" of a program'),
+        examples=["http://127.0.0.1:8080/shardproxy"],
+    ),
+]
 Admin = Annotated[str, Meta(extra={"read": read_admin, "allowed": HOST_PORT}, examples=["127.0.0.1:9380"])]
 NodeUrl = Annotated[
     str, Meta(extra={"read": read_node, "allowed": NODE}, examples=["redis://127.0.0.1:7001"])

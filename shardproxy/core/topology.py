@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
+from shardproxy.core.health import Policy
 from shardproxy.core.ring import Ring
 
 if TYPE_CHECKING:
     from shardproxy.config import Config, PoolConfig
 
 State = Literal["unknown", "up", "suspect", "out"]
+# serve: its node does; fail: an error at once; miss: reads find nothing, writes fail; hold: kept, unsent,
+# until the verdict or their deadline; move: its stand-ins serve
+Mode = Literal["serve", "fail", "miss", "hold", "move"]
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -25,6 +29,7 @@ class Node(msgspec.Struct, frozen=True):
     state: State = "unknown"
     reason: str = ""
     version: str = ""
+    swept: bool = True  # False: its stand-ins may keep old values of its keys, which must not be served again
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -32,6 +37,7 @@ class Shard(msgspec.Struct, frozen=True):
     weight: int
     protocol: str
     node: Node
+    draining: bool = False  # PROXY DRAIN: its keys go elsewhere, its node stays connected until it is idle
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +57,13 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float
     reset_after: float
     connections_per_node: int
+    retries: int
+    retry_budget: float
+    remember: int
+    stale_while_down: float
+    stale_memory: int
+    resolve_every: float
+    health: Policy
     shards: tuple[Shard, ...]
 
     @property
@@ -61,6 +74,17 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         """
         names = tuple((shard.name, shard.weight) for shard in self.shards)
         return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
+
+    def mode(self, shard: Shard) -> Mode:
+        """What a request for this shard's keys gets now, by its node's state and the pool's policy."""
+        state = shard.node.state
+        if state in ("up", "unknown"):
+            return "serve"
+        if self.on_shard_down != "rehash":
+            return "miss" if self.on_shard_down == "miss" else "fail"
+        if state == "suspect":
+            return "hold"
+        return "move" if shard.node.swept else "miss"
 
     def home(self, key: bytes) -> Shard:
         """The shard that a key belongs to, whatever its state."""
@@ -91,9 +115,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         same = {
             field: getattr(config, field)
             for field in cls.__struct_fields__
-            if field not in ("name", "shards")
+            if field not in ("name", "shards", "health")
         }
-        pool = cls(name=name, shards=shards, **same)
+        health = {field: getattr(config.health, field) for field in Policy.__struct_fields__}
+        health["slow_call"] = health["slow_call"] or config.timeout / 2
+        pool = cls(name=name, shards=shards, health=Policy(**health), **same)
         try:
             pool.ring  # noqa: B018  # built here, so that a mistake is found now
         except ValueError as error:
@@ -125,14 +151,26 @@ class Topology(msgspec.Struct, frozen=True):
         raise KeyError(name)
 
     def with_node_state(
-        self, address: str, state: State, reason: str = "", version: str | None = None
+        self,
+        address: str,
+        state: State,
+        reason: str = "",
+        version: str | None = None,
+        swept: bool | None = None,
     ) -> Self:
         """The next snapshot, with this node in this state wherever it serves; `self` if nothing changes.
 
-        version: what the node says it runs; None keeps what is known. Raises KeyError for an unknown address.
+        version: what the node says it runs; swept: see Node; None keeps what is known. Raises KeyError
+        for an unknown address.
         """
         old = self.nodes[address]
-        node = Node(address, state, reason, old.version if version is None else version)
+        node = Node(
+            address,
+            state,
+            reason,
+            old.version if version is None else version,
+            old.swept if swept is None else swept,
+        )
         return self if node == old else self._next(self.pools, {address: node})
 
     def with_config(self, config: "Config") -> Self:

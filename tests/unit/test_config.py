@@ -123,7 +123,6 @@ def test_the_example_of_the_design() -> None:
     assert (pool.kind, pool.on_shard_down, pool.on_return) == ("cache", "rehash", "invalidate")
     assert list(pool.shards) == ["a", "b", "c"]
     assert pool.shards["b"].weight == 2
-    assert len(made.warnings) == 3
     assert all("not built yet" in each for each in made.warnings)
 
 

@@ -3,6 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shardproxy.config import HealthConfig
 from shardproxy.core.topology import Node, Shard, Topology
 
 
@@ -30,6 +31,13 @@ class PoolConfig(msgspec.Struct):
     connect_timeout: float = 0.25
     reset_after: float = 5.0
     connections_per_node: int = 1
+    retries: int = 2
+    retry_budget: float = 0.1
+    remember: int = 1 << 20
+    stale_while_down: float = 0.0
+    stale_memory: int = 1 << 20
+    resolve_every: float = 30.0
+    health: HealthConfig = HealthConfig()
     password: str = "hunter2"
 
 
