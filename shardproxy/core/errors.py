@@ -28,6 +28,12 @@ CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special chara
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
+NO_SUCH_KEY = "ERR no such key"
+
+
+def no_group(key: bytes, group: bytes) -> str:
+    """Redis's own words, which say them in full: they go back to who has named them, and nowhere else."""
+    return f"NOGROUP No such key '{shown(key, len(key))}' or consumer group '{shown(group, len(group))}'"
 
 
 def unknown_subcommand(container: str, sub: bytes) -> str:
