@@ -53,16 +53,6 @@ class Evidence(NamedTuple):
     reason: str  # of the last failure
 
 
-class Transition(msgspec.Struct, frozen=True):
-    """A node's state has changed; time is seconds since 1970."""
-
-    time: float
-    node: str
-    was: str
-    state: str
-    reason: str
-
-
 class Window:
     """Counts over the last so many seconds, however many there are of them."""
 
