@@ -210,7 +210,7 @@ async def test_a_stand_in_that_is_out_pays_when_it_returns(nodes: list[RedisNode
 
 
 async def test_a_stand_in_that_returns_first_has_no_old_guests(nodes: list[RedisNode]) -> None:
-    """a is out, its keys on b; b goes, they are written on c; b returns: its copies are old, so will be c's."""
+    """a is out, its keys on b; b goes, they are written on c; b returns: its copies are old, c's will be."""
     fleet = Fleet(nodes)
     fleet.put(nodes[0], "out")
     pool = fleet.topology.pools[0]
@@ -341,7 +341,7 @@ async def test_who_is_refused_and_who_is_silent() -> None:
 
 
 async def test_an_old_write_in_a_socket_buffer_is_not_run_after_the_return(nodes: list[RedisNode]) -> None:
-    """A stopped node has it, and would run it when it wakes: killed before, or run before and then deleted."""
+    """A stopped node has it, and would run it when it wakes: killed before, or run and then deleted."""
     node, fleet = nodes[0], Fleet(nodes)
     (key,) = homed(fleet, "a", 1)
     with node.raw() as ghost:
