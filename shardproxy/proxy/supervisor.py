@@ -28,9 +28,11 @@ from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
@@ -38,6 +40,7 @@ START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
 
 
@@ -66,6 +69,11 @@ class Slot:
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
 
+    @property
+    def alive(self) -> bool:
+        """It has a process, whether that serves already or not."""
+        return self.process is not None and self.process.returncode is None
+
 
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
@@ -78,6 +86,8 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
+        self.keeper = Keeper(self, self.run_id, self.log)
+        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.pages = CounterPages.create(workers)
@@ -90,9 +100,10 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        Credentials.read(self.config)
+        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         self.bound = listeners.bind_all(self.config.listen, len(self.slots))
+        self.keeper.follow(credentials)
         for slot in self.slots:
             self._keep(self._run_slot(slot))
         watches = list(self._tasks)
@@ -130,6 +141,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     slot.process.kill()
                 await slot.process.wait()
+        await self.keeper.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -159,6 +171,7 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
+            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -232,23 +245,41 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "node":
-            address, state, reason, version = body
-            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+        if name == "evidence":
+            self.keeper.observe(body)
+            return None
+        if name == "version":
+            address, version = body
+            if (node := self.topology.nodes.get(address)) is not None:
+                self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
             return None
         raise ValueError(name)
 
-    def set_topology(self, topology: Topology) -> None:
+    # --- the topology (returns.Fleet) ---
+
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
             self.topology = topology
-            self._keep(self._send_topology(topology))
+        return self._keep(self._send_topology(topology))
 
-    async def _send_topology(self, topology: Topology) -> None:
-        acks = await self.broadcast("topology", topology.as_json())
-        behind = [number for number, generation in acks.items() if generation < topology.generation]
-        if behind:
-            self.log("worker_silent", workers=behind, generation=topology.generation)
+    async def _send_topology(self, topology: Topology) -> bool:
+        living = [slot.number for slot in self.slots if slot.alive]
+        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        acks = await self.broadcast("topology", topology.as_json(), timeout=patience)
+        behind = [number for number in living if acks.get(number, -1) < topology.generation]
+        if silent := [number for number in behind if self.slots[number].ready.is_set()]:
+            self.log("worker_silent", workers=silent, generation=topology.generation)
+        return not behind
+
+    async def take(self, address: str) -> list[Taken]:
+        living = sum(slot.alive for slot in self.slots)
+        forgotten = address in self._forgotten
+        self._forgotten.discard(address)
+        found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
+        if forgotten or len(found) < living:
+            found.append(Taken([], [], True))
+        return found
 
 
 def _environment() -> dict[str, str]:

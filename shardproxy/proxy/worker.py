@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from shardproxy.config import Config, Secret
-from shardproxy.core.topology import State, Topology
+from shardproxy.core.topology import Topology
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
@@ -105,8 +105,11 @@ class Worker:
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
-                self.proxy.topology = new
+                self.proxy.apply(new)
+            await self.proxy.settled(new)
             return self.proxy.topology.generation
+        if name == "take":
+            return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name))
 
     def _start(self, order: Order) -> int:
@@ -153,8 +156,11 @@ class Worker:
         assert self.pages is not None
         return self.pages.latency()
 
-    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
-        self.channel.tell("node", [address, state, reason, version])
+    def evidence(self, found: list[Any]) -> None:
+        self.channel.tell("evidence", found)
+
+    def node_version(self, address: str, version: str) -> None:
+        self.channel.tell("version", [address, version])
 
 
 def main(fd: int) -> int:
