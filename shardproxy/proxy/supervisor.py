@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config, Credentials
+from shardproxy.config import Config
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import listeners
@@ -31,7 +31,9 @@ from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.takeover import Taken, until_over
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
@@ -70,7 +72,7 @@ class Slot:
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Taken | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
         self.topology = Topology.from_config(config)
@@ -80,6 +82,8 @@ class Supervisor:
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
         self.pages = CounterPages.create(workers)
 
     @property
@@ -90,22 +94,29 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
-        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
-        for slot in self.slots:
-            self._keep(self._run_slot(slot))
-        watches = list(self._tasks)
+        taken = self._taken
+        given = taken.listeners if taken else ()
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
+        self.reloader.restore(taken.drained if taken else None)
+        watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        self._keep(self.reloader.run())
         return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
             await slot.ready.wait()
+
+    async def linger(self) -> None:
+        """The workers take no more clients and serve those they have, for drain_timeout at most."""
+        self.stopping = True
+        self._close_listeners()
+        await self.broadcast("linger", timeout=self.config.limits.drain_timeout + STOP_GRACE)
 
     async def drain(self) -> bool:
         """Every worker finishes what is in flight and ends; False when one had to be killed."""
@@ -199,7 +210,7 @@ class Supervisor:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("topology", self.topology.as_json())
+            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -234,9 +245,19 @@ class Supervisor:
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
         if name == "node":
             address, state, reason, version = body
-            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+            if address in self.topology.nodes:
+                self.set_topology(self.topology.with_node_state(address, state, reason, version))
             return None
+        if name == "operate":
+            return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """A changed configuration and its topology, for all workers, in one message."""
+        self.config, self.topology = config, topology
+        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
+        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
+        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
 
     def set_topology(self, topology: Topology) -> None:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
@@ -262,13 +283,13 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config) -> int:
+async def supervise(config: Config, file: str = "", taken: Taken | None = None) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config)
+        return await serve(config, file, taken)
     signals = Signals()
-    supervisor = Supervisor(config, count)
+    supervisor = Supervisor(config, count, file, taken)
     try:
         if not await signals.unless_first(supervisor.start()):
             return 1
@@ -279,7 +300,7 @@ async def supervise(config: Config) -> int:
             workers=count,
             version=shardproxy.__version__,
         )
-        await signals.first.wait()
+        await until_over(supervisor, signals.first, taken)
         supervisor.log("draining")
         clean = await signals.unless_second(supervisor.drain())
     finally:
