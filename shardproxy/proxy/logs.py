@@ -33,6 +33,7 @@ LEVELS = {
     "drain_incomplete": "warning",
     "configuration_broken": "error",
     "reload_refused": "error",
+    "change_failed": "error",
     "state_refused": "warning",
     "not_drained": "warning",
     "no_takeover": "warning",

@@ -151,7 +151,11 @@ class Reloader:
         changes: dict[str, Callable[..., Awaitable[Outcome]]]
         changes = {"reload": self._reload, "drain": self._drain, "undrain": self._undrain}
         async with self._one:
-            return await changes[what](*args)
+            try:
+                return await changes[what](*args)
+            except Exception as error:
+                self._owner.log("change_failed", change=what, exc_info=error)
+                return Outcome(errors.INTERNAL)
 
     async def _reload(self, why: str = "PROXY RELOAD") -> Outcome:
         owner = self._owner

@@ -230,9 +230,14 @@ class Proxy:
 
     def apply(self, config: Config, topology: Topology) -> None:
         """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        self._credentials = Credentials.read(config)
-        self.config, self.topology = config, topology
-        self._use_topology()
+        credentials = Credentials.read(config)
+        before = self.config, self.topology, self._credentials
+        self.config, self.topology, self._credentials = config, topology, credentials
+        try:
+            self._use_topology()
+        except BaseException:
+            self.config, self.topology, self._credentials = before
+            raise
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """The same, as a `reload.Owner` does it."""
