@@ -45,6 +45,13 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     cpu_system: float
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a change that somebody asked for."""
+
+    error: str = ""  # it was refused
+    answer: dict[str, Any] = {}
+
+
 class Server(Protocol):
     """The proxy, as far as handlers may know it."""
 
@@ -76,6 +83,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
 
     def log(self, event: str, **fields: object) -> None:
         """An error that an operator should see."""

@@ -38,6 +38,14 @@ LEVELS = {
     "supervisor_gone": "error",
     "cannot_start": "error",
     "drain_incomplete": "warning",
+    "configuration_broken": "error",
+    "reload_refused": "error",
+    "change_failed": "error",
+    "state_refused": "warning",
+    "not_drained": "warning",
+    "no_takeover": "warning",
+    "takeover_failed": "warning",
+    "node_moved": "warning",
 }
 # Everything else is told at this level
 OTHERWISE = "info"

@@ -13,7 +13,6 @@ import os
 import resource
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
@@ -26,13 +25,16 @@ from shardproxy.config import Config, Credentials, Limits
 from shardproxy.core import commands
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
-from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.reload import Reloader
+from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
+from shardproxy.proxy.takeover import Inherited, take_over, until_over
 
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
@@ -60,6 +62,9 @@ class Peers(Protocol):
     def evidence(self, found: list[Any]) -> None:
         """What this one's engine has seen of the nodes, for the Keeper."""
 
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """Has the supervisor change what concerns all."""
+
     def node_version(self, address: str, version: str) -> None:
         """Has the supervisor make a new topology of it."""
 
@@ -85,10 +90,13 @@ class Proxy:
             await proxy.serve_forever()
 
     Leaving the block drains (`limits.drain_timeout` at most) and closes. Raises StartError when it cannot
-    listen, ConfigError when a password cannot be read. team: for a worker under a supervisor.
+    listen, ConfigError when a password cannot be read. file: where the configuration is from, to be loaded
+    again when it changes. taken: sockets that are bound already. team: for a worker under a supervisor.
     """
 
-    def __init__(self, config: Config, *, team: Team | None = None) -> None:
+    def __init__(
+        self, config: Config, *, file: str = "", taken: Inherited | None = None, team: Team | None = None
+    ) -> None:
         self.config = config
         self.topology = Topology.from_config(config)
         self.commands = commands.builtin()
@@ -102,7 +110,11 @@ class Proxy:
         self._team = team
         self._peers = team.peers if team else None
         self._credentials = Credentials.read(config)
-        self._bound = list(team.bound) if team else []
+        self.bound = list(team.bound) if team else []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
+        self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
         self._keeper = None if team else Keeper(self, self.run_id, self.log)
@@ -146,21 +158,21 @@ class Proxy:
             self.log("descriptors_limited", descriptors=descriptors, maxclients=room)
             self.reactor.set_max_clients(room)
         if self._team is None:
-            self._bound = listeners.bind_all(self.config.listen)
-        self.tcp_port = next((each.port for each in self._bound if each.port), 0)
-        pool = self.topology.pools[0]
+            taken = self._taken
+            self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
+            self.reloader.restore(taken.drained if taken else None)
+        self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
         self.apply(self.topology)
-        for listener in self._bound:
+        for listener in self.bound:
             for each in listener.sockets[0]:
                 protected = self.config.protected_mode and not listener.path
                 self.reactor.listen(each.fileno(), protected=protected)
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
-        for shard in pool.shards:
-            login = self._credentials.of(pool.name, shard.name)
-            self._keep(self._learn(shard.node.address, login, pool.connect_timeout))
+        if self._team is None:
+            self._keep(self.reloader.run())
         if self._keeper:
             self._keeper.follow(self._credentials)
 
@@ -178,11 +190,21 @@ class Proxy:
     @property
     def addresses(self) -> list[str]:
         """Where it listens, as in the configuration, port 0 resolved."""
-        return [listener.address for listener in self._bound]
+        return [listener.address for listener in self.bound]
 
     async def serve_forever(self) -> None:
         """Returns when the proxy is closed."""
         await self._ended.wait()
+
+    async def linger(self) -> None:
+        """Takes no more clients and serves those it has, until they leave or drain_timeout has passed."""
+        for listener in self.bound:
+            for each in listener.sockets[0]:
+                self.reactor.unlisten(each.fileno())
+        self._close_listeners()
+        limit = time.monotonic() + self.config.limits.drain_timeout
+        while not self.reactor.idle() and time.monotonic() < limit:
+            await asyncio.sleep(DRAIN_STEP)
 
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
@@ -208,14 +230,65 @@ class Proxy:
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
+        self._resolver.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
 
     def _close_listeners(self) -> None:
-        for listener in self._bound:
+        for listener in self.bound:
             listener.close()
+
+    # --- what changes while it runs ---
+
+    def reconfigure(self, config: Config, topology: Topology) -> None:
+        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
+        credentials = Credentials.read(config)
+        before = self.config, self.topology, self._credentials
+        self.config, self._credentials = config, credentials
+        try:
+            self.apply(topology)
+        except BaseException:
+            self.config, self.topology, self._credentials = before
+            raise
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """The same, as a `reload.Owner` does it."""
+        self.reconfigure(config, topology)
+        if self._keeper:
+            self._keeper.follow(self._credentials)
+        return []
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """A change for all workers; who owns the topology makes it."""
+        return await (self._peers or self.reloader).operate(what, *args)
+
+    def apply(self, topology: Topology) -> None:
+        """Serves by this snapshot from now on: the engine, the resolver and those who ask nodes follow it."""
+        before, self.topology = self.topology.nodes, topology
+        pool = topology.pools[0]
+        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
+        addresses = {shard.node.address: shard.name for shard in pool.shards}
+        self._resolver.watch(addresses, pool.resolve_every)
+        for gone in self._learning.keys() - addresses.keys():
+            self._learning.pop(gone).cancel()
+            for known in (self.node_info, self._told, self._ask_again):
+                known.pop(gone, None)
+        for address in addresses:
+            if address not in self._learning:
+                self._learning[address] = self._keep(self._learn(address))
+        for address, node in topology.nodes.items():
+            came_up = node.state == "up" and (address not in before or before[address].state != "up")
+            if came_up and (again := self._ask_again.get(address)):
+                again.set()
+
+    def _tell_address(self, node: str, address: str) -> None:
+        self.reactor.set_address(node, address)
+
+    def _address_changed(self, node: str, address: str) -> None:
+        self.log("node_moved", node=node, address=address)
 
     # --- what it learns of the nodes ---
 
@@ -226,6 +299,8 @@ class Proxy:
         self.log(event, **fields)
         if event == "node_failing":  # not here: what comes of it changes the engine's topology
             asyncio.get_running_loop().call_soon(self._report)
+        if event in ("node_down", "upstream_lost"):
+            self._resolver.lost(fields["node"])
         if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
             again.set()
 
@@ -238,15 +313,20 @@ class Proxy:
         elif self._peers:
             self._peers.evidence(found)
 
-    async def _learn(self, address: str, login: tuple[str, str] | None, timeout: float) -> None:
+    def _way_to(self, address: str) -> tuple[tuple[str, str] | None, float]:
+        """A node's login and its timeout, as they are now."""
+        pool = self.topology.pools[0]
+        name = next(shard.name for shard in pool.shards if shard.node.address == address)
+        return self._credentials.of(pool.name, name), pool.connect_timeout
+
+    async def _learn(self, address: str) -> None:
         """Asks a node what it is until it says so, and again after each time it was lost."""
         again = self._ask_again.setdefault(address, asyncio.Event())
         wait: float | None = 0.0
         while True:
             again.clear()
-            await self._look_up(address)
             try:
-                told = await probe.ask(address, login, timeout)
+                told = await probe.ask(address, *self._way_to(address))
             except probe.NodeRefuses as refusal:
                 self._refused(address, str(refusal))
                 wait = min(max(ASK_FIRST, 2 * (wait or 0.0)), ASK_MOST)
@@ -257,16 +337,6 @@ class Proxy:
                 await asyncio.wait_for(again.wait(), wait)
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
-
-    async def _look_up(self, address: str) -> None:
-        """Tells the engine what a node's host name stands for now, without holding up the loop."""
-        host, _, port = address.rpartition(":")
-        if address.startswith("/") or not host.strip("[]0123456789.:"):
-            return
-        with contextlib.suppress(OSError):
-            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-            ip = found[0][4][0]
-            self.reactor.set_address(address, f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}")
 
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
@@ -287,21 +357,11 @@ class Proxy:
         if self._peers:
             self._peers.node_version(address, version)
             return
-        node = self.topology.nodes[address]
+        if (node := self.topology.nodes.get(address)) is None:
+            return  # news of one that has just been removed
         self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
 
     # --- the topology (returns.Fleet, of one worker) ---
-
-    def apply(self, topology: Topology) -> None:
-        """Serves by this snapshot from now on."""
-        before, self.topology = self.topology.nodes, topology
-        pool = topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
-        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
-        for address, node in topology.nodes.items():
-            came_up = node.state == "up" and (address not in before or before[address].state != "up")
-            if came_up and (again := self._ask_again.get(address)):
-                again.set()
 
     async def settled(self, topology: Topology) -> bool:
         """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
@@ -427,15 +487,15 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, file: str = "", taken: Inherited | None = None) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
-    proxy = Proxy(config)
+    proxy = Proxy(config, file=file, taken=taken)
     try:
         proxy.start()
         proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
         settle()
-        await signals.first.wait()
+        await until_over(proxy, signals.first, taken)
         proxy.log("draining")
         clean = await signals.unless_second(proxy.drain())
     finally:
@@ -456,16 +516,22 @@ def _version() -> str:
     return __version__
 
 
-def run(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code."""
-    main: Callable[[Config], Coroutine[Any, Any, int]] = serve
-    if config.workers != 1:
-        from shardproxy.proxy.supervisor import supervise
+def run(config: Config, file: str = "", *, takeover: bool = False) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code.
 
-        main = supervise
+    file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
+    that runs, with its sockets.
+    """
+    main: Callable[[Config, str, Inherited | None], Coroutine[Any, Any, int]] = serve
+    workers = 1
+    if config.workers != 1:
+        from shardproxy.proxy.supervisor import supervise, worker_count
+
+        main, workers = supervise, worker_count(config)
     try:
+        taken = take_over(config, workers) if takeover else None
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main(config))
+            return runner.run(main(config, file, taken))
     except StartError as error:
         Logger(config.log)("cannot_start", reason=str(error))
         return 1

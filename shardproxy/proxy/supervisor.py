@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config, Credentials
+from shardproxy.config import Config
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import listeners
@@ -32,8 +32,10 @@ from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.takeover import Inherited, until_over
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
@@ -78,7 +80,7 @@ class Slot:
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Inherited | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
         self.topology = Topology.from_config(config)
@@ -90,6 +92,8 @@ class Supervisor:
         self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
         self.pages = CounterPages.create(workers)
 
     @property
@@ -100,23 +104,30 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
-        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
-        self.keeper.follow(credentials)
-        for slot in self.slots:
-            self._keep(self._run_slot(slot))
-        watches = list(self._tasks)
+        taken = self._taken
+        given = taken.listeners if taken else ()
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
+        self.reloader.restore(taken.drained if taken else None)
+        self.keeper.follow(Credentials.read(self.config))
+        watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        self._keep(self.reloader.run())
         return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
             await slot.ready.wait()
+
+    async def linger(self) -> None:
+        """The workers take no more clients and serve those they have, for drain_timeout at most."""
+        self.stopping = True
+        self._close_listeners()
+        await self.broadcast("linger", timeout=self.config.limits.drain_timeout + STOP_GRACE)
 
     async def drain(self) -> bool:
         """Every worker finishes what is in flight and ends; False when one had to be killed."""
@@ -212,7 +223,7 @@ class Supervisor:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("topology", self.topology.as_json())
+            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -253,7 +264,17 @@ class Supervisor:
             if (node := self.topology.nodes.get(address)) is not None:
                 self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
             return None
+        if name == "operate":
+            return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """A changed configuration and its topology, for all workers, in one message."""
+        self.config, self.topology = config, topology
+        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
+        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
+        self.keeper.follow(Credentials.read(config))
+        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
 
     # --- the topology (returns.Fleet) ---
 
@@ -293,13 +314,13 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config) -> int:
+async def supervise(config: Config, file: str = "", taken: Inherited | None = None) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config)
+        return await serve(config, file, taken)
     signals = Signals()
-    supervisor = Supervisor(config, count)
+    supervisor = Supervisor(config, count, file, taken)
     try:
         if not await signals.unless_first(supervisor.start()):
             return 1
@@ -310,7 +331,7 @@ async def supervise(config: Config) -> int:
             workers=count,
             version=shardproxy.__version__,
         )
-        await signals.first.wait()
+        await until_over(supervisor, signals.first, taken)
         supervisor.log("draining")
         clean = await signals.unless_second(supervisor.drain())
     finally:
