@@ -119,6 +119,9 @@ class FakeServer:
     async def all_processes(self) -> list[ProcessRecord]:
         return self.processes
 
+    def transitions_of(self, address: str) -> Sequence[Any]:
+        return []
+
     def log(self, event: str, **fields: object) -> None:
         self.logged.append((event, fields))
 

@@ -22,6 +22,10 @@ def command(path: str) -> None:
     warn(config)
     try:
         from shardproxy.proxy.server import run
+
+        if config.admin:
+            # here alone: who has no admin port pays nothing for an HTTP server
+            from shardproxy.admin.server import admin
     except ModuleNotFoundError as error:
         fail(f'{error.name} is missing: pip install "shardproxy[proxy]"')
-    raise SystemExit(run(config))
+    raise SystemExit(run(config, admin) if config.admin else run(config))

@@ -43,6 +43,7 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     peak_rss: int
     cpu_user: float
     cpu_system: float
+    loop_lag: float = 0.0  # the longest its loop was late in the last seconds
 
 
 class Server(Protocol):
@@ -76,6 +77,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    def transitions_of(self, address: str) -> Sequence[Any]:
+        """The latest of one node, the newest first; records for JSON."""
 
     def log(self, event: str, **fields: object) -> None:
         """An error that an operator should see."""

@@ -31,6 +31,9 @@ LEVELS = {
     "supervisor_gone": "error",
     "cannot_start": "error",
     "drain_incomplete": "warning",
+    "admin_failed": "error",
+    "on_transition_failed": "warning",
+    "on_transition_behind": "warning",
 }
 # Everything else is told at this level
 OTHERWISE = "info"

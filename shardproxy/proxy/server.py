@@ -10,12 +10,12 @@ import contextlib
 import functools
 import gc
 import os
-import resource
 import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -31,6 +31,9 @@ from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
@@ -68,6 +71,7 @@ class Team(NamedTuple):
     started: float
     pid: int  # the supervisor's
     peers: Peers
+    transitions: Sequence[Transition] = ()  # the latest
 
 
 class Proxy:
@@ -91,6 +95,11 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        self.transitions = Transitions(
+            self.log, None if team else hook_of(config), team.transitions if team else ()
+        )
+        self.draining = False
+        self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
         self._credentials = Credentials.read(config)
@@ -155,6 +164,7 @@ class Proxy:
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
+        self._lag.note(loop.time())
         self.reactor.cron()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -173,6 +183,7 @@ class Proxy:
 
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
+        self.draining = True
         self.reactor.drain()
         self._close_listeners()
         limit = time.monotonic() + self.config.limits.drain_timeout
@@ -194,6 +205,7 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
@@ -219,7 +231,12 @@ class Proxy:
         if self._peers:
             self._peers.node_changed(address, state, reason, version)
         else:
-            self.topology = self.topology.with_node_state(address, state, reason, version)
+            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+
+    def set_topology(self, topology: Topology) -> None:
+        """The next snapshot."""
+        self.transitions.changed(self.topology, topology)
+        self.topology = topology
 
     async def _learn(self, address: str, login: tuple[str, str] | None, timeout: float) -> None:
         """Asks a node what it is until it says so, and again after each time it was lost."""
@@ -277,10 +294,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes" or "process"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": process_record}[what]()
+        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+
+    def _process(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    def _worker(self) -> WorkerRecord:
+        return WorkerRecord(self._process(), self.reactor.nodes())
 
     async def _clients(self) -> list[ClientRecord]:
         """A few at a time: with thousands of clients the others would have to wait."""
@@ -306,18 +329,29 @@ class Proxy:
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
 
+    def transitions_of(self, address: str) -> list[Transition]:
+        return self.transitions.of(address)
+
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return self._cron is not None and not self.draining
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {0: os.getpid()} if self._cron is not None else {}
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        return {0: self._worker()} if self._cron is not None else {}
+
+    def supervisor(self) -> None:
+        """It has none: this process is the worker."""
+
 
 def share_of(limits: Limits, workers: int) -> Limits:
     """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
     return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
-
-
-def process_record() -> ProcessRecord:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    peak = rss = usage.ru_maxrss * 1024
-    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
-        rss = int(file.read().split()[1]) * resource.getpagesize()
-    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime)
 
 
 # --- the command `serve` ---
@@ -366,19 +400,20 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, around: Around = nullcontext) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
     proxy = Proxy(config)
-    try:
-        proxy.start()
-        proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
-        settle()
-        await signals.first.wait()
-        proxy.log("draining")
-        clean = await signals.unless_second(proxy.drain())
-    finally:
-        await proxy.close()
+    async with around(proxy):
+        try:
+            proxy.start()
+            proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
+            settle()
+            await signals.first.wait()
+            proxy.log("draining")
+            clean = await signals.unless_second(proxy.drain())
+        finally:
+            await proxy.close()
     proxy.log("stopped", clean=clean)
     return 0 if clean else 1
 
@@ -395,16 +430,16 @@ def _version() -> str:
     return __version__
 
 
-def run(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code."""
-    main: Callable[[Config], Coroutine[Any, Any, int]] = serve
+def run(config: Config, around: Around = nullcontext) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. around: runs around the proxy, for its life."""
+    main: Callable[[Config, Around], Coroutine[Any, Any, int]] = serve
     if config.workers != 1:
         from shardproxy.proxy.supervisor import supervise
 
         main = supervise
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main(config))
+            return runner.run(main(config, around))
     except StartError as error:
         Logger(config.log)("cannot_start", reason=str(error))
         return 1

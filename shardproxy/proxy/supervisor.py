@@ -17,6 +17,8 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,16 @@ import shardproxy
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
+from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.transitions import Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
@@ -39,6 +45,7 @@ STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 IDS = 1 << 32  # client ids of one spawn
+PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
 def exit_text(status: int) -> str:
@@ -73,6 +80,8 @@ class Supervisor:
     def __init__(self, config: Config, workers: int) -> None:
         self.config = config
         self.log = Logger(config.log)
+        self.transitions = Transitions(self.log, hook_of(config))
+        self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
@@ -93,9 +102,8 @@ class Supervisor:
         Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         self.bound = listeners.bind_all(self.config.listen, len(self.slots))
-        for slot in self.slots:
-            self._keep(self._run_slot(slot))
-        watches = list(self._tasks)
+        watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
+        self._keep(self._pulse())
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
@@ -134,6 +142,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
 
     def _close_listeners(self) -> None:
         for listener in self.bound:
@@ -194,6 +203,7 @@ class Supervisor:
             pages_fd=self.pages.fd,
             bound=bound,
             topology=self.topology.as_json(),
+            transitions=list(self.transitions.latest),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
@@ -241,6 +251,7 @@ class Supervisor:
     def set_topology(self, topology: Topology) -> None:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
+            self.transitions.changed(self.topology, topology)
             self.topology = topology
             self._keep(self._send_topology(topology))
 
@@ -249,6 +260,38 @@ class Supervisor:
         behind = [number for number, generation in acks.items() if generation < topology.generation]
         if behind:
             self.log("worker_silent", workers=behind, generation=topology.generation)
+
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return bool(self.bound) and not self.stopping
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {slot.number: slot.process.pid for slot in self.slots if slot.process and slot.ready.is_set()}
+
+    def counters(self) -> Mapping[str, int]:
+        return self.pages.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self.pages.latency()
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        parts = await self.broadcast("worker")
+        return {number: msgspec.convert(part, WorkerRecord) for number, part in parts.items()}
+
+    def supervisor(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._lag.note(time.monotonic())
+            await asyncio.sleep(PULSE)
 
 
 def _environment() -> dict[str, str]:
@@ -262,27 +305,28 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config) -> int:
+async def supervise(config: Config, around: Around = nullcontext) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config)
+        return await serve(config, around)
     signals = Signals()
     supervisor = Supervisor(config, count)
-    try:
-        if not await signals.unless_first(supervisor.start()):
-            return 1
-        supervisor.log(
-            "listening",
-            addresses=supervisor.addresses,
-            pid=os.getpid(),
-            workers=count,
-            version=shardproxy.__version__,
-        )
-        await signals.first.wait()
-        supervisor.log("draining")
-        clean = await signals.unless_second(supervisor.drain())
-    finally:
-        await supervisor.close()
+    async with around(supervisor):
+        try:
+            if not await signals.unless_first(supervisor.start()):
+                return 1
+            supervisor.log(
+                "listening",
+                addresses=supervisor.addresses,
+                pid=os.getpid(),
+                workers=count,
+                version=shardproxy.__version__,
+            )
+            await signals.first.wait()
+            supervisor.log("draining")
+            clean = await signals.unless_second(supervisor.drain())
+        finally:
+            await supervisor.close()
     supervisor.log("stopped", clean=clean)
     return 0 if clean else 1

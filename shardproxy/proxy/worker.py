@@ -22,6 +22,7 @@ from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
+from shardproxy.proxy.transitions import Transition
 
 ASK_OTHERS = 2.0  # seconds; the supervisor gives each of the others half of it
 
@@ -46,6 +47,7 @@ class Order(msgspec.Struct, frozen=True):
     pages_fd: int
     bound: list[Bound]
     topology: bytes
+    transitions: list[Transition] = []  # the latest
 
 
 def config_to_wire(config: Config) -> Any:
@@ -105,7 +107,7 @@ class Worker:
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
-                self.proxy.topology = new
+                self.proxy.set_topology(new)
             return self.proxy.topology.generation
         return msgspec.to_builtins(await self.proxy.own(name))
 
@@ -129,6 +131,7 @@ class Worker:
                 order.started,
                 os.getppid(),
                 self,
+                order.transitions,
             ),
         )
         self.proxy.topology = Topology.from_json(order.topology)
