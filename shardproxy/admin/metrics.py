@@ -5,6 +5,7 @@ grow without bound.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +23,7 @@ __all__ = ["CONTENT_TYPE_LATEST", "families", "render"]
 PREFIX = "shardproxy_"
 STATES: tuple[State, ...] = ("unknown", "up", "suspect", "out")
 NODE = ("pool", "shard", "node")
+PIECE = 8  # label sets of a histogram, between two turns of the loop
 # Upper limits of the histogram that is shown, each where a bucket of the engine ends: 64 us to 16.8 s
 LIMITS_US = [1 << power for power in range(6, 25)]
 ENDS = [bucket(limit) for limit in LIMITS_US]
@@ -43,12 +45,12 @@ def one(family: CounterMetricFamily | GaugeMetricFamily, value: float) -> Metric
 
 
 def families(view: View) -> Iterator[Metric]:
-    """All of them, one at a time."""
+    """All of them, one at a time; a large one in pieces that follow each other."""
     yield from _proxy(view)
     for name, kind, help in TABLE:
         make = counter if kind == "counter" else gauge
         yield one(make(name, help), view.counters[name])
-    yield _histogram(
+    yield from _histogram(
         "request_duration_seconds",
         "how long requests took, by command class",
         ("command_class",),
@@ -119,7 +121,7 @@ def _nodes(view: View) -> Iterator[Metric]:
     yield moved
     yield from numbers(counter, COUNTED, lambda node: node.counted)
     yield from numbers(gauge, NOW, lambda node: node.now)
-    yield _histogram(
+    yield from _histogram(
         "node_request_duration_seconds",
         "how long requests took, by node and command class",
         (*NODE, "command_class"),
@@ -129,18 +131,21 @@ def _nodes(view: View) -> Iterator[Metric]:
 
 def _histogram(
     name: str, help: str, labels: Sequence[str], each: Iterable[tuple[Sequence[str], Sequence[int]]]
-) -> Metric:
-    family = HistogramMetricFamily(PREFIX + name, help, labels=labels)
-    for values, buckets in each:
-        shown, total, start = [], 0, 0
-        for limit, end in zip(LIMITS_US, ENDS, strict=True):
-            total += sum(buckets[start:end])
-            start = end
-            shown.append((repr(limit / 1e6), float(total)))
-        shown.append(("+Inf", float(sum(buckets))))
-        seconds = sum(count * middle for count, middle in zip(buckets, MIDDLES_S, strict=True) if count)
-        family.add_metric(values, shown, seconds)
-    return family
+) -> Iterator[Metric]:
+    """In pieces of a few label sets: that of a hundred nodes has thousands of samples."""
+    each = iter(each)
+    while piece := list(itertools.islice(each, PIECE)):
+        family = HistogramMetricFamily(PREFIX + name, help, labels=labels)
+        for values, buckets in piece:
+            shown, total, start = [], 0, 0
+            for limit, end in zip(LIMITS_US, ENDS, strict=True):
+                total += sum(buckets[start:end])
+                start = end
+                shown.append((repr(limit / 1e6), float(total)))
+            shown.append(("+Inf", float(sum(buckets))))
+            seconds = sum(count * middle for count, middle in zip(buckets, MIDDLES_S, strict=True) if count)
+            family.add_metric(values, shown, seconds)
+        yield family
 
 
 class _Only(Collector):
@@ -152,11 +157,14 @@ class _Only(Collector):
 
 
 async def render(view: View) -> bytes:
-    """The text of /metrics. Family by family, with the loop's turns between them: the clients go first."""
-    parts = []
+    """The text of /metrics. Piece by piece, with turns of the loop between them: the clients go first."""
+    parts, last = [], ""
     for family in families(view):
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Only(family))
-        parts.append(generate_latest(registry))
+        text = generate_latest(registry)
+        # a family has one head, HELP and TYPE, however many pieces it comes in
+        parts.append(text.split(b"\n", 2)[2] if family.name == last else text)
+        last = family.name
         await asyncio.sleep(0)
     return b"".join(parts)
