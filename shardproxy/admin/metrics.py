@@ -113,12 +113,15 @@ def _nodes(view: View) -> Iterator[Metric]:
 
     state = gauge("node_state", "1 for the state that a node is in", (*NODE, "state"))
     moved = counter("node_transitions", "times that a node came into a state", (*NODE, "state"))
+    mistaken = counter(
+        "node_false_positives", "times that a node was put out and its next probe succeeded", NODE
+    )
     for node in view.nodes:
+        mistaken.add_metric(of(node), view.mistaken.get(of(node)[2], 0))
         for each in STATES:
             state.add_metric((*of(node), each), each == node.shard.node.state)
             moved.add_metric((*of(node), each), view.transition_counts.get((of(node)[2], each), 0))
-    yield state
-    yield moved
+    yield from (state, moved, mistaken)
     yield from numbers(counter, COUNTED, lambda node: node.counted)
     yield from numbers(gauge, NOW, lambda node: node.now)
     yield from _histogram(

@@ -71,6 +71,7 @@ class View(NamedTuple):
     workers: int  # that live
     transitions: Sequence[Transition]  # the newest first
     transition_counts: Mapping[tuple[str, State], int]  # by node and new state
+    mistaken: Mapping[str, int]  # by node
     imbalance: Mapping[str, float]  # by pool
 
     @property
@@ -211,6 +212,7 @@ class Watch:
             workers=len(watched.workers),
             transitions=list(reversed(watched.transitions.latest)),
             transition_counts=dict(watched.transitions.counts),
+            mistaken=dict(watched.transitions.mistaken),
             imbalance=self._imbalance(nodes),
         )
 

@@ -231,10 +231,10 @@ class Proxy:
         if self._peers:
             self._peers.node_changed(address, state, reason, version)
         else:
-            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+            self.apply(self.topology.with_node_state(address, state, reason, version))
 
-    def set_topology(self, topology: Topology) -> None:
-        """The next snapshot."""
+    def apply(self, topology: Topology) -> None:
+        """Serves by this snapshot from now on."""
         self.transitions.changed(self.topology, topology)
         self.topology = topology
 

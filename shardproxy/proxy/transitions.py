@@ -12,8 +12,6 @@ import os
 import signal
 import threading
 import time
-import urllib.error
-import urllib.request
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -80,6 +78,7 @@ class Transitions:
         """tell: a hook's; latest: what had been before, of a worker that is younger than its proxy."""
         self.latest: deque[Transition] = deque(latest, KEPT)
         self.counts: Counter[tuple[str, State]] = Counter()  # by address and new state
+        self.mistaken: Counter[str] = Counter()  # by address: put out, and its next probe succeeded
         self._log, self._tell = log, tell
         self._queue: deque[Transition] = deque()
         self._left_out = 0
@@ -187,23 +186,26 @@ async def in_thread(work: Callable[..., None], *args: Any) -> None:
     await done
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A POST that is redirected would become a GET."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
 def post(url: str, data: bytes, limit: float = HOOK_LIMIT) -> None:
     """Blocks. Raises HookFailed unless the answer is a success."""
+    # here alone: they bring the whole of http and email along
+    from urllib.error import HTTPError, URLError
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class NoRedirect(HTTPRedirectHandler):
+        """A POST that is redirected would become a GET."""
+
+        def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+            return None
+
     try:
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=limit):
+        request = Request(url, data, {"Content-Type": "application/json"}, method="POST")
+        with build_opener(NoRedirect).open(request, timeout=limit):
             return
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         error.close()
         raise HookFailed(f"HTTP status {error.code}") from None
-    except urllib.error.URLError as error:
+    except URLError as error:
         why = error.reason
         raise HookFailed((isinstance(why, OSError) and why.strerror) or type(why).__name__) from None
     except Exception as error:

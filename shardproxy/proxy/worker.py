@@ -107,7 +107,7 @@ class Worker:
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
-                self.proxy.set_topology(new)
+                self.proxy.apply(new)
             return self.proxy.topology.generation
         return msgspec.to_builtins(await self.proxy.own(name))
 

@@ -245,6 +245,7 @@ async def test_metrics_of_a_node() -> None:
     watched = FakeWatched()
     watched.states({B: "suspect"}, "slow")
     watched.states({B: "up"})
+    watched.transitions.mistaken[B] += 1
     watched.parts[0].nodes[1]["held"] = 3
     found = await samples(watched)
     b = (("node", B), ("pool", "main"), ("shard", "b"))
@@ -257,6 +258,7 @@ async def test_metrics_of_a_node() -> None:
     assert states == {"unknown": 0, "up": 1, "suspect": 0, "out": 0}
     assert found["shardproxy_node_transitions_total"][(*b, ("state", "up"))] == 2
     assert found["shardproxy_node_transitions_total"][(*b, ("state", "suspect"))] == 1
+    assert found["shardproxy_node_false_positives_total"][b] == 1
     assert found["shardproxy_shard_imbalance"] == {(("pool", "main"),): 1.5}
     assert found["shardproxy_process_loop_lag_seconds"] == {(("process", "0"),): 0.125}
     assert found["shardproxy_process_cpu_seconds_total"] == {(("process", "0"),): 0.75}
