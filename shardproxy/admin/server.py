@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from shardproxy.admin.metrics import CONTENT_TYPE_LATEST, render
 from shardproxy.admin.page import page
@@ -21,7 +22,8 @@ from shardproxy.admin.view import Watch, ready_json
 from shardproxy.proxy import listeners
 from shardproxy.proxy.watched import Watched
 
-CONNECTIONS = 64  # at once; beyond it 503, so that whoever forgets to close them cannot starve the proxy
+CONNECTIONS = 64  # at once, so that whoever forgets to close them cannot starve the proxy
+LIFE = 30.0  # seconds; then a connection is closed when it is idle, after as much again in any case
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -69,7 +71,23 @@ def application(watched: Watched) -> Starlette:
     return Starlette(routes=[Route(path, guarded(endpoint)) for path, endpoint in paths.items()])
 
 
-class _Server(uvicorn.Server):
+class Connection(H11Protocol):
+    """uvicorn's, with an end: it would wait forever for a request, or for an answer to be read."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        ends = ((LIFE, self.shutdown), (2 * LIFE, transport.abort))
+        self._ends = [self.loop.call_later(delay, end) for delay, end in ends]
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for end in self._ends:
+            end.cancel()
+        super().connection_lost(error)
+
+
+class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the proxy's."""
@@ -83,7 +101,7 @@ async def admin(watched: Watched) -> AsyncIterator[str]:
     bound = listeners.bind(watched.config.admin, option=OPTION)
     config = uvicorn.Config(
         application(watched),
-        http="h11",
+        http=Connection,
         ws="none",
         loop="none",
         lifespan="off",
@@ -93,11 +111,9 @@ async def admin(watched: Watched) -> AsyncIterator[str]:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
-        backlog=CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = Server(config)
     serving = asyncio.create_task(server.serve(sockets=list(bound.sockets[0])))
     serving.add_done_callback(lambda task: _ended(watched, task))
     watched.log("admin_listening", address=bound.address)

@@ -68,7 +68,7 @@ class View(NamedTuple):
     counters: Mapping[str, int]
     latency: Mapping[str, Sequence[int]]
     processes: Mapping[str, ProcessRecord]  # by slot, or "supervisor"
-    workers: int  # that live
+    workers: int  # that live: who answers
     transitions: Sequence[Transition]  # the newest first
     transition_counts: Mapping[tuple[str, State], int]  # by node and new state
     mistaken: Mapping[str, int]  # by node
@@ -81,14 +81,14 @@ class View(NamedTuple):
         return "degraded" if any(node.down for node in self.nodes) else "ready"
 
 
-def faults_of(watched: Watched, nodes: Iterable[NodeView]) -> list[str]:
+def faults_of(watched: Watched, workers: int, nodes: Iterable[NodeView]) -> list[str]:
     """Why nobody should be sent to this proxy. A shard that is down is not among them: it is down for all."""
     faults = []
     if watched.draining:
         faults.append("draining")
     elif not watched.listening:
         faults.append("not listening")
-    if not watched.workers:
+    if not workers:
         faults.append("no live worker")
     if not any(node.reached for node in nodes):
         faults.append("no node reachable")
@@ -205,11 +205,11 @@ class Watch:
             addresses=watched.addresses,
             topology=topology,
             nodes=nodes,
-            faults=faults_of(watched, nodes),
+            faults=faults_of(watched, len(parts), nodes),
             counters=watched.counters(),
             latency=watched.latency(),
             processes=processes,
-            workers=len(watched.workers),
+            workers=len(parts),
             transitions=list(reversed(watched.transitions.latest)),
             transition_counts=dict(watched.transitions.counts),
             mistaken=dict(watched.transitions.mistaken),

@@ -1,5 +1,6 @@
 """The admin port of a real proxy: health, readiness, metrics, the page, and that it harms nobody."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -11,10 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
+from fakes import CONFIG, FakeWatched
 from prometheus_client.parser import text_string_to_metric_families
-from servers import ProxyProcess, RedisNode, free_port, redis_nodes, shards_of, toml, until
+from servers import PATIENCE, ProxyProcess, RedisNode, free_port, redis_nodes, shards_of, toml, until
 
+from shardproxy.admin import server
 from shardproxy.dataplane.counters import TABLE
 
 HERE = 'admin = "127.0.0.1:0"\nworkers = {}'
@@ -214,6 +218,43 @@ def test_strangers_on_the_port_harm_nobody(proxy: ProxyProcess) -> None:
         stranger.close()
     assert not proxy.events("admin_failed")
     assert "Traceback" not in proxy.log_text()
+
+
+def test_connections_that_say_nothing_shut_nobody_out_for_long(nodes: list[RedisNode]) -> None:
+    with ProxyProcess(toml(shards_of(nodes), top=HERE.format(1))) as proxy:
+        host, _, port = proxy.events("admin_listening")[0]["address"].rpartition(":")
+        with contextlib.ExitStack() as stack:
+            silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(200)]
+            for each in silent[100:]:  # those beyond the limit are closed
+                each.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionResetError):
+                    assert each.recv(1) == b""
+            with proxy.raw() as client:
+                assert client.ask("PING") == b"+PONG\r\n"
+        until(lambda: _answers(proxy), "the port is free again")
+
+
+@pytest.mark.parametrize("request_", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_connection_has_an_end(monkeypatch: pytest.MonkeyPatch, request_: bytes) -> None:
+    monkeypatch.setattr(server, "LIFE", 0.2)
+    watched = FakeWatched()
+    watched.config = msgspec.structs.replace(CONFIG, admin="127.0.0.1:0")
+    async with server.admin(watched) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request_)
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        assert (b" 200 OK" in answer) == request_.endswith(b"\r\n\r\n")
+        writer.close()
+    assert watched.logged == ["admin_listening"]
+
+
+def _answers(proxy: ProxyProcess) -> bool:
+    try:
+        return get(proxy, "/healthz")[0] == 200
+    except OSError:
+        return False
 
 
 def test_a_port_in_use_is_one_clear_error(workers: int) -> None:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from test_admin_view import FakeWatched
+from fakes import FakeWatched
 
 from shardproxy.admin.server import application
 

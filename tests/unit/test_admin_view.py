@@ -6,86 +6,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes import CONFIG
+from fakes import CONFIG, NO_TIMES, FakeWatched, node_record, worker
 from prometheus_client.parser import text_string_to_metric_families
 
 from shardproxy.admin import metrics, view
 from shardproxy.admin.page import page, size, span
 from shardproxy.admin.view import Totals, Watch, ready_json
 from shardproxy.core.topology import State, Topology
-from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE, bucket
-from shardproxy.handlers.base import ProcessRecord
-from shardproxy.proxy.transitions import Transitions
+from shardproxy.dataplane.counters import TABLE, bucket
 from shardproxy.proxy.watched import WorkerRecord
 
 A, B, C = "127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"
-NO_TIMES = [0] * BUCKET_COUNT
-
-
-def silent(event: str, **fields: object) -> None:
-    pass
-
-
-def node_record(address: str, requests: int = 0, up: int = 0, **more: Any) -> dict[str, Any]:
-    """As Reactor.nodes()."""
-    upstream = {"protocol": 2, "state": "up", "in_flight": 2, "queue_bytes": 100, "failures": 5}
-    return {
-        "shard": "?",
-        "address": address,
-        "state": "up",
-        "reason": "",
-        "requests": requests,
-        "errors": 1,
-        "lost": 0,
-        "upstreams": [upstream] * up,
-        "latency": {"read": NO_TIMES, "write": NO_TIMES},
-        **more,
-    }
-
-
-def worker(pid: int, *nodes: dict[str, Any]) -> WorkerRecord:
-    return WorkerRecord(ProcessRecord(pid, 1 << 20, 2 << 20, 0.5, 0.25, 0.125), list(nodes))
-
-
-class FakeWatched:
-    """A watched.Watched whose parts are attributes."""
-
-    def __init__(self) -> None:
-        self.config: Any = CONFIG
-        self.topology = Topology.from_config(CONFIG)
-        self.transitions = Transitions(silent)
-        self.started = 0.0
-        self.addresses = ["127.0.0.1:6380"]
-        self.listening, self.draining = True, False
-        self.workers = {0: 100}
-        self.parts = {0: worker(100, node_record(A, 10, 1), node_record(B, 20, 1), node_record(C, 30, 1))}
-        self.count = {name: 0 for name, _, _ in TABLE}
-        self.histograms = {"read": NO_TIMES, "write": NO_TIMES}
-        self.asked = 0
-        self.logged: list[str] = []
-        self.states({A: "up", B: "up", C: "up"})
-
-    def states(self, states: dict[str, State], reason: str = "") -> None:
-        for address, state in states.items():
-            new = self.topology.with_node_state(address, state, reason)
-            self.transitions.changed(self.topology, new)
-            self.topology = new
-
-    def counters(self) -> dict[str, int]:
-        return self.count
-
-    def latency(self) -> dict[str, list[int]]:
-        return self.histograms
-
-    async def all_workers(self) -> dict[int, WorkerRecord]:
-        self.asked += 1
-        return self.parts
-
-    def supervisor(self) -> ProcessRecord | None:
-        return None
-
-    def log(self, event: str, **fields: object) -> None:
-        self.logged.append(event)
 
 
 async def look(watched: FakeWatched) -> view.View:
@@ -124,7 +55,7 @@ async def test_a_shard_that_is_down_degrades_and_is_named(state: State) -> None:
     [
         ({"draining": True, "listening": False}, "draining"),
         ({"listening": False}, "not listening"),
-        ({"workers": {}, "parts": {}}, "no live worker"),
+        ({"parts": {}}, "no live worker"),
     ],
 )
 async def test_its_own_faults_make_it_unready(change: dict[str, Any], fault: str) -> None:
@@ -156,7 +87,7 @@ async def test_nodes_that_nobody_has_asked_yet_are_not_down() -> None:
     watched = FakeWatched()
     watched.topology = Topology.from_config(CONFIG)
     assert (await look(watched)).status == "ready"  # its upstreams are up
-    watched.parts = {}
+    watched.parts = {0: worker(100, node_record(A))}
     seen = await look(watched)
     assert seen.faults == ["no node reachable"]
     assert not any(node.down for node in seen.nodes)
