@@ -329,8 +329,8 @@ def _twice(pool: PoolConfig) -> str:
 
 
 def _warnings(config: Config) -> Iterator[str]:
-    if config.admin:
-        yield f'admin = "{config.admin}": not built yet; nothing listens there'
+    if config.admin and not text.is_local(config.admin):
+        yield f"admin on {config.admin}: it has no login; who reaches it sees nodes, counters and load"
     for address in (each for each in config.listen if not text.is_local(each)):
         yield f"listen on {address}: " + (
             "protected_mode turns away clients of other machines; on a network you trust, set it to false"

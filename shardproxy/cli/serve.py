@@ -32,7 +32,14 @@ def command(path: str, takeover: bool) -> None:
         fail(f'{error.name} is missing: pip install "shardproxy[proxy]"')
     config = load_good(path)
     warn(config)
-    raise SystemExit(run(config, path, takeover=takeover))
+    if not config.admin:
+        raise SystemExit(run(config, path, takeover=takeover))
+    try:
+        # here alone: who has no admin port pays nothing for an HTTP server
+        from shardproxy.admin.server import admin
+    except ModuleNotFoundError as error:
+        fail(f'{error.name} is missing: pip install "shardproxy[proxy]"')
+    raise SystemExit(run(config, path, takeover=takeover, around=admin))
 
 
 def load_good(path: str) -> "Config":

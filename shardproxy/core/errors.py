@@ -130,10 +130,10 @@ INTERNAL = "ERR internal error: see the log of shardproxy"
 # --- The operator's: shardproxy cannot start ---------------------------------------------------------------
 
 
-def port_in_use(address: str) -> str:
+def port_in_use(address: str, option: str) -> str:
     return (
         f"cannot listen on {address}: another program does. Stop it (`ss -ltnp` names it), or listen "
-        'elsewhere: listen = ["HOST:PORT"] in shardproxy.toml, port 0 for any free one'
+        f"elsewhere: {option} in shardproxy.toml, port 0 for any free one"
     )
 
 

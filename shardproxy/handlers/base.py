@@ -43,6 +43,7 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     peak_rss: int
     cpu_user: float
     cpu_system: float
+    loop_lag: float = 0.0  # the longest its loop was late in the last seconds
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -86,6 +87,9 @@ class Server(Protocol):
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
+
+    def transitions_of(self, address: str) -> Sequence[Any]:
+        """The latest of one node, the newest first; records for JSON."""
 
     def log(self, event: str, **fields: object) -> None:
         """An error that an operator should see."""

@@ -105,6 +105,7 @@ async def nodes(server: Server, call: "Call") -> bytes:
                 **msgspec.to_builtins(shard.node),
                 **msgspec.to_builtins(server.node_info.get(shard.node.address, NodeInfo())),
                 **merged(seen.get(shard.node.address, [])),
+                "transitions": server.transitions_of(shard.node.address),
             }
             for pool in server.topology.pools
             for shard in pool.shards
@@ -163,7 +164,7 @@ PROXY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
 INFO
     Version, generation, ring fingerprints, counters and latencies.
 NODES
-    Every node: its shard, address, state and the reason for it, connections and latencies.
+    Every node: its shard, address, state and the reason for it, latest transitions, connections, latencies.
 LOCATE <key> [<key> ...]
     The shard and node that a key lives on, its hash, its point on the ring, and its stand-in.
 COMMANDS [<command-name> ...]

@@ -63,8 +63,11 @@ def bind_all(addresses: Iterable[str], slots: int = 1, taken: Iterable[Listener]
     return bound
 
 
-def bind(address: str, slots: int = 1) -> Listener:
-    """address: "HOST:PORT", "[IPV6]:PORT", port 0 for any free one, or "unix:///PATH". Raises StartError."""
+def bind(address: str, slots: int = 1, option: str = 'listen = ["HOST:PORT"]') -> Listener:
+    """address: "HOST:PORT", "[IPV6]:PORT", port 0 for any free one, or "unix:///PATH". Raises StartError.
+
+    option: where the address stands in the configuration, for the message.
+    """
     try:
         if address.startswith("unix://"):
             return _bind_unix(address.removeprefix("unix://"), slots)
@@ -73,7 +76,7 @@ def bind(address: str, slots: int = 1) -> Listener:
         raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise StartError(errors.port_in_use(address)) from None
+            raise StartError(errors.port_in_use(address, option)) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise StartError(errors.not_permitted(address)) from None
         if error.errno == errno.EADDRNOTAVAIL:

@@ -46,6 +46,9 @@ LEVELS = {
     "no_takeover": "warning",
     "takeover_failed": "warning",
     "node_moved": "warning",
+    "admin_failed": "error",
+    "on_transition_failed": "warning",
+    "on_transition_behind": "warning",
 }
 # Everything else is told at this level
 OTHERWISE = "info"

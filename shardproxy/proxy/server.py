@@ -10,11 +10,11 @@ import contextlib
 import functools
 import gc
 import os
-import resource
 import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -35,6 +35,9 @@ from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Inherited, take_over, until_over
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
@@ -81,6 +84,7 @@ class Team(NamedTuple):
     started: float
     pid: int  # the supervisor's
     peers: Peers
+    transitions: Sequence[Transition] = ()  # the latest
 
 
 class Proxy:
@@ -107,6 +111,11 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        self.transitions = Transitions(
+            self.log, None if team else hook_of(config), team.transitions if team else ()
+        )
+        self.draining = False
+        self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
         self._credentials = Credentials.read(config)
@@ -178,6 +187,7 @@ class Proxy:
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
+        self._lag.note(loop.time())
         self.reactor.cron()
         self._report()
 
@@ -208,6 +218,7 @@ class Proxy:
 
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
+        self.draining = True
         self.reactor.drain()
         self._close_listeners()
         limit = time.monotonic() + self.config.limits.drain_timeout
@@ -232,6 +243,7 @@ class Proxy:
             task.cancel()
         self._resolver.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
@@ -266,6 +278,7 @@ class Proxy:
 
     def apply(self, topology: Topology) -> None:
         """Serves by this snapshot from now on: the engine, the resolver and those who ask nodes follow it."""
+        self.transitions.changed(self.topology, topology)
         before, self.topology = self.topology.nodes, topology
         pool = topology.pools[0]
         logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
@@ -398,10 +411,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes" or "process"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": process_record}[what]()
+        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+
+    def _process(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    def _worker(self) -> WorkerRecord:
+        return WorkerRecord(self._process(), self.reactor.nodes())
 
     async def _clients(self) -> list[ClientRecord]:
         """A few at a time: with thousands of clients the others would have to wait."""
@@ -427,18 +446,29 @@ class Proxy:
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
 
+    def transitions_of(self, address: str) -> list[Transition]:
+        return self.transitions.of(address)
+
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return self._cron is not None and not self.draining
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {0: os.getpid()} if self._cron is not None else {}
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        return {0: self._worker()} if self._cron is not None else {}
+
+    def supervisor(self) -> None:
+        """It has none: this process is the worker."""
+
 
 def share_of(limits: Limits, workers: int) -> Limits:
     """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
     return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
-
-
-def process_record() -> ProcessRecord:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    peak = rss = usage.ru_maxrss * 1024
-    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
-        rss = int(file.read().split()[1]) * resource.getpagesize()
-    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime)
 
 
 # --- the command `serve` ---
@@ -487,19 +517,22 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
-async def serve(config: Config, file: str = "", taken: Inherited | None = None) -> int:
+async def serve(
+    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
     proxy = Proxy(config, file=file, taken=taken)
-    try:
-        proxy.start()
-        proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
-        settle()
-        await until_over(proxy, signals.first, taken)
-        proxy.log("draining")
-        clean = await signals.unless_second(proxy.drain())
-    finally:
-        await proxy.close()
+    async with around(proxy):
+        try:
+            proxy.start()
+            proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
+            settle()
+            await until_over(proxy, signals.first, taken)
+            proxy.log("draining")
+            clean = await signals.unless_second(proxy.drain())
+        finally:
+            await proxy.close()
     proxy.log("stopped", clean=clean)
     return 0 if clean else 1
 
@@ -516,13 +549,13 @@ def _version() -> str:
     return __version__
 
 
-def run(config: Config, file: str = "", *, takeover: bool = False) -> int:
+def run(config: Config, file: str = "", *, takeover: bool = False, around: Around = nullcontext) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
-    that runs, with its sockets.
+    that runs, with its sockets. around: runs around the proxy, for its life.
     """
-    main: Callable[[Config, str, Inherited | None], Coroutine[Any, Any, int]] = serve
+    main: Callable[[Config, str, Inherited | None, Around], Coroutine[Any, Any, int]] = serve
     workers = 1
     if config.workers != 1:
         from shardproxy.proxy.supervisor import supervise, worker_count
@@ -531,7 +564,7 @@ def run(config: Config, file: str = "", *, takeover: bool = False) -> int:
     try:
         taken = take_over(config, workers) if takeover else None
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main(config, file, taken))
+            return runner.run(main(config, file, taken, around))
     except StartError as error:
         Logger(config.log)("cannot_start", reason=str(error))
         return 1

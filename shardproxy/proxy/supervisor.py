@@ -17,15 +17,18 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config
+from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
+from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
@@ -36,14 +39,17 @@ from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
 from shardproxy.proxy.takeover import Inherited, until_over
+from shardproxy.proxy.transitions import Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
-ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
 def exit_text(status: int) -> str:
@@ -83,6 +89,8 @@ class Supervisor:
     def __init__(self, config: Config, workers: int, file: str = "", taken: Inherited | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
+        self.transitions = Transitions(self.log, hook_of(config))
+        self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
@@ -111,6 +119,7 @@ class Supervisor:
         self.reloader.restore(taken.drained if taken else None)
         self.keeper.follow(Credentials.read(self.config))
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
+        self._keep(self._pulse())
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
@@ -157,6 +166,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
 
     def _close_listeners(self) -> None:
         for listener in self.bound:
@@ -218,6 +228,7 @@ class Supervisor:
             pages_fd=self.pages.fd,
             bound=bound,
             topology=self.topology.as_json(),
+            transitions=list(self.transitions.latest),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
@@ -270,6 +281,7 @@ class Supervisor:
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """A changed configuration and its topology, for all workers, in one message."""
+        self.transitions.changed(self.topology, topology)
         self.config, self.topology = config, topology
         ready = [slot.number for slot in self.slots if slot.ready.is_set()]
         acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
@@ -281,6 +293,7 @@ class Supervisor:
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
+            self.transitions.changed(self.topology, topology)
             self.topology = topology
         return self._keep(self._send_topology(topology))
 
@@ -302,6 +315,38 @@ class Supervisor:
             found.append(Taken([], [], True))
         return found
 
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return bool(self.bound) and not self.stopping
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {slot.number: slot.process.pid for slot in self.slots if slot.process and slot.ready.is_set()}
+
+    def counters(self) -> Mapping[str, int]:
+        return self.pages.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self.pages.latency()
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        parts = await self.broadcast("worker")
+        return {number: msgspec.convert(part, WorkerRecord) for number, part in parts.items()}
+
+    def supervisor(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._lag.note(time.monotonic())
+            await asyncio.sleep(PULSE)
+
 
 def _environment() -> dict[str, str]:
     """Ours, and a way to find the very package that this process runs."""
@@ -314,27 +359,30 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config, file: str = "", taken: Inherited | None = None) -> int:
+async def supervise(
+    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config, file, taken)
+        return await serve(config, file, taken, around)
     signals = Signals()
     supervisor = Supervisor(config, count, file, taken)
-    try:
-        if not await signals.unless_first(supervisor.start()):
-            return 1
-        supervisor.log(
-            "listening",
-            addresses=supervisor.addresses,
-            pid=os.getpid(),
-            workers=count,
-            version=shardproxy.__version__,
-        )
-        await until_over(supervisor, signals.first, taken)
-        supervisor.log("draining")
-        clean = await signals.unless_second(supervisor.drain())
-    finally:
-        await supervisor.close()
+    async with around(supervisor):
+        try:
+            if not await signals.unless_first(supervisor.start()):
+                return 1
+            supervisor.log(
+                "listening",
+                addresses=supervisor.addresses,
+                pid=os.getpid(),
+                workers=count,
+                version=shardproxy.__version__,
+            )
+            await until_over(supervisor, signals.first, taken)
+            supervisor.log("draining")
+            clean = await signals.unless_second(supervisor.drain())
+        finally:
+            await supervisor.close()
     supervisor.log("stopped", clean=clean)
     return 0 if clean else 1

@@ -26,6 +26,7 @@ from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.reload import OPERATE
 from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
+from shardproxy.proxy.transitions import Transition
 
 ASK_OTHERS = 2.0  # seconds; the supervisor gives each of the others half of it
 
@@ -50,6 +51,7 @@ class Order(msgspec.Struct, frozen=True):
     pages_fd: int
     bound: list[Bound]
     topology: bytes
+    transitions: list[Transition] = []  # the latest
 
 
 def config_to_wire(config: Config) -> Any:
@@ -151,6 +153,7 @@ class Worker:
                 order.started,
                 os.getppid(),
                 self,
+                order.transitions,
             ),
         )
         self.proxy.topology = Topology.from_json(order.topology)
