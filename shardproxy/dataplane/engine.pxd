@@ -8,6 +8,7 @@ from shardproxy.core.fanout cimport Fan
 from shardproxy.core.resp cimport Progress, Request, Scan
 from shardproxy.core.ring cimport Ring
 from shardproxy.dataplane.counters cimport BUCKETS
+from shardproxy.dataplane.stale cimport Stale
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr_storage:
@@ -246,6 +247,9 @@ cdef class Engine:
     cdef dict written                       # node number -> keys written elsewhere
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
+    cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef tuple stale_terms                  # what it was made for
+    cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply
     cdef Request again                      # a request that is sent again
     cdef Ring ring

@@ -9,6 +9,7 @@ from libc.stdlib cimport free
 from posix.unistd cimport write
 
 from shardproxy.core.resp cimport request_free
+from shardproxy.dataplane.stale cimport stale_free
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -74,6 +75,8 @@ cdef class Engine:
         cdef int i
         request_free(&self.request)
         request_free(&self.again)
+        if self.stale != NULL:
+            stale_free(self.stale)
         free(self.client_list)
         free(self.client_generations)
         free(self.free_clients)

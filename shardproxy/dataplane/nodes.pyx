@@ -12,6 +12,7 @@ from shardproxy.dataplane.engine cimport (
     DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream,
 )
 from shardproxy.dataplane.losses cimport leave
+from shardproxy.dataplane.stale cimport stale_free, stale_new
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un,
 )
@@ -93,6 +94,13 @@ cdef take_policy(Engine e, pool):
     e.remember = pool.remember
     e.holds = pool.on_shard_down == "rehash"
     e.reads_miss = pool.on_shard_down == "miss"
+    # a write may be on its way for as long as its deadline, and some more until its bytes have run
+    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), int(pool.timeout * 2e6))
+    if terms != e.stale_terms:
+        if e.stale != NULL:
+            stale_free(e.stale)
+        e.stale = stale_new(terms[0], terms[1], terms[2]) if terms[1] else NULL
+        e.stale_terms = terms
 
 
 cdef void set_mode(Engine e, Node *node, uint8_t mode, record):

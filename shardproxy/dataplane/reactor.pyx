@@ -25,6 +25,7 @@ from shardproxy.dataplane.engine cimport (
 from shardproxy.dataplane.nodes cimport install, move, settled
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
+from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
     EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
@@ -310,6 +311,10 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
         self.finish()
         self.in_tick = False
+        if self.stale != NULL:
+            stale_expire(self.stale, self.now)
+            if buf_total() * 2 > self.budget.memory:
+                stale_shrink(self.stale, buf_total() - self.budget.memory // 2)
         if self.now > self.trim_at:
             self.trim_at = self.now + 5000000
             buf_trim(1 << 18)

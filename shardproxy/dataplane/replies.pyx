@@ -16,6 +16,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.losses cimport blame, upstream_lost
 from shardproxy.dataplane.upstreams cimport upstream_done, upstream_ready
@@ -105,6 +106,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             if sick != NULL:
                 blame(e, node, sick, False)
         last = entry.frames == 1
+        if e.stale != NULL and not entry.write:
+            keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
         deliver(e, entry, p, u.scanned, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
@@ -129,6 +132,13 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         upstream_done(u)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
         buf_release(&u.inp)
+
+
+cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *frame, size_t n) noexcept:
+    """For when this shard is down; what came in pieces is too large."""
+    cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
+    stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
+              n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
 
 
 cdef const char *sickness(const char *p, size_t n) noexcept nogil:

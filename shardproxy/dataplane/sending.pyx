@@ -11,15 +11,17 @@ from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, MERGE_SUM, Row
+from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, Row
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
+from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
-from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, MISSES, REHASHED, REMEMBERED
-from shardproxy.dataplane.deliveries cimport deliver, deliver_error, fan_fail
+from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
+from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.stale cimport stale_drop
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
 
@@ -28,7 +30,6 @@ cdef enum:
     PATTERN = -5
     BLOCKS = -6
     NO_MEMORY = -7
-    KEY_COST = 96               # bytes that a remembered key takes besides its own
 
 
 cdef inline int node_of(Engine e, const char *key, size_t n) noexcept:
@@ -113,79 +114,6 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
     return PATTERN if n == -2 else BLOCKS
 
 
-# --- while keys are not at home ---
-
-cdef void remember(Engine e, Request *r, const Row *row) noexcept:
-    """A write goes to a stand-in: when the key's home is back, what it still has of it is old."""
-    cdef int i, n
-    if row.flags & FLAG_READONLY:
-        return
-    n = find_keys(e, r, row)
-    if n < 0 and 0 < row.first < r.argc:
-        e.positions[0] = row.first
-        n = 1
-    for i in range(n):
-        remember_key(e, r.argv[e.positions[i]], r.argl[e.positions[i]])
-
-
-cdef void remember_key(Engine e, const char *key, size_t n) noexcept:
-    cdef int shard = e.ring.shard_of(key, n), home = e.shards[shard]
-    cdef set keys
-    if not e.absent[shard]:
-        return
-    held = e.written_bytes.get(home, 0)
-    if held < 0:
-        return                  # too many: forgotten, all of that node is old
-    keys = e.written.setdefault(home, set())
-    name = key[:n]
-    if name not in keys:
-        keys.add(name)
-        held += n + KEY_COST
-        if held > <int64_t>e.remember:
-            keys.clear()
-            held = -1
-        e.written_bytes[home] = held
-        e.count[<int>REMEMBERED] += 1
-
-
-cdef bint answer_miss(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept:
-    """As for keys that do not exist; False: it is not known what that would be."""
-    cdef bytes name = row.name, answer
-    cdef list args
-    cdef int i
-    if e.misses is None or not row.flags & FLAG_READONLY:
-        return False
-    args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
-    try:
-        found = e.misses(name.decode(), args, c.proto)
-    except Exception:
-        return False
-    if found is None:
-        return False
-    answer = found
-    e.count[<int>MISSES] += 1
-    slot_feed(e, c, slot, answer, len(answer), True)
-    return True
-
-
-cdef void part_missing(Engine e, Client *c, const Row *row, uint32_t slot, uint16_t part, uint32_t keys) noexcept:
-    """A part of a split command for a shard that is down: nothing is found, or it fails."""
-    cdef bytes answer
-    cdef Entry entry
-    if not e.missing or not row.flags & FLAG_READONLY or row.merge != MERGE_ARRAY and row.merge != MERGE_SUM:
-        fan_fail(e, c, slot, part)
-        return
-    answer = b":0\r\n" if row.merge == MERGE_SUM else b"*%d\r\n%b" % (keys, (b"_\r\n" if c.proto == 3 else b"$-1\r\n") * keys)
-    memset(&entry, 0, sizeof(entry))
-    entry.to = TO_PART
-    entry.client = c.index
-    entry.generation = c.generation
-    entry.slot = slot
-    entry.part = part
-    e.count[<int>MISSES] += 1
-    deliver(e, &entry, answer, len(answer), True)
-
-
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
@@ -214,9 +142,11 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
         if e.crowded and c.head != c.tail:
             return WAIT
         slot = slot_open(e, c)
-        if slot >= 0 and not (e.missing and answer_miss(e, c, r, row, <uint32_t>slot)):
+        if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot)):
             slot_feed(e, c, <uint32_t>slot, e.text, e.text_size, True)
         return TAKEN
+    if e.stale != NULL and write:
+        drop_stale(e, r, row)
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
@@ -268,9 +198,12 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
         e.shares[shard] += 1
     if parts == 1:
         return send_to(e, c, r, row, e.owners[0])
-    if e.displaced and not row.flags & FLAG_READONLY:
+    if not row.flags & FLAG_READONLY:
         for i in range(keys):
-            remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
+            if e.displaced:
+                remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
+            if e.stale != NULL:
+                stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN
@@ -363,7 +296,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
     node = locate(e, r, row)
     u = upstream_for(e, node, proto, c.index) if node >= 0 else NULL
     if u == NULL:
-        if not (node >= 0 and e.missing and answer_miss(e, c, r, row, entry.slot)):
+        if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot)):
             deliver_error(e, entry, False)
         return
     if e.displaced:

@@ -167,7 +167,7 @@ cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread
     cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     cdef Upstream *u = node.shared[proto - 2][k]
-    e.missing = e.crowded = False
+    e.missing = e.crowded = e.down = False
     if node.mode and node.mode != HOLD:
         shard_down(e, node, node.why)
         return NULL
@@ -209,6 +209,7 @@ cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
     e.missing = e.reads_miss
+    e.down = True
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
                            node.shard, node.name, why)
