@@ -239,17 +239,17 @@ class Keeper:
     def _publish(self) -> Awaitable[bool] | None:
         """A new snapshot, if anything has changed."""
         old = new = self._fleet.topology
+        before = old.nodes
         for pool in old.pools:
-            for address, shown in self._shown(pool).items():
-                new = new.with_node_state(address, shown.state, shown.reason, swept=shown.swept)
+            for address, (state, reason, swept) in self._shown(pool).items():
+                was = before[address]
+                if (state, reason, swept) != (was.state, was.reason, was.swept):
+                    new = new.with_node_state(address, state, reason, swept=swept)
+                    self._watches[address].away |= state == "out"
+                if state != was.state:
+                    self._log("node_state", node=address, was=was.state, state=state, reason=reason)
         if new is old:
             return None
-        before = old.nodes
-        for address, node in new.nodes.items():
-            if node.state == "out":
-                self._watches[address].away = True
-            if node.state != (was := before[address]).state:
-                self._log("node_state", node=address, was=was.state, state=node.state, reason=node.reason)
         return self._fleet.set_topology(new)
 
     def _shown(self, pool: Pool) -> dict[str, Shown]:

@@ -288,7 +288,8 @@ class Proxy:
             self._peers.node_version(address, version)
             return
         node = self.topology.nodes[address]
-        self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+        if node.version != version:
+            self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
 
     # --- the topology (returns.Fleet, of one worker) ---
 
