@@ -17,6 +17,7 @@ class Reactor:
         on_event: Callable[[str, dict[str, Any]], None],
         id_base: int = 0,
         page: memoryview | bytearray | None = None,
+        misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
         """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""

@@ -17,6 +17,8 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import shardproxy
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
+from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
@@ -33,16 +36,21 @@ from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.probe import NodeRefuses
+from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.takeover import Inherited, until_over
+from shardproxy.proxy.transitions import Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
-ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
 def exit_text(status: int) -> str:
@@ -79,9 +87,11 @@ class Slot:
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Inherited | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
+        self.transitions = Transitions(self.log, hook_of(config))
+        self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
@@ -91,6 +101,8 @@ class Supervisor:
         self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
         self.pages = CounterPages.create(workers)
 
     @property
@@ -101,23 +113,31 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
-        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
-        self.keeper.follow(credentials)
-        for slot in self.slots:
-            self._keep(self._run_slot(slot))
-        watches = list(self._tasks)
+        taken = self._taken
+        given = taken.listeners if taken else ()
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
+        self.reloader.restore(taken.drained if taken else None)
+        self.keeper.follow(Credentials.read(self.config))
+        watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
+        self._keep(self._pulse())
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        self._keep(self.reloader.run())
         return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
             await slot.ready.wait()
+
+    async def linger(self) -> None:
+        """The workers take no more clients and serve those they have, for drain_timeout at most."""
+        self.stopping = True
+        self._close_listeners()
+        await self.broadcast("linger", timeout=self.config.limits.drain_timeout + STOP_GRACE)
 
     async def drain(self) -> bool:
         """Every worker finishes what is in flight and ends; False when one had to be killed."""
@@ -147,6 +167,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
 
     def _close_listeners(self) -> None:
         for listener in self.bound:
@@ -208,12 +229,13 @@ class Supervisor:
             pages_fd=self.pages.fd,
             bound=bound,
             topology=self.topology.as_json(),
+            transitions=list(self.transitions.latest),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("topology", self.topology.as_json())
+            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -255,13 +277,25 @@ class Supervisor:
             if node is not None and node.version != version:
                 self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
             return None
+        if name == "operate":
+            return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """A changed configuration and its topology, for all workers, in one message."""
+        self.transitions.changed(self.topology, topology)
+        self.config, self.topology = config, topology
+        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
+        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
+        self.keeper.follow(Credentials.read(config))
+        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
 
     # --- the topology (returns.Fleet) ---
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
+            self.transitions.changed(self.topology, topology)
             self.topology = topology
         return self._keep(self._send_topology(topology))
 
@@ -285,6 +319,38 @@ class Supervisor:
             found.append(Taken([], [], True))
         return found
 
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return bool(self.bound) and not self.stopping
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {slot.number: slot.process.pid for slot in self.slots if slot.process and slot.ready.is_set()}
+
+    def counters(self) -> Mapping[str, int]:
+        return self.pages.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self.pages.latency()
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        parts = await self.broadcast("worker")
+        return {number: msgspec.convert(part, WorkerRecord) for number, part in parts.items()}
+
+    def supervisor(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._lag.note(time.monotonic())
+            await asyncio.sleep(PULSE)
+
 
 def _environment() -> dict[str, str]:
     """Ours, and a way to find the very package that this process runs."""
@@ -297,27 +363,30 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config) -> int:
+async def supervise(
+    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config)
+        return await serve(config, file, taken, around)
     signals = Signals()
-    supervisor = Supervisor(config, count)
-    try:
-        if not await signals.unless_first(supervisor.start()):
-            return 1
-        supervisor.log(
-            "listening",
-            addresses=supervisor.addresses,
-            pid=os.getpid(),
-            workers=count,
-            version=shardproxy.__version__,
-        )
-        await signals.first.wait()
-        supervisor.log("draining")
-        clean = await signals.unless_second(supervisor.drain())
-    finally:
-        await supervisor.close()
+    supervisor = Supervisor(config, count, file, taken)
+    async with around(supervisor):
+        try:
+            if not await signals.unless_first(supervisor.start()):
+                return 1
+            supervisor.log(
+                "listening",
+                addresses=supervisor.addresses,
+                pid=os.getpid(),
+                workers=count,
+                version=shardproxy.__version__,
+            )
+            await until_over(supervisor, signals.first, taken)
+            supervisor.log("draining")
+            clean = await signals.unless_second(supervisor.drain())
+        finally:
+            await supervisor.close()
     supervisor.log("stopped", clean=clean)
     return 0 if clean else 1
