@@ -384,9 +384,7 @@ class Proxy:
         pool = topology.pools[0]
         held = [shard.node.address for shard in pool.shards if pool.mode(shard) == "hold"]
         limit = time.monotonic() + pool.timeout
-        while self.topology is topology and time.monotonic() < limit:
-            if all(map(self.reactor.settled, held)):
-                break
+        while not all(map(self.reactor.settled, held)) and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
 
