@@ -22,7 +22,7 @@ import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits
-from shardproxy.core import commands
+from shardproxy.core import commands, misses
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
@@ -136,6 +136,7 @@ class Proxy:
             on_event=self._on_event,
             id_base=team.id_base if team else 0,
             page=team.page if team else None,
+            misses=misses.reply,
         )
 
     # --- its life ---
