@@ -112,8 +112,8 @@ class Keeper:
         return task
 
     def login(self, address: str) -> tuple[str, str] | None:
-        pool, shard = places_of(self._fleet.topology)[address]
-        return self._logins.of(pool.name, shard.name) if self._logins else None
+        place = places_of(self._fleet.topology).get(address)
+        return self._logins.of(place[0].name, place[1].name) if self._logins and place else None
 
     # --- evidence ---
 
@@ -190,9 +190,11 @@ class Keeper:
 
     def _beat(self, address: str, watch: Watch) -> None:
         """Others that share the node learn that we use it."""
-        pool, _ = places_of(self._fleet.topology)[address]
-        if pool.on_return != "keep" and watch.health.state == "up" and self._clock() >= watch.beat_at:
-            watch.beat_at = self._clock() + pool.health.interval
+        place = places_of(self._fleet.topology).get(address)
+        if place is None or place[0].on_return == "keep" or watch.health.state != "up":
+            return
+        if self._clock() >= watch.beat_at:
+            watch.beat_at = self._clock() + watch.health.policy.interval
             self._keep(self._returns.beat(address))
 
     async def _bring_back(self, address: str, watch: Watch) -> None:
@@ -239,17 +241,17 @@ class Keeper:
     def _publish(self) -> Awaitable[bool] | None:
         """A new snapshot, if anything has changed."""
         old = new = self._fleet.topology
+        before = old.nodes
         for pool in old.pools:
-            for address, shown in self._shown(pool).items():
-                new = new.with_node_state(address, shown.state, shown.reason, swept=shown.swept)
+            for address, (state, reason, swept) in self._shown(pool).items():
+                was = before[address]
+                if (state, reason, swept) != (was.state, was.reason, was.swept):
+                    new = new.with_node_state(address, state, reason, swept=swept)
+                    self._watches[address].away |= state == "out"
+                if state != was.state:
+                    self._log("node_state", node=address, was=was.state, state=state, reason=reason)
         if new is old:
             return None
-        before = old.nodes
-        for address, node in new.nodes.items():
-            if node.state == "out":
-                self._watches[address].away = True
-            if node.state != (was := before[address]).state:
-                self._log("node_state", node=address, was=was.state, state=node.state, reason=node.reason)
         return self._fleet.set_topology(new)
 
     def _shown(self, pool: Pool) -> dict[str, Shown]:

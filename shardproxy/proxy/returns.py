@@ -55,7 +55,7 @@ class Fleet(Protocol):
         "hold" none has anything of its keys in flight elsewhere."""
 
     async def take(self, address: str) -> list[Taken]:
-        """From all workers; who cannot be asked stands there with `overflow`."""
+        """From all workers; who cannot be asked stands there with `overflow`. Raises NodeRefuses: not now."""
 
 
 class Owed:

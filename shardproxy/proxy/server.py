@@ -371,9 +371,9 @@ class Proxy:
         if self._peers:
             self._peers.node_version(address, version)
             return
-        if (node := self.topology.nodes.get(address)) is None:
-            return  # news of one that has just been removed
-        self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+        node = self.topology.nodes.get(address)
+        if node is not None and node.version != version:
+            self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
 
     # --- the topology (returns.Fleet, of one worker) ---
 
@@ -385,9 +385,7 @@ class Proxy:
         pool = topology.pools[0]
         held = [shard.node.address for shard in pool.shards if pool.mode(shard) == "hold"]
         limit = time.monotonic() + pool.timeout
-        while self.topology is topology and time.monotonic() < limit:
-            if all(map(self.reactor.settled, held)):
-                break
+        while not all(map(self.reactor.settled, held)) and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
 

@@ -35,6 +35,7 @@ from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
@@ -272,7 +273,8 @@ class Supervisor:
             return None
         if name == "version":
             address, version = body
-            if (node := self.topology.nodes.get(address)) is not None:
+            node = self.topology.nodes.get(address)
+            if node is not None and node.version != version:
                 self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
             return None
         if name == "operate":
@@ -298,20 +300,22 @@ class Supervisor:
         return self._keep(self._send_topology(topology))
 
     async def _send_topology(self, topology: Topology) -> bool:
-        living = [slot.number for slot in self.slots if slot.alive]
+        living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
         patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
         acks = await self.broadcast("topology", topology.as_json(), timeout=patience)
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
-        if silent := [number for number in behind if self.slots[number].ready.is_set()]:
+        if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
         return not behind
 
     async def take(self, address: str) -> list[Taken]:
-        living = sum(slot.alive for slot in self.slots)
+        living = [slot for slot in self.slots if slot.alive]
+        if not all(slot.ready.is_set() for slot in living):
+            raise NodeRefuses("a worker is just starting")
         forgotten = address in self._forgotten
         self._forgotten.discard(address)
         found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
-        if forgotten or len(found) < living:
+        if forgotten or len(found) < len(living):
             found.append(Taken([], [], True))
         return found
 
