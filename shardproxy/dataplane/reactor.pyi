@@ -36,6 +36,18 @@ class Reactor:
     def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
 
+    def settled(self, address: str) -> bool:
+        """Whether nothing is in flight on stand-ins for keys of this node's shard."""
+
+    def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
+        """Nodes with news since the last call: (address, ok, failed, slow, streak, refused, reason)."""
+
+    def take_written(self, address: str) -> tuple[list[bytes], bool]:
+        """Keys written or deleted on stand-ins while it is out, and whether there were more; forgotten."""
+
+    def take_ghosts(self, address: str) -> list[int]:
+        """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
+
     def set_commands(self, table: CommandTable) -> None: ...
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""

@@ -16,23 +16,25 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits
 from shardproxy.core import commands
-from shardproxy.core.topology import State, Topology
+from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.resolve import Resolver
-from shardproxy.proxy.takeover import Taken, take_over, until_over
+from shardproxy.proxy.returns import Taken
+from shardproxy.proxy.takeover import Sockets, take_over, until_over
 
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
@@ -40,6 +42,9 @@ CRON = 0.1  # seconds between two calls of reactor.cron
 DRAIN_STEP = 0.01
 CLIENTS_AT_ONCE = 100  # records of them, between two turns of the loop
 ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
+SETTLE_STEP = 0.005  # seconds between looks at what is in flight, behind a fence
+
+T = TypeVar("T")
 
 
 class Peers(Protocol):
@@ -57,7 +62,10 @@ class Peers(Protocol):
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Has the supervisor change what concerns all."""
 
-    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
+    def evidence(self, found: list[Any]) -> None:
+        """What this one's engine has seen of the nodes, for the Keeper."""
+
+    def node_version(self, address: str, version: str) -> None:
         """Has the supervisor make a new topology of it."""
 
 
@@ -87,7 +95,7 @@ class Proxy:
     """
 
     def __init__(
-        self, config: Config, *, file: str = "", taken: Taken | None = None, team: Team | None = None
+        self, config: Config, *, file: str = "", taken: Sockets | None = None, team: Team | None = None
     ) -> None:
         self.config = config
         self.topology = Topology.from_config(config)
@@ -97,7 +105,7 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         self._team = team
         self._peers = team.peers if team else None
@@ -109,6 +117,7 @@ class Proxy:
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
+        self._keeper = None if team else Keeper(self, self.run_id, self.log)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -154,7 +163,7 @@ class Proxy:
             self.reloader.restore(taken.drained if taken else None)
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
-        self._use_topology()
+        self.apply(self.topology)
         for listener in self.bound:
             for each in listener.sockets[0]:
                 protected = self.config.protected_mode and not listener.path
@@ -162,14 +171,16 @@ class Proxy:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
+        self._follow()
         if self._team is None:
             self._keep(self.reloader.run())
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
         self.reactor.cron()
+        self._report()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -213,6 +224,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
+        if self._keeper:
+            await self._keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -228,40 +241,40 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def apply(self, config: Config, topology: Topology) -> None:
+    def reconfigure(self, config: Config, topology: Topology) -> None:
         """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
         credentials = Credentials.read(config)
         before = self.config, self.topology, self._credentials
-        self.config, self.topology, self._credentials = config, topology, credentials
+        self.config, self._credentials = config, credentials
         try:
-            self._use_topology()
+            self.apply(topology)
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        self._follow()
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.apply(config, topology)
+        self.reconfigure(config, topology)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """A change for all workers; who owns the topology makes it."""
         return await (self._peers or self.reloader).operate(what, *args)
 
-    def _use_topology(self) -> None:
-        """Has the engine, the resolver and those who ask nodes follow the topology."""
+    def _follow(self) -> None:
+        """Those who look after single nodes are told which there are now."""
         pool = self.topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
-        self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
-        addresses = {shard.node.address: shard.name for shard in pool.shards}
+        addresses = {shard.node.address for shard in pool.shards}
         self._resolver.watch(addresses, pool.resolve_every)
-        for gone in self._learning.keys() - addresses.keys():
+        for gone in self._learning.keys() - addresses:
             self._learning.pop(gone).cancel()
             for known in (self.node_info, self._told, self._ask_again):
                 known.pop(gone, None)
-        for address in addresses:
-            if address not in self._learning:
-                self._learning[address] = self._keep(self._learn(address))
+        for address in addresses - self._learning.keys():
+            self._learning[address] = self._keep(self._learn(address))
+        if self._keeper:
+            self._keeper.follow(self._credentials)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -276,21 +289,21 @@ class Proxy:
         if self._closing:
             return  # what is lost now we have closed ourselves
         self.log(event, **fields)
-        if event in ("node_up", "node_down"):
-            state: State = "up" if event == "node_up" else "suspect"
-            self._set_node(fields["node"], state, fields.get("reason", ""))
-        if event in ("node_down", "upstream_lost"):
+        if event in ("node_down", "node_failing", "upstream_lost"):
             self._resolver.lost(fields["node"])
+        if event == "node_failing":  # not here: what comes of it changes the engine's topology
+            asyncio.get_running_loop().call_soon(self._report)
         if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
             again.set()
 
-    def _set_node(self, address: str, state: State, reason: str = "", version: str | None = None) -> None:
-        if address not in self.topology.nodes:
-            return  # news of one that has just been removed
-        if self._peers:
-            self._peers.node_changed(address, state, reason, version)
-        else:
-            self.topology = self.topology.with_node_state(address, state, reason, version)
+    def _report(self) -> None:
+        """What the engine has seen of the nodes goes to whoever decides."""
+        if self._closing or not (found := self.reactor.evidence()):
+            return
+        if self._keeper:
+            self._keeper.observe(found)
+        elif self._peers:
+            self._peers.evidence(found)
 
     def _way_to(self, address: str) -> tuple[tuple[str, str] | None, float]:
         """A node's login and its timeout, as they are now."""
@@ -322,17 +335,62 @@ class Proxy:
         self.node_info[address] = msgspec.structs.replace(known, error=reason)
         if known.error != reason:
             self.log("node_refuses", node=address, reason=reason)
-        if self.topology.nodes[address].state == "unknown":
-            self._set_node(address, "suspect", reason)
 
     def _learnt(self, address: str, told: probe.Told) -> None:
         self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
-        self._set_node(address, "up", version=told.version)
+        self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
             self.commands = commands.learn(self.commands, list(self._told.values()))
             self.reactor.set_commands(self.commands)
             self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
+
+    def _tell_version(self, address: str, version: str) -> None:
+        if self._peers:
+            self._peers.node_version(address, version)
+            return
+        node = self.topology.nodes[address]
+        self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+
+    # --- the topology (returns.Fleet, of one worker) ---
+
+    def apply(self, topology: Topology) -> None:
+        """Serves by this snapshot from now on."""
+        before, self.topology = self.topology.nodes, topology
+        pool = topology.pools[0]
+        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        self._resolver.tell_again()
+        for address, node in topology.nodes.items():
+            came_up = node.state == "up" and (address not in before or before[address].state != "up")
+            if came_up and (again := self._ask_again.get(address)):
+                again.set()
+
+    async def settled(self, topology: Topology) -> bool:
+        """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
+
+        No longer than a request may take: what is later has been given up by who asked for it.
+        """
+        pool = topology.pools[0]
+        held = [shard.node.address for shard in pool.shards if pool.mode(shard) == "hold"]
+        limit = time.monotonic() + pool.timeout
+        while self.topology is topology and time.monotonic() < limit:
+            if all(map(self.reactor.settled, held)):
+                break
+            await asyncio.sleep(SETTLE_STEP)
+        return True
+
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
+        if topology.generation > self.topology.generation:
+            self.apply(topology)
+        return self._keep(self.settled(topology))
+
+    async def take(self, address: str) -> list[Taken]:
+        return [self.taken(address)]
+
+    def taken(self, address: str) -> Taken:
+        """What this worker remembers of a node that is out; it forgets it."""
+        return Taken(self.reactor.take_ghosts(address), *self.reactor.take_written(address))
 
     # --- what handlers ask (handlers.base.Server) ---
 
@@ -432,7 +490,7 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
-async def serve(config: Config, file: str = "", taken: Taken | None = None) -> int:
+async def serve(config: Config, file: str = "", taken: Sockets | None = None) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
     proxy = Proxy(config, file=file, taken=taken)
@@ -467,7 +525,7 @@ def run(config: Config, file: str = "", *, takeover: bool = False) -> int:
     file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
     that runs, with its sockets.
     """
-    main: Callable[[Config, str, Taken | None], Coroutine[Any, Any, int]] = serve
+    main: Callable[[Config, str, Sockets | None], Coroutine[Any, Any, int]] = serve
     workers = 1
     if config.workers != 1:
         from shardproxy.proxy.supervisor import supervise, worker_count

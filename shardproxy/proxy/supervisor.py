@@ -23,23 +23,26 @@ from typing import Any
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config
+from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
-from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
+from shardproxy.proxy.reload import Reloader
+from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
-from shardproxy.proxy.takeover import Taken, until_over
+from shardproxy.proxy.takeover import Sockets, until_over
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
 
 
@@ -68,11 +71,16 @@ class Slot:
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
 
+    @property
+    def alive(self) -> bool:
+        """It has a process, whether that serves already or not."""
+        return self.process is not None and self.process.returncode is None
+
 
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int, file: str = "", taken: Taken | None = None) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Sockets | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
         self.topology = Topology.from_config(config)
@@ -80,6 +88,8 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
+        self.keeper = Keeper(self, self.run_id, self.log)
+        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, file)
@@ -94,11 +104,13 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
+        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
         self.reloader.restore(taken.drained if taken else None)
+        self.keeper.follow(credentials)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +153,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     slot.process.kill()
                 await slot.process.wait()
+        await self.keeper.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -170,6 +183,7 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
+            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -243,33 +257,55 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "node":
-            address, state, reason, version = body
-            if address in self.topology.nodes:
-                self.set_topology(self.topology.with_node_state(address, state, reason, version))
+        if name == "evidence":
+            self.keeper.observe(body)
+            return None
+        if name == "version":
+            address, version = body
+            if (node := self.topology.nodes.get(address)) is not None:
+                self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
             return None
         if name == "operate":
             return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
 
+    # --- the topology (returns.Fleet, reload.Owner) ---
+
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """A changed configuration and its topology, for all workers, in one message."""
+        credentials = Credentials.read(config)
         self.config, self.topology = config, topology
-        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
-        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
-        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
+        told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
+        self.keeper.follow(credentials)  # what comes of it is told after that
+        return [f"worker {number}" for number in await told]
 
-    def set_topology(self, topology: Topology) -> None:
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
             self.topology = topology
-            self._keep(self._send_topology(topology))
+        return self._keep(self._send_topology(topology))
 
-    async def _send_topology(self, topology: Topology) -> None:
-        acks = await self.broadcast("topology", topology.as_json())
-        behind = [number for number, generation in acks.items() if generation < topology.generation]
-        if behind:
-            self.log("worker_silent", workers=behind, generation=topology.generation)
+    async def _send_topology(self, topology: Topology) -> bool:
+        return not await self._send("topology", topology.as_json(), topology)
+
+    async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
+        """The workers that have not acknowledged the topology that this brings them."""
+        living = [slot.number for slot in self.slots if slot.alive]
+        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        acks = await self.broadcast(name, body, timeout=patience)
+        behind = [number for number in living if acks.get(number, -1) < topology.generation]
+        if silent := [number for number in behind if self.slots[number].ready.is_set()]:
+            self.log("worker_silent", workers=silent, generation=topology.generation)
+        return behind
+
+    async def take(self, address: str) -> list[Taken]:
+        living = sum(slot.alive for slot in self.slots)
+        forgotten = address in self._forgotten
+        self._forgotten.discard(address)
+        found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
+        if forgotten or len(found) < living:
+            found.append(Taken([], [], True))
+        return found
 
 
 def _environment() -> dict[str, str]:
@@ -283,7 +319,7 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config, file: str = "", taken: Taken | None = None) -> int:
+async def supervise(config: Config, file: str = "", taken: Sockets | None = None) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:

@@ -18,7 +18,7 @@ import msgspec
 
 from shardproxy.config import Config, Secret
 from shardproxy.core import errors
-from shardproxy.core.topology import State, Topology
+from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import Listener
@@ -111,21 +111,24 @@ class Worker:
             return None
         if name == "reload":
             config, topology = body
-            return self._apply(config_from_wire(config), Topology.from_json(topology))
+            return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
-                self.proxy.topology = new
+                self.proxy.apply(new)
+            await self.proxy.settled(new)
             return self.proxy.topology.generation
+        if name == "take":
+            return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name))
 
-    def _apply(self, config: Config, topology: Topology) -> int:
+    def _reconfigure(self, config: Config, topology: Topology) -> int:
         """The generation that it has then."""
         assert self.proxy is not None
         if topology.generation > self.proxy.topology.generation:
-            self.proxy.apply(config, topology)
+            self.proxy.reconfigure(config, topology)
         elif config != self.proxy.config:
-            self.proxy.apply(config, self.proxy.topology)
+            self.proxy.reconfigure(config, self.proxy.topology)
         return self.proxy.topology.generation
 
     def _start(self, order: Order) -> int:
@@ -179,8 +182,11 @@ class Worker:
         assert self.pages is not None
         return self.pages.latency()
 
-    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
-        self.channel.tell("node", [address, state, reason, version])
+    def evidence(self, found: list[Any]) -> None:
+        self.channel.tell("evidence", found)
+
+    def node_version(self, address: str, version: str) -> None:
+        self.channel.tell("version", [address, version])
 
 
 def main(fd: int) -> int:
