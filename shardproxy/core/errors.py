@@ -30,6 +30,12 @@ CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special chara
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
+NO_SUCH_KEY = "ERR no such key"
+
+
+def no_group(key: bytes, group: bytes) -> str:
+    """Redis's own words, which say them in full: they go back to who has named them, and nowhere else."""
+    return f"NOGROUP No such key '{shown(key, len(key))}' or consumer group '{shown(group, len(group))}'"
 
 
 def unknown_subcommand(container: str, sub: bytes) -> str:
@@ -198,6 +204,7 @@ ENGINE = (
     "ERR WATCH inside MULTI is not allowed",
     "EXECABORT Transaction discarded because of previous errors.",
     "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
+    "EXECABORT Transaction discarded because its keys have moved to another shard; try it again.",
     "ERR the transaction is larger than max_request",
     # the client's: it is not to be served
     "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "
@@ -212,7 +219,10 @@ ENGINE = (
     "ERR '{}' without a key is not supported yet: it says no shard",
     # a node's: (shard, address, ...)
     "SHARDDOWN shard '{}' at {} is down: {}",
+    "SHARDDOWN its shard is down, and its keys have no other place in common",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",
+    "OVERLOADED shard '{}' at {}: {} requests wait for it, more than it answers in time",
+    "TIMEOUT shard '{}' at {} could not be asked within {} ms; the command has not run",
     "TIMEOUT shard '{}' at {} did not answer within {} ms; the command may still run",
     "UNKNOWN outcome: shard '{}' at {} was lost before it answered ({}); the command may have run",
     # ours

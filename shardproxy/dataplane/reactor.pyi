@@ -17,6 +17,7 @@ class Reactor:
         on_event: Callable[[str, dict[str, Any]], None],
         id_base: int = 0,
         page: memoryview | bytearray | None = None,
+        misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
         """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""
@@ -33,6 +34,16 @@ class Reactor:
     def unlisten(self, fd: int) -> None:
         """Take a listening socket out again; closing it is the caller's."""
 
+    def settled(self, address: str) -> bool:
+        """Whether nothing is in flight any more that was sent before the last topology, but what is past its deadline."""
+    def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
+        """Since the last call, of nodes with news: address, requests answered, pieces of evidence against it, slow ones,
+        failures since its last success, whether a connection was refused, the last failure's text."""
+    def take_written(self, address: str) -> tuple[list[bytes], bool]:
+        """Keys of this node's shard that were written on stand-ins, and whether there were too many to remember;
+        forgotten with that."""
+    def take_ghosts(self, address: str) -> list[int]:
+        """CLIENT IDs on this node of connections that we left with requests on them; forgotten with that."""
     def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
 
