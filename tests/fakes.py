@@ -10,7 +10,7 @@ from shardproxy.core import commands, reply
 from shardproxy.core.command_rows import Row
 from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
-from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy.transitions import Transitions
 from shardproxy.proxy.watched import WorkerRecord
@@ -104,6 +104,8 @@ class FakeServer:
     histograms: dict[str, list[int]] = field(
         default_factory=lambda: {"read": [0] * BUCKET_COUNT, "write": [0] * BUCKET_COUNT}
     )
+    operated: list[tuple[Any, ...]] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
     logged: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def counters(self) -> Mapping[str, int]:
@@ -120,6 +122,10 @@ class FakeServer:
 
     async def all_processes(self) -> list[ProcessRecord]:
         return self.processes
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        self.operated.append((what, *args))
+        return self.outcome
 
     def transitions_of(self, address: str) -> Sequence[Any]:
         return []

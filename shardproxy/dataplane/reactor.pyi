@@ -34,18 +34,20 @@ class Reactor:
     def unlisten(self, fd: int) -> None:
         """Take a listening socket out again; closing it is the caller's."""
 
-    def settled(self, address: str) -> bool:
-        """Whether nothing is in flight any more that was sent before the last topology, but what is past its deadline."""
-    def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
-        """Since the last call, of nodes with news: address, requests answered, pieces of evidence against it, slow ones,
-        failures since its last success, whether a connection was refused, the last failure's text."""
-    def take_written(self, address: str) -> tuple[list[bytes], bool]:
-        """Keys of this node's shard that were written on stand-ins, and whether there were too many to remember;
-        forgotten with that."""
-    def take_ghosts(self, address: str) -> list[int]:
-        """CLIENT IDs on this node of connections that we left with requests on them; forgotten with that."""
     def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
+
+    def settled(self, address: str) -> bool:
+        """Whether nothing is in flight on stand-ins for keys of this node's shard."""
+
+    def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
+        """Nodes with news since the last call: (address, ok, failed, slow, streak, refused, reason)."""
+
+    def take_written(self, address: str) -> tuple[list[bytes], bool]:
+        """Keys written or deleted on stand-ins while it is out, and whether there were more; forgotten."""
+
+    def take_ghosts(self, address: str) -> list[int]:
+        """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
     def set_commands(self, table: CommandTable) -> None: ...
     def set_address(self, node: str, address: str) -> None:

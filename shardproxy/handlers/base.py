@@ -46,6 +46,13 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     loop_lag: float = 0.0  # the longest its loop was late in the last seconds
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a change that somebody asked for."""
+
+    error: str = ""  # it was refused
+    answer: dict[str, Any] = {}
+
+
 class Server(Protocol):
     """The proxy, as far as handlers may know it."""
 
@@ -77,6 +84,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
 
     def transitions_of(self, address: str) -> Sequence[Any]:
         """The latest of one node, the newest first; records for JSON."""

@@ -171,6 +171,12 @@ COMMANDS [<command-name> ...]
     What is done with each command, and why one is refused.
 TOPOLOGY
     The whole snapshot: pools, shards, nodes.
+RELOAD
+    Load the configuration's file again; a bad one is refused with all its mistakes.
+DRAIN <shard> [FORCE]
+    Take a shard off the ring; FORCE: on a durable pool too, where its keys are then not found.
+UNDRAIN <shard>
+    Put a drained shard back.
 HELP
     Prints this help."""
 

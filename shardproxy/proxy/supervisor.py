@@ -31,10 +31,14 @@ from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
+from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.takeover import Inherited, until_over
 from shardproxy.proxy.transitions import Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import Around, WorkerRecord
@@ -73,11 +77,16 @@ class Slot:
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
 
+    @property
+    def alive(self) -> bool:
+        """It has a process, whether that serves already or not."""
+        return self.process is not None and self.process.returncode is None
+
 
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Inherited | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
         self.transitions = Transitions(self.log, hook_of(config))
@@ -87,8 +96,12 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
+        self.keeper = Keeper(self, self.run_id, self.log)
+        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
         self.pages = CounterPages.create(workers)
 
     @property
@@ -99,9 +112,12 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
-        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
+        taken = self._taken
+        given = taken.listeners if taken else ()
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
+        self.reloader.restore(taken.drained if taken else None)
+        self.keeper.follow(Credentials.read(self.config))
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
         ready = self._keep(self._all_ready())
@@ -109,11 +125,18 @@ class Supervisor:
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        self._keep(self.reloader.run())
         return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
             await slot.ready.wait()
+
+    async def linger(self) -> None:
+        """The workers take no more clients and serve those they have, for drain_timeout at most."""
+        self.stopping = True
+        self._close_listeners()
+        await self.broadcast("linger", timeout=self.config.limits.drain_timeout + STOP_GRACE)
 
     async def drain(self) -> bool:
         """Every worker finishes what is in flight and ends; False when one had to be killed."""
@@ -138,6 +161,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     slot.process.kill()
                 await slot.process.wait()
+        await self.keeper.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -168,6 +192,7 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
+            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -209,7 +234,7 @@ class Supervisor:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("topology", self.topology.as_json())
+            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -242,24 +267,53 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "node":
-            address, state, reason, version = body
-            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+        if name == "evidence":
+            self.keeper.observe(body)
             return None
+        if name == "version":
+            address, version = body
+            if (node := self.topology.nodes.get(address)) is not None:
+                self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+            return None
+        if name == "operate":
+            return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
 
-    def set_topology(self, topology: Topology) -> None:
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """A changed configuration and its topology, for all workers, in one message."""
+        self.transitions.changed(self.topology, topology)
+        self.config, self.topology = config, topology
+        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
+        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
+        self.keeper.follow(Credentials.read(config))
+        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
+
+    # --- the topology (returns.Fleet) ---
+
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
             self.transitions.changed(self.topology, topology)
             self.topology = topology
-            self._keep(self._send_topology(topology))
+        return self._keep(self._send_topology(topology))
 
-    async def _send_topology(self, topology: Topology) -> None:
-        acks = await self.broadcast("topology", topology.as_json())
-        behind = [number for number, generation in acks.items() if generation < topology.generation]
-        if behind:
-            self.log("worker_silent", workers=behind, generation=topology.generation)
+    async def _send_topology(self, topology: Topology) -> bool:
+        living = [slot.number for slot in self.slots if slot.alive]
+        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        acks = await self.broadcast("topology", topology.as_json(), timeout=patience)
+        behind = [number for number in living if acks.get(number, -1) < topology.generation]
+        if silent := [number for number in behind if self.slots[number].ready.is_set()]:
+            self.log("worker_silent", workers=silent, generation=topology.generation)
+        return not behind
+
+    async def take(self, address: str) -> list[Taken]:
+        living = sum(slot.alive for slot in self.slots)
+        forgotten = address in self._forgotten
+        self._forgotten.discard(address)
+        found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
+        if forgotten or len(found) < living:
+            found.append(Taken([], [], True))
+        return found
 
     # --- what is seen from outside (watched.Watched) ---
 
@@ -305,13 +359,15 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config, around: Around = nullcontext) -> int:
+async def supervise(
+    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config, around)
+        return await serve(config, file, taken, around)
     signals = Signals()
-    supervisor = Supervisor(config, count)
+    supervisor = Supervisor(config, count, file, taken)
     async with around(supervisor):
         try:
             if not await signals.unless_first(supervisor.start()):
@@ -323,7 +379,7 @@ async def supervise(config: Config, around: Around = nullcontext) -> int:
                 workers=count,
                 version=shardproxy.__version__,
             )
-            await signals.first.wait()
+            await until_over(supervisor, signals.first, taken)
             supervisor.log("draining")
             clean = await signals.unless_second(supervisor.drain())
         finally:

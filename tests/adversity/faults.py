@@ -1,10 +1,12 @@
 """Networks and nodes that misbehave: a fault-injecting TCP proxy in toxiproxy's words, and fake nodes.
 
 `FaultProxy(port)` stands before a real server; its `toxics` hold for every connection, those that are open
-too, and change with an assignment: `network.toxics = [Latency(0.2)]`. `FakeNode(behave)` is a Redis as far
-as greetings and probes go, and answers everything else as `behave` says; `Babbler(speech)` never heard of
-Redis. All of them run on one event loop in a thread of its own, so that tests stay plain and synchronous.
-Times are seconds.
+too, and change with `add` and `remove`, or with an assignment: `network.toxics = [Latency(0.2)]`. A toxic is
+of one direction: of what the server sends, or, `Latency(0.2).upstream()`, of what is sent to it.
+`FakeNode(behave)` is a Redis as far as greetings and probes go, and answers everything else as `behave`
+says; `Babbler(speech)` never heard of Redis.
+All of them run on one event loop in a thread of its own, so that tests stay plain and synchronous. Times are
+seconds.
 """
 
 import asyncio
@@ -314,6 +316,14 @@ class FaultProxy(Server):
         super().__init__()
         self.target = target
         self.toxics: Sequence[Toxic] = toxics
+
+    def add(self, toxic: Toxic) -> Toxic:
+        """From now on, after those that there are; for `remove`."""
+        self.toxics = [*self.toxics, toxic]
+        return toxic
+
+    def remove(self, toxic: Toxic) -> None:
+        self.toxics = [each for each in self.toxics if each is not toxic]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
