@@ -26,6 +26,8 @@ COUNTED = {
     "requests": "requests that a node was sent",
     "errors": "requests of a node that failed",
     "lost": "connections to a node that were lost",
+    "timeouts": "requests of a node that passed their deadline",
+    "retries": "requests that were sent to a node again",
 }
 NOW = {
     "upstreams": "connections to a node that are up",

@@ -39,6 +39,7 @@ cpdef enum Counter:
     ACCEPT_FAILURES
     CLIENTS
     BUFFER_BYTES
+    RETRIES_LEFT
     COUNTERS
 
 cdef enum:

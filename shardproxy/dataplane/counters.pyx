@@ -42,6 +42,7 @@ TABLE = (
     ("accept_failures", "counter", "accepts that failed for want of descriptors or memory"),
     ("clients", "gauge", "client connections now"),
     ("buffer_bytes", "gauge", "bytes in buffers now"),
+    ("retries_left", "gauge", "retries that retry_budget allows now"),
 )
 
 HISTOGRAMS = ("read", "write")

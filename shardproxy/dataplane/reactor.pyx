@@ -17,7 +17,7 @@ from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.calls cimport client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
-from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, TICKS
+from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.engine cimport (
     CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
@@ -145,6 +145,7 @@ cdef class Reactor(Engine):
             self.retry_tokens = RETRIES_MOST
         self.in_tick = True
         self.count[<int>TICKS] += 1
+        self.count[<int>RETRIES_LEFT] = <uint64_t>self.retry_tokens
         self.share_memory()
         for i in range(n):
             data = self.events[i].data.u64

@@ -23,8 +23,7 @@ from shardproxy.proxy.logs import Logger
 
 WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
-ACKNOWLEDGE = 5.0  # seconds that workers have to take a new topology over
-OPERATE = 3 * ACKNOWLEDGE  # seconds that a worker waits for the outcome; a change may wait for another
+OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 FILE_CHANGED = "the file changed"
 RUNNING = ("pool", "state")  # tables and options that change without a restart
 

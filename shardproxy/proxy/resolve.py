@@ -49,7 +49,7 @@ class Resolver:
         self._wake: dict[str, asyncio.Event] = {}
 
     def watch(self, addresses: Iterable[str], every: float) -> None:
-        """From now on these. What is known of them is told again: the engine may just have met them."""
+        """From now on these."""
         self._every = every
         names = {address for address in addresses if split(address)}
         for gone in self._tasks.keys() - names:
@@ -57,13 +57,16 @@ class Resolver:
             self._known.pop(gone, None)
             del self._wake[gone]
         for address in names:
-            if address in self._known:
-                self._tell(address, self._known[address])
             if address in self._tasks:
                 self._wake[address].set()  # `every` may have changed
                 continue
             self._wake[address] = asyncio.Event()
             self._tasks[address] = asyncio.get_running_loop().create_task(self._follow(address))
+
+    def tell_again(self) -> None:
+        """What is known: the engine may just have met a node."""
+        for address, known in self._known.items():
+            self._tell(address, known)
 
     def lost(self, address: str) -> None:
         """A connection to it was: its name may stand for something else now."""

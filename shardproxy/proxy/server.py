@@ -34,7 +34,7 @@ from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
-from shardproxy.proxy.takeover import Inherited, take_over, until_over
+from shardproxy.proxy.takeover import Sockets, take_over, until_over
 from shardproxy.proxy.transitions import Transition, Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import Around, WorkerRecord
@@ -99,7 +99,7 @@ class Proxy:
     """
 
     def __init__(
-        self, config: Config, *, file: str = "", taken: Inherited | None = None, team: Team | None = None
+        self, config: Config, *, file: str = "", taken: Sockets | None = None, team: Team | None = None
     ) -> None:
         self.config = config
         self.topology = Topology.from_config(config)
@@ -181,10 +181,9 @@ class Proxy:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
+        self._follow()
         if self._team is None:
             self._keep(self.reloader.run())
-        if self._keeper:
-            self._keeper.follow(self._credentials)
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
@@ -265,38 +264,30 @@ class Proxy:
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        self._follow()
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """The same, as a `reload.Owner` does it."""
         self.reconfigure(config, topology)
-        if self._keeper:
-            self._keeper.follow(self._credentials)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """A change for all workers; who owns the topology makes it."""
         return await (self._peers or self.reloader).operate(what, *args)
 
-    def apply(self, topology: Topology) -> None:
-        """Serves by this snapshot from now on: the engine, the resolver and those who ask nodes follow it."""
-        self.transitions.changed(self.topology, topology)
-        before, self.topology = self.topology.nodes, topology
-        pool = topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
-        self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
-        addresses = {shard.node.address: shard.name for shard in pool.shards}
+    def _follow(self) -> None:
+        """Those who look after single nodes are told which there are now."""
+        pool = self.topology.pools[0]
+        addresses = {shard.node.address for shard in pool.shards}
         self._resolver.watch(addresses, pool.resolve_every)
-        for gone in self._learning.keys() - addresses.keys():
+        for gone in self._learning.keys() - addresses:
             self._learning.pop(gone).cancel()
             for known in (self.node_info, self._told, self._ask_again):
                 known.pop(gone, None)
-        for address in addresses:
-            if address not in self._learning:
-                self._learning[address] = self._keep(self._learn(address))
-        for address, node in topology.nodes.items():
-            came_up = node.state == "up" and (address not in before or before[address].state != "up")
-            if came_up and (again := self._ask_again.get(address)):
-                again.set()
+        for address in addresses - self._learning.keys():
+            self._learning[address] = self._keep(self._learn(address))
+        if self._keeper:
+            self._keeper.follow(self._credentials)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -311,10 +302,10 @@ class Proxy:
         if self._closing:
             return  # what is lost now we have closed ourselves
         self.log(event, **fields)
+        if event in ("node_down", "node_failing", "upstream_lost"):
+            self._resolver.lost(fields["node"])
         if event == "node_failing":  # not here: what comes of it changes the engine's topology
             asyncio.get_running_loop().call_soon(self._report)
-        if event in ("node_down", "upstream_lost"):
-            self._resolver.lost(fields["node"])
         if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
             again.set()
 
@@ -376,6 +367,19 @@ class Proxy:
             self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
 
     # --- the topology (returns.Fleet, of one worker) ---
+
+    def apply(self, topology: Topology) -> None:
+        """Serves by this snapshot from now on."""
+        self.transitions.changed(self.topology, topology)
+        before, self.topology = self.topology.nodes, topology
+        pool = topology.pools[0]
+        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        self._resolver.tell_again()
+        for address, node in topology.nodes.items():
+            came_up = node.state == "up" and (address not in before or before[address].state != "up")
+            if came_up and (again := self._ask_again.get(address)):
+                again.set()
 
     async def settled(self, topology: Topology) -> bool:
         """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
@@ -517,7 +521,7 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
 
 
 async def serve(
-    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+    config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
 ) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
@@ -554,7 +558,7 @@ def run(config: Config, file: str = "", *, takeover: bool = False, around: Aroun
     file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
     that runs, with its sockets. around: runs around the proxy, for its life.
     """
-    main: Callable[[Config, str, Inherited | None, Around], Coroutine[Any, Any, int]] = serve
+    main: Callable[[Config, str, Sockets | None, Around], Coroutine[Any, Any, int]] = serve
     workers = 1
     if config.workers != 1:
         from shardproxy.proxy.supervisor import supervise, worker_count

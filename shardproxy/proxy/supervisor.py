@@ -36,10 +36,10 @@ from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.reload import ACKNOWLEDGE, Reloader
+from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
-from shardproxy.proxy.takeover import Inherited, until_over
+from shardproxy.proxy.takeover import Sockets, until_over
 from shardproxy.proxy.transitions import Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import Around, WorkerRecord
@@ -49,6 +49,7 @@ START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
@@ -87,7 +88,7 @@ class Slot:
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int, file: str = "", taken: Inherited | None = None) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Sockets | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
         self.transitions = Transitions(self.log, hook_of(config))
@@ -113,12 +114,13 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
+        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
         self.reloader.restore(taken.drained if taken else None)
-        self.keeper.follow(Credentials.read(self.config))
+        self.keeper.follow(credentials)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
         ready = self._keep(self._all_ready())
@@ -281,16 +283,16 @@ class Supervisor:
             return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
 
+    # --- the topology (returns.Fleet, reload.Owner) ---
+
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """A changed configuration and its topology, for all workers, in one message."""
+        credentials = Credentials.read(config)
         self.transitions.changed(self.topology, topology)
         self.config, self.topology = config, topology
-        ready = [slot.number for slot in self.slots if slot.ready.is_set()]
-        acks = await self.broadcast("reload", [config_to_wire(config), topology.as_json()], ACKNOWLEDGE)
-        self.keeper.follow(Credentials.read(config))
-        return [f"worker {number}" for number in ready if acks.get(number, -1) < topology.generation]
-
-    # --- the topology (returns.Fleet) ---
+        told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
+        self.keeper.follow(credentials)  # what comes of it is told after that
+        return [f"worker {number}" for number in await told]
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
@@ -300,13 +302,17 @@ class Supervisor:
         return self._keep(self._send_topology(topology))
 
     async def _send_topology(self, topology: Topology) -> bool:
+        return not await self._send("topology", topology.as_json(), topology)
+
+    async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
+        """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
         patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
-        acks = await self.broadcast("topology", topology.as_json(), timeout=patience)
+        acks = await self.broadcast(name, body, timeout=patience)
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
-        return not behind
+        return behind
 
     async def take(self, address: str) -> list[Taken]:
         living = [slot for slot in self.slots if slot.alive]
@@ -364,7 +370,7 @@ def worker_count(config: Config) -> int:
 
 
 async def supervise(
-    config: Config, file: str = "", taken: Inherited | None = None, around: Around = nullcontext
+    config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
 ) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)

@@ -186,7 +186,7 @@ class Door:
             socket.send_fds(visitor, [b"+"], descriptors[start : start + BATCH])
 
 
-async def until_over(owner: Owner, stop: asyncio.Event, taken: "Inherited | None") -> None:
+async def until_over(owner: Owner, stop: asyncio.Event, taken: "Sockets | None") -> None:
     """Until `stop`, or until another process has taken over and our clients have left; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, owner.reloader.hangup)
@@ -217,7 +217,7 @@ async def _first_of(*waits: object) -> None:
 # --- the new one ---
 
 
-class Inherited:
+class Sockets:
     """What was given: listeners for our slots. Nothing of it is ours until `confirm`."""
 
     def __init__(
@@ -236,7 +236,7 @@ class Inherited:
             listener.inode = self._inodes.get(listener.path, 0)
 
 
-def take_over(config: Config, slots: int) -> Inherited:
+def take_over(config: Config, slots: int) -> Sockets:
     """The sockets of the one that runs, as far as `listen` names their addresses. Raises StartError."""
     name = door_name(config.listen)
     if name is None:
@@ -267,7 +267,7 @@ def take_over(config: Config, slots: int) -> Inherited:
             sockets = [[received[number] for number in slot] for slot in dealt]
             listeners.append(Listener(given.address, sockets, given.path))
     _close([sock for number, sock in enumerate(received) if number not in used])
-    return Inherited(visitor, received[0], listeners, offer)
+    return Sockets(visitor, received[0], listeners, offer)
 
 
 def _receive(visitor: socket.socket, received: list[socket.socket]) -> Offer:

@@ -113,7 +113,7 @@ class Worker:
             return None
         if name == "reload":
             config, topology = body
-            return self._apply(config_from_wire(config), Topology.from_json(topology))
+            return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
@@ -124,7 +124,7 @@ class Worker:
             return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name))
 
-    def _apply(self, config: Config, topology: Topology) -> int:
+    def _reconfigure(self, config: Config, topology: Topology) -> int:
         """The generation that it has then."""
         assert self.proxy is not None
         if topology.generation > self.proxy.topology.generation:

@@ -24,7 +24,7 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 
 class Client(threading.Thread):
-    """Reads and writes keys of its own, pipelined, on one connection; a reply must be one that is possible.
+    """Reads and writes keys of its own, pipelined, on one connection; every reply must be a possible one.
 
     Keys move and their values stay behind, so a read may find any value that was ever written, or nothing.
     """

@@ -221,7 +221,7 @@ def test_passwords_change(nodes3: list[RedisNode], tmp_path: Path, workers: int)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_drained_shard_gets_no_keys(nodes3: list[RedisNode], workers: int) -> None:
     with serving(nodes3, workers) as (_, raws, _):
-        keys = [f"drain:{number}" for number in range(60)]
+        keys = [f"drain:{workers}:{number}" for number in range(60)]
         for key in keys:
             raws[0].ask("SET", key, "v")
         before = {key: shard_of(raws[0], key) for key in keys}

@@ -148,7 +148,7 @@ def test_strangers_at_the_door(nodes3: list[RedisNode]) -> None:
         for word in (b"nonsense", b"{}", b'{"format": 99, "pid": 1}'):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
                 stranger.settimeout(10)
-                stranger.connect(name)
+                until(lambda stranger=stranger: stranger.connect_ex(name) == 0, "the door to open")
                 stranger.send(word)
                 data, descriptors, _, _ = socket.recv_fds(stranger, 1 << 16, 8)
                 assert descriptors == []
