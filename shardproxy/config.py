@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import msgspec
 from msgspec import Meta, field
@@ -20,7 +20,7 @@ from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, 
 
 __all__ = [
     "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
-    "default_text", "effective_text", "load", "reference", "schema",
+    "Source", "default_text", "effective_text", "load", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
@@ -329,8 +329,8 @@ def _twice(pool: PoolConfig) -> str:
 
 
 def _warnings(config: Config) -> Iterator[str]:
-    if config.admin:
-        yield f'admin = "{config.admin}": not built yet; nothing listens there'
+    if config.admin and not text.is_local(config.admin):
+        yield f"admin on {config.admin}: it has no login; who reaches it sees nodes, counters and load"
     for address in (each for each in config.listen if not text.is_local(each)):
         yield f"listen on {address}: " + (
             "protected_mode turns away clients of other machines; on a network you trust, set it to false"
@@ -353,6 +353,11 @@ class Credentials:
 
     def of(self, pool: str, shard: str) -> tuple[str, str] | None:
         return self._logins.get((pool, shard))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Credentials) and other._logins == self._logins
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Credentials({len(self._logins)} logins)"
@@ -403,20 +408,41 @@ def _read_password(
     return login.password.reveal() if login.password else ""
 
 
-def load(source: str | os.PathLike[str] | bytes, *, secrets: bool = True) -> Config:
+class Source(NamedTuple):
+    """The text of a configuration, and what is said of it in a mistake."""
+
+    file: str
+    content: bytes
+    readable: bool = False  # by group or others: then no password may be in it
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Raises ConfigError."""
+        reader = Reader(os.fspath(path), Config)
+        try:
+            with open(path, "rb") as file:
+                # asked of the open file, not of the name
+                return cls(reader.file, file.read(), bool(os.fstat(file.fileno()).st_mode & 0o044))
+        except OSError as error:
+            wanted = "a file; `shardproxy config --defaults` prints one"
+            reader.mistake("", error.strerror or str(error), wanted)
+            raise ConfigError(reader.mistakes) from None
+
+
+def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = True) -> Config:
     """The configuration in a file, or in these bytes. Raises ConfigError with every mistake in it.
 
     `secrets=False` leaves alone the variables and files that hold passwords: to look at a configuration
     where it will not run.
     """
-    file = "configuration" if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, bytes):
+        source = Source("configuration", source)
+    elif not isinstance(source, Source):
+        source = Source.read(source)
+    file, content, readable = source
     reader = Reader(file, Config)
     try:
-        content, readable = (source, False) if isinstance(source, bytes) else _read_file(file)
         data = tomllib.loads(content.decode("utf-8-sig"))
-    except OSError as error:
-        reader.mistake("", error.strerror or str(error), "a file; `shardproxy config --defaults` prints one")
-        raise ConfigError(reader.mistakes) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         reader.mistake("", f"no TOML: {reason}", "TOML; `shardproxy config --defaults` prints some")
@@ -434,12 +460,6 @@ def load(source: str | os.PathLike[str] | bytes, *, secrets: bool = True) -> Con
     if reader.mistakes:
         raise ConfigError(reader.mistakes)
     return config
-
-
-def _read_file(file: str) -> tuple[bytes, bool]:
-    """Its content, and whether group or others can read it: asked of the open file, not of the name."""
-    with open(file, "rb") as opened:
-        return opened.read(), bool(os.fstat(opened.fileno()).st_mode & 0o044)
 
 
 def _inline_passwords(config: Config) -> Iterator[str]:

@@ -7,7 +7,7 @@ bounds, help, how it is read and written. Reading goes field by field, so that e
 import difflib
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
 
@@ -231,6 +231,44 @@ class Reader:
                 f"one of {', '.join(known)}{elsewhere or suggestion(key, known)}",
             )
         self.mistake(join(where, key), found, allowed)
+
+
+class Difference(NamedTuple):
+    """An option that two records say differently; "" where it is in one of them only."""
+
+    where: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        if not self.before or not self.after:
+            return f"{self.where} {'added' if self.after else 'removed'}"
+        return f"{self.where}: {self.before} → {self.after}"
+
+
+def differences(old: Record, new: Record, path: str = "") -> Iterator[Difference]:
+    """What is not the same, option by option; never a secret's value."""
+    for key, option in options(type(old)).items():
+        before, after, where = getattr(old, key), getattr(new, key), join(path, key)
+        if before == after:
+            continue
+        if isinstance(before, Record):
+            yield from differences(before, after, where)
+        elif inner(option):
+            for name in before | after:
+                inside = join(where, name)
+                if name in before and name in after:
+                    yield from differences(before[name], after[name], inside)
+                else:
+                    yield Difference(inside, "there" * (name in before), "there" * (name in after))
+        else:
+            yield Difference(where, in_words(option, before), in_words(option, after))
+
+
+def in_words(option: Option, value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a password" if option.type is Secret else option.write(value)
 
 
 def suggestion(found: object, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What handlers see, without an engine: plain records with the attributes of the engine's handles."""
+"""What handlers and admin see, without an engine: plain records with the attributes of its handles."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,12 @@ from typing import Any
 from shardproxy import config, handlers
 from shardproxy.core import commands, reply
 from shardproxy.core.command_rows import Row
-from shardproxy.core.topology import Topology
+from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
-from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.proxy.transitions import Transitions
+from shardproxy.proxy.watched import WorkerRecord
 
 TABLE_OF_COMMANDS = commands.builtin()
 CONFIG = config.Config(
@@ -102,6 +104,8 @@ class FakeServer:
     histograms: dict[str, list[int]] = field(
         default_factory=lambda: {"read": [0] * BUCKET_COUNT, "write": [0] * BUCKET_COUNT}
     )
+    operated: list[tuple[Any, ...]] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
     logged: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def counters(self) -> Mapping[str, int]:
@@ -119,8 +123,87 @@ class FakeServer:
     async def all_processes(self) -> list[ProcessRecord]:
         return self.processes
 
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        self.operated.append((what, *args))
+        return self.outcome
+
+    def transitions_of(self, address: str) -> Sequence[Any]:
+        return []
+
     def log(self, event: str, **fields: object) -> None:
         self.logged.append((event, fields))
+
+
+NO_TIMES = [0] * BUCKET_COUNT
+
+
+def node_record(address: str, requests: int = 0, up: int = 0, **more: Any) -> dict[str, Any]:
+    """As Reactor.nodes()."""
+    upstream = {"protocol": 2, "state": "up", "in_flight": 2, "queue_bytes": 100, "failures": 5}
+    return {
+        "shard": "?",
+        "address": address,
+        "state": "up",
+        "reason": "",
+        "requests": requests,
+        "errors": 1,
+        "lost": 0,
+        "upstreams": [upstream] * up,
+        "latency": {"read": NO_TIMES, "write": NO_TIMES},
+        **more,
+    }
+
+
+def worker(pid: int, *nodes: dict[str, Any]) -> WorkerRecord:
+    return WorkerRecord(ProcessRecord(pid, 1 << 20, 2 << 20, 0.5, 0.25, 0.125), list(nodes))
+
+
+class FakeWatched:
+    """A watched.Watched whose parts are attributes."""
+
+    def __init__(self) -> None:
+        self.config: Any = CONFIG
+        self.logged: list[str] = []
+        self.topology = Topology.from_config(CONFIG)
+        self.transitions = Transitions(self.log)
+        self.started = 0.0
+        self.addresses = ["127.0.0.1:6380"]
+        self.listening, self.draining = True, False
+        self.workers = {0: 100}
+        self.parts = {
+            0: worker(
+                100,
+                node_record("127.0.0.1:7001", 10, 1),
+                node_record("127.0.0.1:7002", 20, 1),
+                node_record("127.0.0.1:7003", 30, 1),
+            )
+        }
+        self.count = {name: 0 for name, _, _ in TABLE}
+        self.histograms = {"read": NO_TIMES, "write": NO_TIMES}
+        self.asked = 0
+        self.states(dict.fromkeys(self.topology.nodes, "up"))
+
+    def states(self, states: dict[str, State], reason: str = "") -> None:
+        for address, state in states.items():
+            new = self.topology.with_node_state(address, state, reason)
+            self.transitions.changed(self.topology, new)
+            self.topology = new
+
+    def counters(self) -> dict[str, int]:
+        return self.count
+
+    def latency(self) -> dict[str, list[int]]:
+        return self.histograms
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        self.asked += 1
+        return self.parts
+
+    def supervisor(self) -> ProcessRecord | None:
+        return None
+
+    def log(self, event: str, **fields: object) -> None:
+        self.logged.append(event)
 
 
 def as_bytes(args: Sequence[str | bytes]) -> list[bytes]:

@@ -327,7 +327,8 @@ def toml(
 class ProxyProcess:
     """`shardproxy serve` as a process; its log is kept in `log_path`, one JSON event a line."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, *options: str) -> None:
+        self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="shardproxy-test-proxy-"))
         self.config_path = self.folder / "shardproxy.toml"
         self.config_path.write_text(config)
@@ -339,7 +340,7 @@ class ProxyProcess:
         """Starts it without waiting."""
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shardproxy", "serve", "-c", str(self.config_path)],
+                [sys.executable, "-m", "shardproxy", "serve", "-c", str(self.config_path), *self.options],
                 stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
             )  # fmt: skip
         return self

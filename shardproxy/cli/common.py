@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from shardproxy.config import Config
+    from shardproxy.config import Config, ConfigError
 
 config_option = click.option(
     "-c",
@@ -35,8 +35,12 @@ def load_config(path: str, *, secrets: bool = True) -> "Config":
     try:
         return load(path, secrets=secrets)
     except ConfigError as error:
-        count = len(error.mistakes)
-        fail("\n".join([f"{count} mistake{'s'[: count > 1]} in the configuration", str(error)]), 2)
+        fail(mistakes_text(error), 2)
+
+
+def mistakes_text(error: "ConfigError") -> str:
+    count = len(error.mistakes)
+    return "\n".join([f"{count} mistake{'s'[: count > 1]} in the configuration", str(error)])
 
 
 def warn(config: "Config") -> None:

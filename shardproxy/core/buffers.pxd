@@ -12,6 +12,9 @@ cdef struct Buf:
 cdef int buf_grow(Buf *b, size_t n) noexcept nogil       # room for n more at the end; -1: no memory
 cdef void buf_release(Buf *b) noexcept nogil             # gives the block back; the buffer is empty again
 cdef size_t buf_total() noexcept nogil                   # bytes in blocks that buffers own now
+# Blocks of any size that are counted as buffers are; NULL: no memory. counted_free takes the same size.
+cdef void *counted_alloc(size_t n) noexcept nogil
+cdef void counted_free(void *p, size_t n) noexcept nogil
 cdef void buf_trim(size_t keep) noexcept nogil           # leave at most `keep` bytes of spare blocks of each size
 
 # A queue: items[head .. tail), numbers that count for ever, each at [number & mask]; NULL: no room yet.

@@ -122,6 +122,21 @@ cdef size_t buf_total() noexcept nogil:
     return total
 
 
+cdef void *counted_alloc(size_t n) noexcept nogil:
+    global total
+    cdef void *p = malloc(n)
+    if p != NULL:
+        total += n
+    return p
+
+
+cdef void counted_free(void *p, size_t n) noexcept nogil:
+    global total
+    if p != NULL:
+        free(p)
+        total -= n
+
+
 cdef int queue_grow(void **items, uint32_t *mask, uint32_t head, uint32_t tail, size_t size, uint32_t room) \
         noexcept nogil:
     global total

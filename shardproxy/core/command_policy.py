@@ -33,6 +33,12 @@ EXTRA = [
      "Shows what is done with each command"],
     ["proxy|topology", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
      "Shows pools, shards and rings"],
+    ["proxy|reload", 2, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
+     "Loads the configuration's file again"],
+    ["proxy|drain", -3, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
+     "Takes a shard off the ring"],
+    ["proxy|undrain", 3, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
+     "Puts a drained shard back on the ring"],
 ]  # fmt: skip
 
 FORWARD: dict[str, Any] = {"kind": "forward", "in_multi": True}

@@ -6,6 +6,8 @@ or a secret. What a request meets on the fast path the engine says with C string
 them, and a test compares the list with the engine's sources.
 """
 
+from collections.abc import Sequence
+
 
 def shown(value: bytes, size: int = 128) -> str:
     """What a client sent, as Redis shows it in an error: up to a NUL, `size` bytes at most."""
@@ -28,6 +30,12 @@ CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special chara
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
+NO_SUCH_KEY = "ERR no such key"
+
+
+def no_group(key: bytes, group: bytes) -> str:
+    """Redis's own words, which say them in full: they go back to who has named them, and nowhere else."""
+    return f"NOGROUP No such key '{shown(key, len(key))}' or consumer group '{shown(group, len(group))}'"
 
 
 def unknown_subcommand(container: str, sub: bytes) -> str:
@@ -57,8 +65,43 @@ def client_value(option: bytes) -> str:
     return f"ERR {shown(option)} cannot contain spaces, newlines or special characters."
 
 
+NOT_LOCAL = (
+    "NOPERM this changes the proxy for everybody: until there are users, only clients on this machine may, "
+    "over the loopback interface or a unix socket"
+)
+
+
 def get_keys(reason: str) -> str:
     """reason: what CommandTable.keys_of raised."""
+    return f"ERR {reason}"
+
+
+# --- The operator's: a change that cannot be ---------------------------------------------------------------
+
+NO_FILE = "ERR there is no file to load again: this proxy was given its configuration by a program"
+NO_OWNER = "ERR the supervisor does not answer: try again, and see its log"
+
+
+def not_reloaded(generation: int, mistakes: Sequence[str]) -> str:
+    count = len(mistakes)
+    return (
+        f"ERR the configuration is refused, generation {generation} goes on: "
+        f"{count} mistake{'s'[: count > 1]}: " + " | ".join(mistakes)
+    )
+
+
+def no_such_shard(name: str, known: Sequence[str]) -> str:
+    return f"ERR no shard '{name[:128]}'; there are {', '.join(known)}"
+
+
+def drain_durable(shard: str, pool: str) -> str:
+    return (
+        f"ERR pool '{pool}' is durable: without shard '{shard}' its keys would be looked for where "
+        f"they are not. Copy them first; PROXY DRAIN {shard} FORCE does it nevertheless"
+    )
+
+
+def not_drained(reason: str) -> str:
     return f"ERR {reason}"
 
 
@@ -87,10 +130,10 @@ INTERNAL = "ERR internal error: see the log of shardproxy"
 # --- The operator's: shardproxy cannot start ---------------------------------------------------------------
 
 
-def port_in_use(address: str) -> str:
+def port_in_use(address: str, option: str) -> str:
     return (
         f"cannot listen on {address}: another program does. Stop it (`ss -ltnp` names it), or listen "
-        'elsewhere: listen = ["HOST:PORT"] in shardproxy.toml, port 0 for any free one'
+        f"elsewhere: {option} in shardproxy.toml, port 0 for any free one"
     )
 
 
@@ -113,6 +156,35 @@ def not_permitted(address: str) -> str:
     )
 
 
+def nobody_to_take_over(address: str) -> str:
+    return (
+        f"--takeover: no running shardproxy answers for {address}, the first address of `listen`. "
+        "Start without --takeover, or check that it runs, as this user, with the same first address"
+    )
+
+
+def no_fixed_address(address: str) -> str:
+    return f"--takeover: {address}, the first of `listen`, has no fixed port to find the running one by"
+
+
+def takeover_failed(reason: str) -> str:
+    return f"--takeover: the running shardproxy gave no sockets: {reason}. It goes on as before"
+
+
+def not_state(path: str) -> str:
+    return (
+        f"{path}: not a state file of shardproxy, so it is neither used nor written over; "
+        "remove it, or name another in `state`"
+    )
+
+
+def newer_state(path: str, by: str) -> str:
+    return (
+        f"{path}: written by a newer shardproxy ({by}), so it is neither used nor written over; "
+        "remove it, or name another in `state`"
+    )
+
+
 def worker_gave_up(slot: int, how: str) -> str:
     return f"worker {slot} ended before it was ready ({how}); the log above says why"
 
@@ -132,6 +204,7 @@ ENGINE = (
     "ERR WATCH inside MULTI is not allowed",
     "EXECABORT Transaction discarded because of previous errors.",
     "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
+    "EXECABORT Transaction discarded because its keys have moved to another shard; try it again.",
     "ERR the transaction is larger than max_request",
     # the client's: it is not to be served
     "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "
@@ -146,7 +219,10 @@ ENGINE = (
     "ERR '{}' without a key is not supported yet: it says no shard",
     # a node's: (shard, address, ...)
     "SHARDDOWN shard '{}' at {} is down: {}",
+    "SHARDDOWN its shard is down, and its keys have no other place in common",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",
+    "OVERLOADED shard '{}' at {}: {} requests wait for it, more than it answers in time",
+    "TIMEOUT shard '{}' at {} could not be asked within {} ms; the command has not run",
     "TIMEOUT shard '{}' at {} did not answer within {} ms; the command may still run",
     "UNKNOWN outcome: shard '{}' at {} was lost before it answered ({}); the command may have run",
     # ours

@@ -24,6 +24,9 @@ cdef struct Fan:
     uint16_t *owner         # of each key: its part
 
 cdef Fan *fan_new(uint8_t merge, uint8_t proto, bint nil, uint16_t parts, uint32_t keys) noexcept nogil
+# A part's keys are divided: owners[i] says whose its i-th key is now, of `into` in all. The first of them keeps the part,
+# the others get new ones, in the order in which they come. NULL: no memory, and f as it was.
+cdef Fan *fan_widen(Fan *f, uint16_t part, uint16_t into, const uint16_t *owners) noexcept nogil
 cdef void fan_free(Fan *f) noexcept nogil
 # Appends the client's reply to out; names: of the shards. -1: no memory.
 cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil

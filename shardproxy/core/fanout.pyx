@@ -8,7 +8,7 @@ an error, since part of it was written. Sending the parts and waiting for them i
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, strlen
+from libc.string cimport memcmp, memcpy, strlen
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_release
 from shardproxy.core.commands cimport MERGE_ARRAY, MERGE_OK, MERGE_SUM
@@ -28,6 +28,36 @@ cdef Fan *fan_new(uint8_t merge, uint8_t proto, bint nil, uint16_t parts, uint32
     f.part = <Part *>(f + 1)
     f.owner = <uint16_t *>(f.part + parts)
     return f
+
+
+cdef Fan *fan_widen(Fan *f, uint16_t part, uint16_t into, const uint16_t *owners) noexcept nogil:
+    cdef Fan *wide
+    cdef uint16_t *numbers
+    cdef uint32_t k, mine = 0
+    cdef uint16_t next = f.parts
+    if into <= 1:
+        return f
+    wide = fan_new(f.merge, f.proto, f.nil, <uint16_t>(f.parts + into - 1), f.keys) if f.parts + into < 65536 else NULL
+    numbers = <uint16_t *>calloc(65536, sizeof(uint16_t))      # owner -> its part and one
+    if wide == NULL or numbers == NULL:
+        free(wide)
+        free(numbers)
+        return NULL
+    memcpy(wide.part, f.part, f.parts * sizeof(Part))
+    wide.open = f.open + into - 1
+    if f.merge == MERGE_ARRAY:
+        memcpy(wide.owner, f.owner, f.keys * sizeof(uint16_t))
+        for k in range(f.keys):
+            if f.owner[k] != part:
+                continue
+            if numbers[owners[mine]] == 0:
+                numbers[owners[mine]] = (part if mine == 0 else next) + 1
+                next += mine != 0
+            wide.owner[k] = numbers[owners[mine]] - 1
+            mine += 1
+    free(numbers)
+    free(f)
+    return wide
 
 
 cdef void fan_free(Fan *f) noexcept nogil:

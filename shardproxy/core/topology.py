@@ -6,6 +6,7 @@ and never credentials: whatever is here may be shown (`as_json`) or sent to a wo
 """
 
 import functools
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
@@ -67,12 +68,17 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     shards: tuple[Shard, ...]
 
     @property
+    def placed(self) -> tuple[Shard, ...]:
+        """The shards on the ring, as it numbers them: all but those that drain."""
+        return tuple(shard for shard in self.shards if not shard.draining)
+
+    @property
     def ring(self) -> Ring:
         """The same object for as long as placement stays the same, over any number of snapshots.
 
         Raises ValueError when the shards make no ring; a pool from `Topology.from_config` never does.
         """
-        names = tuple((shard.name, shard.weight) for shard in self.shards)
+        names = tuple((shard.name, shard.weight) for shard in self.placed)
         return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
 
     def mode(self, shard: Shard) -> Mode:
@@ -90,21 +96,38 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         """The shard that a key belongs to, whatever its state."""
         number = self.ring.locate(key)
         assert number is not None
-        return self.shards[number]
+        return self.placed[number]
 
     def stand_in(self, key: bytes) -> Shard | None:
         """The shard that would hold a key if its home were out, past those that are; None: there is none."""
         home = self.home(key)
         number = self.ring.locate(key, self.no_stand_in(home))
-        return None if number is None else self.shards[number]
+        return None if number is None else self.placed[number]
 
     def no_stand_in(self, home: Shard) -> frozenset[int]:
-        """Numbers of the shards that cannot hold home's keys: itself, those out, any of another protocol."""
+        """Ring numbers of those that cannot hold home's keys: itself, those out, any of another protocol."""
         return frozenset(
             number
-            for number, shard in enumerate(self.shards)
+            for number, shard in enumerate(self.placed)
             if shard.name == home.name or shard.node.state == "out" or shard.protocol != home.protocol
         )
+
+    def shard(self, name: str) -> Shard:
+        """Raises KeyError when there is none of that name."""
+        for shard in self.shards:
+            if shard.name == name:
+                return shard
+        raise KeyError(name)
+
+    def with_draining(self, names: Collection[str]) -> Self:
+        """The same, of whose shards exactly these drain. Raises ValueError when none is left for the keys."""
+        shards = [msgspec.structs.replace(shard, draining=shard.name in names) for shard in self.shards]
+        if all(shard.draining for shard in shards):
+            named = ", ".join(shard.name for shard in shards)
+            raise ValueError(f"pool {self.name}: no shard would be left for its keys ({named})")
+        pool = msgspec.structs.replace(self, shards=tuple(shards))
+        pool.ring  # noqa: B018  # built here, as in from_config
+        return pool
 
     @classmethod
     def from_config(cls, name: str, config: "PoolConfig") -> Self:
@@ -176,10 +199,34 @@ class Topology(msgspec.Struct, frozen=True):
     def with_config(self, config: "Config") -> Self:
         """The next snapshot, of a changed configuration; `self` if nothing changes.
 
-        A node that stays keeps its state. Raises ValueError as `from_config`.
+        A node that stays keeps its state, a shard that drains goes on draining. Raises ValueError as
+        `from_config`, and when only shards that drain would stay.
         """
-        new = self._next(self.from_config(config).pools, self.nodes)
+        pools = self.from_config(config).pools
+        drained = self.draining
+        pools = tuple(pool.with_draining(drained.get(pool.name, ())) for pool in pools)
+        new = self._next(pools, self.nodes)
         return self if new.pools == self.pools else new
+
+    @property
+    def draining(self) -> dict[str, tuple[str, ...]]:
+        """By pool, the names of the shards that drain; pools where none does are left out."""
+        found = {
+            pool.name: tuple(shard.name for shard in pool.shards if shard.draining) for pool in self.pools
+        }
+        return {name: names for name, names in found.items() if names}
+
+    def with_draining(self, drained: Mapping[str, Collection[str]]) -> Self:
+        """The next snapshot, where of each pool exactly these shards drain; `self` if nothing changes.
+
+        Raises ValueError when no shard of a pool would be left for its keys.
+        """
+        pools = tuple(pool.with_draining(drained.get(pool.name, ())) for pool in self.pools)
+        return self if pools == self.pools else self._next(pools, {})
+
+    def again(self) -> Self:
+        """The next snapshot, of the same: for what changes beside it, as logins do."""
+        return self._next(self.pools, {})
 
     def _next(self, pools: tuple[Pool, ...], nodes: dict[str, Node]) -> Self:
         replace = msgspec.structs.replace

@@ -21,6 +21,14 @@ TABLE = (
     ("timeouts", "counter", "requests that passed their deadline"),
     ("late_replies", "counter", "replies that came after their deadline and were thrown away"),
     ("unknown_outcomes", "counter", "requests that were on an upstream when it was lost"),
+    ("retries", "counter", "requests sent again"),
+    ("retry_budget_empty", "counter", "requests not sent again because retry_budget was used up"),
+    ("held", "counter", "requests that waited for a verdict on their node"),
+    ("rehashed", "counter", "requests sent to a stand-in"),
+    ("misses", "counter", "reads answered as a miss because their shard was down"),
+    ("overloaded", "counter", "commands answered OVERLOADED"),
+    ("remembered", "counter", "keys remembered because they were written on a stand-in"),
+    ("stale_served", "counter", "reads answered with a value kept from before their shard was down"),
     ("upstream_connects", "counter", "upstream connections made"),
     ("upstream_losses", "counter", "upstream connections lost"),
     ("upstream_resets", "counter", "upstreams reset because they made no progress or broke the protocol"),
@@ -34,6 +42,7 @@ TABLE = (
     ("accept_failures", "counter", "accepts that failed for want of descriptors or memory"),
     ("clients", "gauge", "client connections now"),
     ("buffer_bytes", "gauge", "bytes in buffers now"),
+    ("retries_left", "gauge", "retries that retry_budget allows now"),
 )
 
 HISTOGRAMS = ("read", "write")

@@ -1,6 +1,6 @@
 # The engine's data: every struct that a request passes through, and the state they share.
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport Buf
 from shardproxy.core.commands cimport CommandTable
@@ -8,6 +8,7 @@ from shardproxy.core.fanout cimport Fan
 from shardproxy.core.resp cimport Progress, Request, Scan
 from shardproxy.core.ring cimport Ring
 from shardproxy.dataplane.counters cimport BUCKETS
+from shardproxy.dataplane.stale cimport Stale
 
 cdef extern from "<sys/socket.h>" nogil:
     struct sockaddr_storage:
@@ -64,6 +65,7 @@ cdef struct Client:
     uint64_t commands
     uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
+    uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
     uint8_t proto
     uint8_t reply_mode
     bint dirty                  # has output, or interest to change, at the end of the tick
@@ -80,6 +82,7 @@ cdef struct Client:
     uint8_t tx_state
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
+    uint32_t tx_placement       # Engine.placement at its first key
     Buf tx                      # MULTI and the commands after it, as they came
 
 cdef enum:
@@ -95,7 +98,8 @@ cdef struct Entry:
     uint32_t slot
     uint16_t part
     uint8_t to
-    bint write
+    uint8_t write
+    uint8_t tries               # sendings left, this one too; 0: not to be sent again, nor elsewhere, even if unwritten
     uint32_t frames             # replies still to come
     uint64_t at                 # when the request was read
     uint64_t start              # of its bytes in all that this upstream was given
@@ -110,8 +114,9 @@ cdef struct Upstream:
     int fd
     uint32_t index
     uint32_t generation
-    uint16_t node
+    uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
+    uint8_t place               # which of the node's shared ones of its protocol
     uint8_t state
     bint dirty
     bint doomed                 # to be reset at the end of the tick, for `why`
@@ -132,15 +137,39 @@ cdef struct Upstream:
     bint proved                 # this connection has answered a request
     bint more                   # the last read was full: there may be more to read
     bint full                   # the socket took no more when last written to
+    uint32_t kept               # the first entry of which out may still be needed: requests are kept until answered
+    uint64_t base               # where out begins in all that this upstream was given
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint32_t fence              # settled when head, or late, has come this far
+    bint fenced
+    int64_t id                  # CLIENT ID on the node; 0: not known
     uint64_t since              # when it was connected
     uint64_t progress           # when it last answered something or was idle
+    uint64_t done               # requests answered since `measured`
+    uint64_t measured
+    double rate                 # answers a second, when there was something to do
     uint64_t retry_at
     int failures                # connections in a row that failed
     char why[TEXT]
 
+# What a request for a node's shard gets now: core/topology.Mode
+cdef enum:
+    SERVE = 0
+    FAIL = 1
+    MISS = 2
+    HOLD = 3
+    MOVE = 4
+
+cdef enum:
+    NOWHERE = 0xffff            # no node
+
 cdef struct Node:
+    bint used                   # this number is somebody's
+    bint gone                   # its shard is no longer in the topology: it only finishes what it has
+    bint out                    # no connection is made to it
+    uint8_t mode
+    uint16_t follows            # the node that had this shard before: its requests in flight are waited for
     sockaddr_storage address
     uint32_t address_size
     bint resolved
@@ -151,11 +180,18 @@ cdef struct Node:
     uint64_t requests
     uint64_t errors
     uint64_t lost
+    uint64_t timeouts
+    uint64_t retries
     uint64_t latency[2][BUCKETS]
-
-cdef struct Shard:
-    uint16_t node
-    char name[128]
+    # evidence of its health since it was last asked for
+    uint64_t ok
+    uint64_t failed
+    uint64_t slow
+    uint64_t streak             # failures since its last success; stays
+    uint64_t blamed             # when a deadline was last held against it
+    bint refused                # a connection was refused
+    bint failing                # this tick has said so already
+    char failure[TEXT]          # the last one
 
 cdef struct Budget:
     uint32_t clients
@@ -172,6 +208,7 @@ cdef class Engine:
     cdef bint in_tick
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
+    cdef bint closing                       # nothing is sent any more
     cdef bint draining
     cdef uint64_t grace_ends                # when a client with half a command is waited for no more
     cdef uint64_t now                       # us, monotonic, of this tick
@@ -183,11 +220,38 @@ cdef class Engine:
     cdef uint32_t free_count
     cdef Upstream **upstreams
     cdef uint32_t upstream_count
-    cdef Node *node_list
-    cdef int node_count
-    cdef Shard *shards
-    cdef const char **shard_names
-    cdef int shard_count
+    cdef Node **node_list                   # by number; a number is used again, the memory never moves
+    cdef int node_count                     # numbers up to here have been used
+    cdef const char **shard_names           # by node number
+    cdef uint16_t *shards                   # by place on the ring: the node's number
+    cdef unsigned char *absent              # by place on the ring: its keys are elsewhere, and none come here
+    cdef int shard_count                    # places on the ring
+    cdef bint displacing                    # some keys are not at home
+    cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
+    cdef bint displaced                     # a key of what was located last is not at home
+    cdef bint reads_miss                    # the pool's on_shard_down = "miss"
+    cdef bint missing                       # upstream_for's NULL: reads find nothing
+    cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits
+    cdef uint32_t placement                 # counts changes of where keys are
+    cdef bint lagging                       # this loop was late: what looks late now may be our fault
+    cdef uint64_t seen                      # when the last tick began
+    cdef uint64_t fence_ends
+    cdef uint32_t losses                    # counts queues that were gone through
+    cdef int retries
+    cdef double retry_share                 # tokens a request brings
+    cdef double retry_tokens
+    cdef uint64_t slow_call                 # us
+    cdef uint64_t attempt_timeout           # us
+    cdef size_t remember                    # bytes of keys, a shard
+    cdef dict numbers                       # (shard, address) -> node number
+    cdef dict written                       # node number -> keys written elsewhere
+    cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
+    cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
+    cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef tuple stale_terms                  # what it was made for
+    cdef bint down                          # upstream_for's NULL: the shard is down
+    cdef object misses                      # core/misses.reply
+    cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
@@ -221,8 +285,9 @@ cdef class Engine:
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last
     cdef int text_size
-    cdef uint16_t *owners                   # scratch of a fan-out: shard of each key
-    cdef uint32_t *shares                   # keys of each shard; then where each shard's keys end in `positions`
+    cdef uint16_t *owners                   # scratch of a fan-out: node of each key
+    cdef uint32_t *shares                   # keys of each node; then where each node's keys end in `positions`
+    cdef int share_room
     cdef int *positions                     # scratch: where the keys are
     cdef int key_room                       # of owners and positions
 

@@ -9,6 +9,7 @@ from libc.stdlib cimport free
 from posix.unistd cimport write
 
 from shardproxy.core.resp cimport request_free
+from shardproxy.dataplane.stale cimport stale_free
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -71,13 +72,21 @@ cdef class Engine:
             self.resuming_count += 1
 
     def __dealloc__(self):
+        cdef int i
         request_free(&self.request)
+        request_free(&self.again)
+        if self.stale != NULL:
+            stale_free(self.stale)
         free(self.client_list)
         free(self.client_generations)
         free(self.free_clients)
         free(self.upstreams)
+        if self.node_list != NULL:
+            for i in range(self.node_count):
+                free(self.node_list[i])
         free(self.node_list)
         free(self.shards)
+        free(self.absent)
         free(self.shard_names)
         free(self.dirty_clients)
         free(self.resuming)

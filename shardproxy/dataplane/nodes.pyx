@@ -3,53 +3,205 @@
 import os
 import socket as sockets
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from shardproxy.dataplane.engine cimport DOWN, MAX_SHARED, Engine, Node, Shard, Upstream
+from shardproxy.dataplane.engine cimport (
+    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream,
+)
+from shardproxy.dataplane.losses cimport leave
+from shardproxy.dataplane.stale cimport stale_free, stale_new
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un,
 )
+from shardproxy.dataplane.upstreams cimport release
+
+
+MODES = {"serve": SERVE, "fail": FAIL, "miss": MISS, "hold": HOLD, "move": MOVE}
 
 
 cdef int install(Engine e, topology, credentials) except -1:
     """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
     pool = topology.pools[0]
-    cdef int i, n = len(pool.shards)
-    cdef bytes name
-    cdef Shard *shards = <Shard *>calloc(n, sizeof(Shard))
-    cdef const char **names = <const char **>calloc(n, sizeof(char *))
-    cdef Node *nodes = <Node *>calloc(n, sizeof(Node))
-    cdef uint32_t *shares = <uint32_t *>calloc(2 * n, sizeof(uint32_t))
-    if e.topology is not None:
-        raise NotImplementedError("the topology of a running engine cannot be changed yet")
-    if shards == NULL or names == NULL or nodes == NULL or shares == NULL:
+    cdef bint first = e.topology is None
+    cdef list placed = list(getattr(pool, "placed", pool.shards))
+    cdef int i, number, n = len(placed)
+    cdef uint16_t *shards = <uint16_t *>calloc(n, sizeof(uint16_t))
+    cdef unsigned char *absent = <unsigned char *>calloc(n, 1)
+    cdef Node *node
+    cdef dict numbers = {}, before = {shard: number for (shard, _), number in e.numbers.items()}
+    cdef bint moved
+    if shards == NULL or absent == NULL:
         raise MemoryError
-    e.topology = topology
+    for shard in pool.shards:
+        key = (shard.name, shard.node.address)
+        number = e.numbers.get(key, -1)
+        if number < 0:
+            number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
+        numbers[key] = number
+        e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
+    for i, shard in enumerate(placed):
+        number = numbers[shard.name, shard.node.address]
+        shards[i] = <uint16_t>number
+        # a shard that is out is nobody's stand-in either, whatever becomes of its own keys
+        absent[i] = shard.node.state == "out"
+    shares_for(e)
+    moved = e.ring is not pool.ring or n != e.shard_count or memcmp(e.shards, shards, n * sizeof(uint16_t)) != 0 \
+        or memcmp(e.absent, absent, n) != 0
+    free(e.shards)
+    free(e.absent)
+    e.shards = shards
+    e.absent = absent
+    e.shard_count = n
+    e.placement += moved
     e.ring = pool.ring
+    e.topology = topology
+    e.displacing = False
+    take_policy(e, pool)
+    for number in set(e.numbers.values()) - set(numbers.values()):
+        e.node_list[number].gone = True
+        e.written.pop(number, None)
+        e.written_bytes.pop(number, None)
+    e.numbers = numbers
+    for shard in pool.shards:
+        number = numbers[shard.name, shard.node.address]
+        set_mode(e, e.node_list[number], MODES[pool.mode(shard)], shard.node)
+        e.displacing = e.displacing or e.node_list[number].mode == MOVE
+    # only now, when all is in its new place, does anything move
+    for shard in pool.shards:
+        node = e.node_list[<int>numbers[shard.name, shard.node.address]]
+        if node.out:
+            leave(e, node)
+        elif node.mode != HOLD:
+            release(e, node)
+    set_fence(e)
+    e.wake()
+    return 0
+
+
+cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
+    e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
     e.connect_timeout = int(pool.connect_timeout * 1e6)
     e.reset_after = int(pool.reset_after * 1e6) or 1 << 60
     e.connections = min(pool.connections_per_node, MAX_SHARED)
-    for i, shard in enumerate(pool.shards):
-        name = shard.name.encode()
-        snprintf(shards[i].name, sizeof(shards[i].name), "%s", <const char *>name)
-        names[i] = shards[i].name
-        shards[i].node = i
-        name = shard.node.address.encode()
-        snprintf(nodes[i].name, sizeof(nodes[i].name), "%s", <const char *>name)
-        snprintf(nodes[i].shard, sizeof(nodes[i].shard), "%s", shards[i].name)
-        nodes[i].resolved = resolve(shard.node.address, &nodes[i])
-        e.greetings[i] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
-    e.shards = shards
-    e.shard_names = names
-    e.shard_count = n
-    e.node_list = nodes
-    e.node_count = n
-    e.shares = shares
+    e.retries = pool.retries
+    e.retry_share = pool.retry_budget
+    e.slow_call = int(pool.health.slow_call * 1e6)
+    e.remember = pool.remember
+    e.holds = pool.on_shard_down == "rehash"
+    e.reads_miss = pool.on_shard_down == "miss"
+    # a write may be on its way for as long as its deadline, and some more until its bytes have run
+    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), int(pool.timeout * 2e6))
+    if terms != e.stale_terms:
+        if e.stale != NULL:
+            stale_free(e.stale)
+        e.stale = stale_new(terms[0], terms[1], terms[2]) if terms[1] else NULL
+        e.stale_terms = terms
+
+
+cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
+    cdef bytes reason = record.reason.encode() or b"it is down"
+    cdef int k
+    cdef Upstream *u
+    node.mode = mode
+    node.out = record.state == "out"
+    if mode != SERVE:
+        snprintf(node.why, sizeof(node.why), "%s", <const char *>reason)
+    elif record.state == "up":
+        node.why[0] = 0
+    if record.state == "up":
+        for k in range(2 * MAX_SHARED):
+            u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+            if u != NULL and u.state == DOWN:
+                u.failures = 0
+                u.retry_at = 0
+
+
+cdef void set_fence(Engine e) noexcept:
+    """What is in flight now was sent by the old topology: see Reactor.settled."""
+    cdef uint32_t i
+    cdef Upstream *u
+    for i in range(e.upstream_count):
+        u = e.upstreams[i]
+        if u.node == NOWHERE:
+            continue
+        u.fence = u.tail
+        u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD
+    e.fence_ends = e.now + e.timeout
+
+
+cdef bint settled(Engine e) noexcept:
+    cdef uint32_t i
+    cdef Upstream *u
+    if e.now >= e.fence_ends:
+        return True
+    for i in range(e.upstream_count):
+        u = e.upstreams[i]
+        if u.node != NOWHERE and u.fenced:
+            if <int>(u.late - u.fence) < 0 and u.state == UP:
+                return False
+            u.fenced = False
+    return True
+
+
+cdef int node_new(Engine e, str shard, str address, bint may_wait, int follows) except -1:
+    """A number that is free, for a node; memory that was another's is used again, never given back."""
+    cdef Node *node = NULL
+    cdef Node **more
+    cdef const char **names
+    cdef int number
+    cdef bytes text
+    for number in range(e.node_count):
+        if not e.node_list[number].used:
+            node = e.node_list[number]
+            break
+    else:
+        number = e.node_count
+        if number == NOWHERE:
+            raise ValueError("too many nodes")
+        more = <Node **>realloc(e.node_list, (number + 1) * sizeof(Node *))
+        if more == NULL:
+            raise MemoryError
+        e.node_list = more
+        names = <const char **>realloc(e.shard_names, (number + 1) * sizeof(char *))
+        if names == NULL:
+            raise MemoryError
+        e.shard_names = names
+        node = <Node *>calloc(1, sizeof(Node))
+        if node == NULL:
+            raise MemoryError
+        e.node_list[number] = node
+        e.node_count += 1
+    memset(node, 0, sizeof(Node))
+    node.used = True
+    node.follows = <uint16_t>follows
+    text = address.encode()
+    snprintf(node.name, sizeof(node.name), "%s", <const char *>text)
+    text = shard.encode()
+    snprintf(node.shard, sizeof(node.shard), "%s", <const char *>text)
+    e.shard_names[number] = node.shard
+    # a name is looked up by the server, which tells us (`move`); at the start there is nobody to hold up
+    node.resolved = (may_wait or numeric(address)) and resolve(address, node)
+    return number
+
+
+cdef bint numeric(str address):
+    return address.startswith("/") or not address.rpartition(":")[0].strip("[]0123456789.:abcdefABCDEF") and (
+        "[" in address or not address.rpartition(":")[0].strip("0123456789."))
+
+
+cdef int shares_for(Engine e) except -1:
+    cdef uint32_t *shares
+    if e.share_room < e.node_count:
+        shares = <uint32_t *>realloc(e.shares, 2 * e.node_count * sizeof(uint32_t))
+        if shares == NULL:
+            raise MemoryError
+        e.shares = shares
+        e.share_room = e.node_count
     return 0
 
 
@@ -61,9 +213,10 @@ cdef void move(Engine e, str node, str address):
     if not resolve(address, &there):
         return
     for i in range(e.node_count):
-        here = &e.node_list[i]
-        if here.name.decode() != node or (here.resolved and here.address_size == there.address_size
-                                          and memcmp(&here.address, &there.address, there.address_size) == 0):
+        here = e.node_list[i]
+        if not here.used or here.name.decode() != node or (
+                here.resolved and here.address_size == there.address_size
+                and memcmp(&here.address, &there.address, there.address_size) == 0):
             continue
         here.address = there.address
         here.address_size = there.address_size
@@ -109,13 +262,14 @@ cdef bint resolve(str address, Node *node):
 
 
 def greeting(proto, username, password):
-    """What a new upstream says first, and how many replies that has: log in, choose the protocol, show life."""
+    """What a new upstream says first, and how many replies that has: log in, choose the protocol, ask who we are, show life."""
     parts = []
     if proto == 3:
         parts.append([b"HELLO", b"3", *([b"AUTH", (username or "default").encode(), password.encode()]
                                         if password else [])])
     elif password:
         parts.append([b"AUTH", *([username.encode()] if username else []), password.encode()])
+    parts.append([b"CLIENT", b"ID"])
     parts.append([b"PING"])
     packed = b"".join(b"*%d\r\n" % len(part) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in part)
                       for part in parts)

@@ -17,6 +17,7 @@ class Reactor:
         on_event: Callable[[str, dict[str, Any]], None],
         id_base: int = 0,
         page: memoryview | bytearray | None = None,
+        misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
         """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""
@@ -35,6 +36,18 @@ class Reactor:
 
     def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
+
+    def settled(self, address: str) -> bool:
+        """Whether nothing is in flight on stand-ins for keys of this node's shard."""
+
+    def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
+        """Nodes with news since the last call: (address, ok, failed, slow, streak, refused, reason)."""
+
+    def take_written(self, address: str) -> tuple[list[bytes], bool]:
+        """Keys written or deleted on stand-ins while it is out, and whether there were more; forgotten."""
+
+    def take_ghosts(self, address: str) -> list[int]:
+        """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
     def set_commands(self, table: CommandTable) -> None: ...
     def set_address(self, node: str, address: str) -> None:

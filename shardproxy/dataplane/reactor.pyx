@@ -17,14 +17,15 @@ from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.calls cimport client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
-from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, TICKS
+from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.engine cimport (
     CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.nodes cimport install, move
+from shardproxy.dataplane.nodes cimport install, move, settled
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
+from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
     EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
@@ -42,6 +43,9 @@ cdef enum:
     EVENTS = 256
     ROUNDS = 4                  # times a tick goes round for input that had waited
 
+cdef uint64_t CRON = 100000
+cdef double RETRIES_AT_FIRST = 10       # tokens of the retry budget
+cdef double RETRIES_MOST = 1000
 cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
 cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
 cdef uint64_t GRACE = 1000000           # us for the rest of a command when draining
@@ -57,7 +61,7 @@ cdef class Reactor(Engine):
     def __cinit__(self):
         self.epoll = self.wake_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
@@ -65,6 +69,13 @@ cdef class Reactor(Engine):
         self.on_event = on_event
         self.meta = {}
         self.greetings = {}
+        self.numbers = {}
+        self.written = {}
+        self.written_bytes = {}
+        self.ghosts = {}
+        self.misses = misses
+        self.retry_tokens = RETRIES_AT_FIRST
+        self.slow_call = self.attempt_timeout = 1000000
         self.listeners = {}
         self.paused_listeners = []
         self.next_id = id_base
@@ -127,8 +138,14 @@ cdef class Reactor(Engine):
             return
         n = epoll_wait(self.epoll, self.events, EVENTS, 0)
         self.now = monotonic_us()
+        # cron comes ten times a second: what is later than that has made others late
+        self.lagging = self.now > self.seen + CRON + self.attempt_timeout // 4
+        self.seen = self.now
+        if self.retry_tokens > RETRIES_MOST:
+            self.retry_tokens = RETRIES_MOST
         self.in_tick = True
         self.count[<int>TICKS] += 1
+        self.count[<int>RETRIES_LEFT] = <uint64_t>self.retry_tokens
         self.share_memory()
         for i in range(n):
             data = self.events[i].data.u64
@@ -151,7 +168,7 @@ cdef class Reactor(Engine):
                 if events & EPOLLIN:
                     client_readable(self, c)
             elif kind == OF_UPSTREAM:
-                u = self.upstreams[index]
+                u = self.upstreams[index] if index < self.upstream_count else NULL
                 if u == NULL or u.fd < 0 or (u.generation & 0x3fffffff) != generation:
                     continue
                 if u.state == CONNECTING:
@@ -244,7 +261,7 @@ cdef class Reactor(Engine):
         cdef Upstream *u
         for i in range(self.upstream_count):
             u = self.upstreams[i]
-            if u != NULL and u.dirty:
+            if u.dirty:
                 upstream_flush(self, u)
 
     cdef void close_greediest(self) noexcept:
@@ -295,6 +312,10 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
         self.finish()
         self.in_tick = False
+        if self.stale != NULL:
+            stale_expire(self.stale, self.now)
+            if buf_total() * 2 > self.budget.memory:
+                stale_shrink(self.stale, buf_total() - self.budget.memory // 2)
         if self.now > self.trim_at:
             self.trim_at = self.now + 5000000
             buf_trim(1 << 18)
@@ -318,14 +339,43 @@ cdef class Reactor(Engine):
             if fd in self.paused_listeners:
                 self.paused_listeners.remove(fd)
 
-    # --- topology ---
+    # --- topology: see reactor.pyi ---
 
     def set_commands(self, CommandTable table):
         self.table = table
 
     def set_topology(self, topology, credentials):
+        self.now = monotonic_us()
         install(self, topology, credentials)
         self.budget.queue = self.budget.memory // 4
+
+    def settled(self, str address):
+        self.now = monotonic_us()
+        return settled(self)
+
+    def evidence(self):
+        cdef int i
+        cdef Node *node
+        cdef list found = []
+        for i in range(self.node_count):
+            node = self.node_list[i]
+            if not node.used or node.gone or not (node.ok or node.failed or node.refused):
+                continue
+            found.append((node.name.decode(errors="replace"), node.ok, node.failed, node.slow, node.streak,
+                          bool(node.refused), node.failure.decode(errors="replace")))
+            node.ok = node.failed = node.slow = 0
+            node.refused = node.failing = False
+        return found
+
+    def take_written(self, str address):
+        for (_, where), number in self.numbers.items():
+            if where == address:
+                overflow = self.written_bytes.pop(number, 0) < 0
+                return list(self.written.pop(number, ())), overflow
+        return [], False
+
+    def take_ghosts(self, str address):
+        return self.ghosts.pop(address, [])
 
     def set_address(self, str node, str address):
         move(self, node, address)
@@ -347,7 +397,9 @@ cdef class Reactor(Engine):
         cdef Upstream *u
         cdef list found = []
         for i in range(self.node_count):
-            node = &self.node_list[i]
+            node = self.node_list[i]
+            if not node.used or node.gone:
+                continue
             upstreams = []
             best = -1
             for proto in range(2):
@@ -357,13 +409,14 @@ cdef class Reactor(Engine):
                         best = max(best, u.state)
                         upstreams.append({
                             "protocol": proto + 2, "state": STATES[u.state], "in_flight": u.tail - u.head,
-                            "queue_bytes": u.out.len, "failures": u.failures,
+                            "queue_bytes": u.given - u.written, "failures": u.failures,
                         })
             found.append({
                 "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
                 "reason": node.why.decode(errors="replace"), "requests": node.requests,
-                "errors": node.errors, "lost": node.lost, "upstreams": upstreams,
+                "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
+                "upstreams": upstreams,
                 "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
             })
         return found
@@ -399,7 +452,7 @@ cdef class Reactor(Engine):
         cdef Upstream *u
         if self.closed or self.epoll < 0:
             return
-        self.in_tick = True
+        self.in_tick = self.closing = True
         for fd in list(self.listeners):
             self.unlisten(fd)
         for i in range(self.client_room):

@@ -16,8 +16,12 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
-from shardproxy.dataplane.upstreams cimport upstream_lost, upstream_ready
+from shardproxy.dataplane.losses cimport blame, upstream_lost
+from shardproxy.dataplane.upstreams cimport upstream_done, upstream_ready
+
+from libc.stdlib cimport strtoll
 
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
@@ -32,10 +36,11 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef int status
     cdef Entry *entry
     cdef char *p
-    cdef Node *node = &e.node_list[u.node]
+    cdef Node *node = e.node_list[u.node]
     cdef char text[TEXT]
     cdef uint64_t us
     cdef bint last
+    cdef const char *sick = NULL
     if buf_reserve(&u.inp, READ // 4) < 0:
         upstream_lost(e, u, "out of memory", True)
         return
@@ -97,7 +102,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
+            sick = sickness(p, u.scanned)
+            if sick != NULL:
+                blame(e, node, sick, False)
         last = entry.frames == 1
+        if e.stale != NULL and not entry.write:
+            keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
         deliver(e, entry, p, u.scanned, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
@@ -106,14 +116,40 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             entry.frames -= 1
             continue
         us = e.now - entry.at
+        u.done += 1
+        if sick == NULL:
+            node.ok += 1
+            node.streak = 0
+            node.slow += us > e.slow_call
+        sick = NULL
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
         u.proved = True
         if u.late == u.head:
             u.late += 1
         u.head += 1
+    if u.state == UP:
+        upstream_done(u)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
         buf_release(&u.inp)
+
+
+cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *frame, size_t n) noexcept:
+    """For when this shard is down; what came in pieces is too large."""
+    cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
+    stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
+              n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
+
+
+cdef const char *sickness(const char *p, size_t n) noexcept nogil:
+    """Of an error reply: what it says of the node, not of the request; NULL: nothing."""
+    if n > 9 and memcmp(p + 1, "LOADING ", 8) == 0:
+        return "it is loading its data"
+    if n > 10 and memcmp(p + 1, "READONLY ", 9) == 0:
+        return "it is read-only"
+    if n > 12 and memcmp(p + 1, "MASTERDOWN ", 11) == 0:
+        return "it has lost its master"
+    return NULL
 
 
 cdef void greeted(Engine e, Upstream *u) noexcept:
@@ -134,10 +170,17 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if status != SCAN_DONE:
             return
         answer = buf_head(&u.inp)
+        if u.greetings == 2 and (answer[0] == c':' or answer[0] == c'-'):
+            # CLIENT ID: who may not ask, or a server that does not know it, is no worse for it
+            u.id = strtoll(answer + 1, NULL, 10) if answer[0] == c':' else 0
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            u.greetings -= 1
+            continue
         if answer[0] == c'-':
             # an error may quote what it is about, and that may be a password: only its first word is repeated then
             n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
-            if u.greetings > 1:
+            if u.greetings > 2:
                 word = <const char *>memchr(answer, c' ', n)
                 n = word - answer - 1 if word != NULL else 0
                 snprintf(text, TEXT, "refuses the login or the protocol: %.*s (`shardproxy check` says more)", <int>n,
@@ -146,8 +189,8 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
                 snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
             upstream_lost(e, u, text, True)
             return
-        if (answer[0] != c'%' if u.greetings > 1 and u.proto == 3 else
-                u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 1 else
+        if (answer[0] != c'%' if u.greetings > 2 and u.proto == 3 else
+                u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 2 else True if u.greetings == 2 else
                 u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
             snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
             upstream_lost(e, u, text, True)

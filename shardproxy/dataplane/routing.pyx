@@ -54,9 +54,9 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
         queue(e, c, r, row)
         return TAKEN
     if row.kind == KIND_FORWARD:
-        forward(e, c, r, row)
+        return forward(e, c, r, row)
     elif row.kind == KIND_FANOUT:
-        split(e, c, r, row)
+        return split(e, c, r, row)
     elif row.kind == KIND_LOCAL:
         if c.calls:
             return WAIT         # a client has one handler at work at a time

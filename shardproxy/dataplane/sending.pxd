@@ -1,13 +1,19 @@
+from libc.stdint cimport uint8_t
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.engine cimport Client, Engine
+from shardproxy.dataplane.engine cimport Client, Engine, Entry
 
 cdef enum:
-    NO_KEY = -1                 # instead of a shard
+    NO_KEY = -1                 # instead of a node
     MALFORMED = -2
     ANSWERED = -3               # with an error
 
-cdef void forward(Engine e, Client *c, Request *r, const Row *row) noexcept
-cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept
-# The shard of all keys of a command, NO_KEY, MALFORMED, or ANSWERED.
-cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept
+# TAKEN, or WAIT: see routing
+cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept
+cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept
+# The number of the node that has all keys of a command, NO_KEY, MALFORMED, or ANSWERED.
+cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept
+# Where its keys are: fills e.positions and says how many; negative: what is wrong.
+cdef int find_keys(Engine e, Request *r, const Row *row) noexcept
+# A request that was on a node that is out goes where its keys are now: p[0 .. n) is it, for entry's slot.
+cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, const char *p, size_t n) noexcept

@@ -1,46 +1,84 @@
 """Sending a command to the shard, or the shards, of its keys.
 
 Rules: a command whose keys share a shard goes out as it came, byte for byte. One that may be split makes one request
-a shard, whose arguments are the client's own bytes. A shard that is down answers at once.
+a shard, whose arguments are the client's own bytes. A shard that is down answers at once. While a shard's keys are
+elsewhere, what is written there is remembered.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, Row
-from shardproxy.core.fanout cimport Fan, fan_new
-from shardproxy.core.resp cimport Request, put_number, raw_argument
+from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, Row
+from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
+from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
+from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
-from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED
-from shardproxy.dataplane.deliveries cimport fan_fail
-from shardproxy.dataplane.engine cimport SCRATCH, TO_CLIENT, TO_PART, Client, Engine, Upstream
-from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_open
+from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
+from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.engine cimport SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.routing cimport TAKEN, WAIT
+from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.stale cimport stale_drop
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
 
-cdef int shard_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    """The shard of all its keys, NO_KEY, MALFORMED, or ANSWERED (with an error)."""
-    cdef int i, n, shard, other
+cdef enum:
+    CROSS = -4                  # its keys have no node in common
+    PATTERN = -5
+    BLOCKS = -6
+    NO_MEMORY = -7
+
+
+cdef inline int node_of(Engine e, const char *key, size_t n) noexcept:
+    """The number of the node that has a key now; sets e.displaced when that is not its home."""
+    cdef int shard = e.ring.shard_of(key, n), other
+    if e.displacing and e.absent[shard]:
+        other = e.ring.stand_in(key, n, e.absent)
+        if other >= 0:
+            e.displaced = True
+            shard = other
+    return e.shards[shard]
+
+
+cdef int locate(Engine e, Request *r, const Row *row) noexcept:
+    """The node of all keys of a command; NO_KEY, or what else stands in its way."""
+    cdef int i, n, node, other
+    e.displaced = False
     if 0 < row.first < r.argc and not row.flags & FLAG_MOVABLE and row.last == row.first:
-        return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
+        return node_of(e, r.argv[row.first], r.argl[row.first])
     if row.flags & FLAG_KEYLESS:
         return NO_KEY
-    n = find_keys(e, c, r, row)
+    n = find_keys(e, r, row)
     if n == MALFORMED and 0 < row.first < r.argc:
-        return e.ring.shard_of(r.argv[row.first], r.argl[row.first])
-    if n < 0:
-        return n
-    if n == 0:
-        return NO_KEY
-    shard = e.ring.shard_of(r.argv[e.positions[0]], r.argl[e.positions[0]])
+        return node_of(e, r.argv[row.first], r.argl[row.first])
+    if n <= 0:
+        return n if n < 0 else NO_KEY
+    node = node_of(e, r.argv[e.positions[0]], r.argl[e.positions[0]])
     for i in range(1, n):
-        other = e.ring.shard_of(r.argv[e.positions[i]], r.argl[e.positions[i]])
-        if other != shard:
-            refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
-            return ANSWERED
-    return shard
+        other = node_of(e, r.argv[e.positions[i]], r.argl[e.positions[i]])
+        if other != node:
+            return CROSS
+    return node
+
+
+cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef int found = locate(e, r, row)
+    if found >= MALFORMED:
+        return found
+    if found == CROSS:
+        refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
+    elif found == PATTERN:
+        refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
+                     % spoken(row))
+    elif found == BLOCKS:
+        refuse_bytes(e, c, b"-ERR '%b' with BLOCK is not supported yet: it needs a connection of its own\r\n"
+                     % spoken(row))
+    else:
+        refuse(e, c, "-ERR out of memory\r\n")
+    return ANSWERED
 
 
 cdef int room_for_keys(Engine e, int n) noexcept:
@@ -60,12 +98,11 @@ cdef int room_for_keys(Engine e, int n) noexcept:
     return 0
 
 
-cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    """Fills e.positions and says how many; MALFORMED or ANSWERED."""
+cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
+    """Fills e.positions and says how many; MALFORMED, PATTERN, BLOCKS or NO_MEMORY."""
     cdef int n
     if room_for_keys(e, r.argc) < 0:
-        refuse(e, c, "-ERR out of memory\r\n")
-        return ANSWERED
+        return NO_MEMORY
     n = e.table.keys(row, r.argc, r.argv, r.argl, e.positions, e.key_room)
     if n >= 0:
         return n
@@ -74,23 +111,20 @@ cdef int find_keys(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if n == -2 and e.shard_count == 1:
         # whatever the pattern matches, it is on the only shard there is
         return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.key_room)
-    if n == -2:
-        refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
-                     % spoken(row))
-    else:
-        refuse_bytes(e, c, b"-ERR '%b' with BLOCK is not supported yet: it needs a connection of its own\r\n"
-                     % spoken(row))
-    return ANSWERED
+    return PATTERN if n == -2 else BLOCKS
 
 
-cdef void forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int shard = shard_of_command(e, c, r, row)
-    if shard == MALFORMED:
-        shard = 0               # any node says what is wrong with it, in its own words
-    if shard >= 0:
-        send_to(e, c, r, shard, not row.flags & FLAG_READONLY)
-    elif shard == NO_KEY:
+# --- to one node ---
+
+cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef int node = node_of_command(e, c, r, row)
+    if node == MALFORMED:
+        node = e.shards[0]      # any node says what is wrong with it, in its own words
+    if node >= 0:
+        return send_to(e, c, r, row, node)
+    if node == NO_KEY:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
+    return TAKEN
 
 
 cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
@@ -99,20 +133,31 @@ cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     c.sent += slot_at(c, slot).cost
 
 
-cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write) noexcept:
-    cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
+cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+    cdef Upstream *u = upstream_for(e, node, c.proto, c.index)
     cdef int64_t slot
+    cdef bint write = not row.flags & FLAG_READONLY
     cdef Buf swap
     if u == NULL:
-        slot_answer(e, c, e.text, e.text_size)
-        return
+        if e.crowded and c.head != c.tail:
+            return WAIT
+        slot = slot_open(e, c)
+        if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot)):
+            slot_feed(e, c, <uint32_t>slot, e.text, e.text_size, True)
+        return TAKEN
+    if e.stale != NULL and write:
+        drop_stale(e, r, row)
+    if e.displaced:
+        e.count[<int>REHASHED] += 1
+        remember(e, r, row)
     slot = slot_open(e, c)
     if slot < 0:
-        return
+        return TAKEN
     charge(c, <uint32_t>slot, r)
-    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, 1) < 0:
+    e.retry_tokens += e.retry_share
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1) < 0:
         client_close(e, c, "out of memory")
-        return
+        return TAKEN
     e.count[<int>FORWARDED] += 1
     if r.raw_size > SCRATCH and u.out.len == 0 and r.raw == buf_head(&c.inp) and r.raw_size == c.inp.len:
         # a large value is handed over, not copied
@@ -122,47 +167,55 @@ cdef inline void send_to(Engine e, Client *c, Request *r, int shard, bint write)
         buf_release(&c.inp)
         u.given += r.raw_size
         u.dirty = True
-        return
+        return TAKEN
     give(e, u, r.raw, r.raw_size)
+    return TAKEN
 
 
 # --- to several shards ---
 
-cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    """One request a shard that has keys: e.owners has each key's shard, e.shares how many each has."""
+cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    """One request a node that has keys: e.owners has each key's node, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts = 0, part
+    cdef Upstream *u
     cdef uint32_t at = 0
-    cdef uint32_t *ends = e.shares + e.shard_count
+    cdef uint32_t *ends = e.shares + e.node_count
     cdef int64_t slot
     cdef Fan *f
     if (r.argc - first) % step:
         refuse_bytes(e, c, b"-ERR wrong number of arguments for '%b' command\r\n" % row.name)
-        return
+        return TAKEN
     keys = (r.argc - first) // step
     if room_for_keys(e, keys) < 0:
         refuse(e, c, "-ERR out of memory\r\n")
-        return
-    memset(e.shares, 0, e.shard_count * sizeof(uint32_t))
+        return TAKEN
+    memset(e.shares, 0, e.node_count * sizeof(uint32_t))
+    e.displaced = False
     for i in range(keys):
-        shard = e.ring.shard_of(r.argv[first + i * step], r.argl[first + i * step])
+        shard = node_of(e, r.argv[first + i * step], r.argl[first + i * step])
         e.owners[i] = <uint16_t>shard
         parts += e.shares[shard] == 0
         e.shares[shard] += 1
     if parts == 1:
-        send_to(e, c, r, e.owners[0], not row.flags & FLAG_READONLY)
-        return
+        return send_to(e, c, r, row, e.owners[0])
+    if not row.flags & FLAG_READONLY:
+        for i in range(keys):
+            if e.displaced:
+                remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
+            if e.stale != NULL:
+                stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
     slot = slot_open(e, c)
     if slot < 0:
-        return
+        return TAKEN
     f = fan_new(row.merge, c.proto, e.partial_nil, <uint16_t>parts, keys)
     if f == NULL:
         client_close(e, c, "out of memory")
-        return
+        return TAKEN
     slot_at(c, <uint32_t>slot).fan = f
     charge(c, <uint32_t>slot, r)
     e.count[<int>FANNED_OUT] += 1
     part = 0
-    for shard in range(e.shard_count):
+    for shard in range(e.node_count):
         ends[shard] = at
         at += e.shares[shard]
         if e.shares[shard]:
@@ -180,32 +233,34 @@ cdef void split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     # replies come after this tick's reads, so that f lives until its last part has failed or been sent
     for part in range(parts):
         shard = f.part[part].shard
-        if not send_share(e, c, r, row, shard, <uint32_t>slot, <uint16_t>part):
-            fan_fail(e, c, <uint32_t>slot, <uint16_t>part)
+        u = upstream_for(e, shard, c.proto, c.index)
+        if u == NULL:
+            part_missing(e, c, row, <uint32_t>slot, <uint16_t>part, e.shares[shard])
+        else:
+            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1)
         if c.dead:
-            return
+            return TAKEN
+    return TAKEN
 
 
-cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard, uint32_t slot,
-                     uint16_t part) noexcept:
-    cdef Upstream *u = upstream_for(e, shard, c.proto, c.index)
-    cdef uint32_t k, end = e.shares[e.shard_count + shard]
+cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *u, int shard, uint32_t slot,
+                     uint16_t part, uint8_t tries) noexcept:
+    cdef uint32_t k, end = e.shares[e.node_count + shard]
     cdef int i, step = row.step, first = row.first
     cdef size_t n, m
     cdef const char *p
     cdef char line[32]
-    if u == NULL:
-        return False
-    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, 1) < 0:
+    e.retry_tokens += e.retry_share
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1) < 0:
         client_close(e, c, "out of memory")
-        return True
+        return
     n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)
     if give(e, u, line, n) < 0:
-        return True
+        return
     for i in range(first):
         p = raw_argument(r, i, &n)
         if give(e, u, p, n) < 0:
-            return True
+            return
     for k in range(end - e.shares[shard], end):
         i = e.positions[k]
         p = raw_argument(r, first + i * step, &n)
@@ -213,5 +268,93 @@ cdef bint send_share(Engine e, Client *c, Request *r, const Row *row, int shard,
             raw_argument(r, first + i * step + 1, &m)
             n += m
         if give(e, u, p, n) < 0:
-            return True
-    return True
+            return
+
+
+# --- again ---
+
+cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, const char *p, size_t n) noexcept:
+    cdef Request *r = &e.again
+    cdef Progress progress
+    cdef const Row *row = NULL
+    cdef const Row *sub
+    cdef int node = NO_KEY
+    cdef Upstream *u
+    memset(&progress, 0, sizeof(progress))
+    r.limits = e.request.limits
+    e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN its shard is down, and its keys have no other place in common\r\n")
+    if parse_request(r, &progress, p, n) == REQ_OK:
+        row = e.table.find(r.argv[0], r.argl[0])
+        sub = e.table.find_sub(row, r.argv[1], r.argl[1]) if row != NULL and row.flags & FLAG_CONTAINER and r.argc > 1 else NULL
+        row = sub if sub != NULL else row
+    if row == NULL:
+        deliver_error(e, entry, False)
+        return
+    if entry.to == TO_PART:
+        share_again(e, c, r, row, entry)
+        return
+    node = locate(e, r, row)
+    u = upstream_for(e, node, proto, c.index) if node >= 0 else NULL
+    if u == NULL:
+        if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot)):
+            deliver_error(e, entry, False)
+        return
+    if e.displaced:
+        e.count[<int>REHASHED] += 1
+        remember(e, r, row)
+    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1) < 0:
+        client_close(e, c, "out of memory")
+        return
+    u.fifo[(u.tail - 1) & u.mask].at = entry.at
+    give(e, u, p, n)
+
+
+cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Entry *entry) noexcept:
+    """A share of a split command: its keys may have as many stand-ins as there are."""
+    cdef int first = row.first, step = row.step, keys = (r.argc - first) // step, i, node, parts = 0
+    cdef uint32_t at = 0, k
+    cdef uint32_t *ends = e.shares + e.node_count
+    cdef Fan *f = slot_at(c, entry.slot).fan
+    cdef Upstream *u
+    cdef uint16_t part = entry.part
+    if room_for_keys(e, keys) < 0:
+        deliver_error(e, entry, False)
+        return
+    memset(e.shares, 0, e.node_count * sizeof(uint32_t))
+    e.displaced = False
+    for i in range(keys):
+        node = node_of(e, r.argv[first + i * step], r.argl[first + i * step])
+        e.owners[i] = <uint16_t>node
+        parts += e.shares[node] == 0
+        e.shares[node] += 1
+    if e.displaced and not row.flags & FLAG_READONLY:
+        for i in range(keys):
+            remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
+    f = fan_widen(f, entry.part, <uint16_t>parts, e.owners)
+    if f == NULL:
+        deliver_error(e, entry, False)
+        return
+    slot_at(c, entry.slot).fan = f
+    for node in range(e.node_count):
+        ends[node] = at
+        at += e.shares[node]
+    for i in range(keys):
+        e.positions[ends[e.owners[i]]] = i
+        ends[e.owners[i]] += 1
+    # the parts are numbered in the order in which their nodes first come among the keys
+    for i in range(keys):
+        node = e.owners[i]
+        k = e.shares[node]
+        if k == 0 or e.positions[ends[node] - k] != i:
+            continue
+        f.part[part].shard = <uint16_t>node
+        u = upstream_for(e, node, f.proto, c.index)
+        if u == NULL:
+            part_missing(e, c, row, entry.slot, part, k)
+        else:
+            e.count[<int>REHASHED] += 1
+            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries)
+            u.fifo[(u.tail - 1) & u.mask].at = entry.at
+        if c.dead or slot_at(c, entry.slot).fan == NULL:
+            return
+        part = <uint16_t>(f.parts - parts + 1) if part == entry.part else part + 1

@@ -11,11 +11,13 @@ from libc.string cimport memcmp
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
 from shardproxy.core.resp cimport Request
+from shardproxy.dataplane.absence cimport remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, Client, Engine, Upstream
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, shard_of_command
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
+from shardproxy.dataplane.stale cimport stale_clear
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
 
@@ -43,10 +45,12 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
         say(e, c, "+OK\r\n")
     elif c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
+    elif c.tx_shard >= 0 and c.tx_placement != e.placement:
+        say(e, c, "-EXECABORT Transaction discarded because its keys have moved to another shard; try it again.\r\n")
     elif c.tx_count == 0:
         say(e, c, "*0\r\n")
     else:
-        shard = c.tx_shard if c.tx_shard >= 0 else 0
+        shard = c.tx_shard if c.tx_shard >= 0 else e.shards[0]
         u = upstream_for(e, shard, c.proto, c.index)
         if u == NULL:
             slot_answer(e, c, e.text, e.text_size)
@@ -54,13 +58,15 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
             slot = slot_open(e, c)
             if slot >= 0:
                 # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-                if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 1 + c.tx_count) < 0 or \
-                        promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 1) < 0:
+                if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count) < 0 or \
+                        promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1) < 0:
                     u.doomed = True
                     client_close(e, c, "out of memory")
                 elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
                     give(e, u, r.raw, r.raw_size)
                 e.count[<int>TRANSACTIONS] += 1
+                if e.stale != NULL:
+                    stale_clear(e.stale, e.now)     # its keys are not looked for again
     c.tx_state = TX_NONE
     buf_release(&c.tx)
 
@@ -82,7 +88,7 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if not row.flags & FLAG_IN_MULTI:
         refuse_bytes(e, c, b"-ERR '%b' is not supported inside MULTI\r\n" % spoken(row))
         return
-    shard = shard_of_command(e, c, r, row)
+    shard = node_of_command(e, c, r, row)
     if shard == ANSWERED:
         return
     if shard == NO_KEY and not row.flags & FLAG_KEYLESS:
@@ -92,7 +98,11 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
         if c.tx_shard >= 0 and c.tx_shard != shard:
             refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
             return
+        if c.tx_shard < 0:
+            c.tx_placement = e.placement
         c.tx_shard = shard
+        if e.displaced:
+            remember(e, r, row)
     if c.tx_state == TX_OPEN:
         if <int64_t>(c.tx.len + r.raw_size) > e.request.limits.max_request:
             refuse(e, c, "-ERR the transaction is larger than max_request\r\n")

@@ -1,13 +1,11 @@
-"""Connections to nodes: made, kept, written to, given up.
+"""Connections to nodes: made, kept, written to.
 
 Rules: requests go out in the order they were promised, and only a reply, or the loss of the connection, takes an entry
-from the FIFO. A deadline that passes answers the client and leaves the entry, marked late, so that the reply is
-counted off when it comes. An upstream is reset when it makes no progress at all. What is lost with a connection is
-answered at once: `SHARDDOWN` for reads and where nothing of the request was written, `UNKNOWN outcome` for a write
-that may have run.
+from the FIFO. The bytes of a read stay in the out-buffer until it is answered, behind what is sent. Nothing is
+written while the node's shard is held. What goes wrong is losses'.
 """
 
-from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNREFUSED, EINPROGRESS, EINTR, ENOENT, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -16,13 +14,11 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.resp cimport Scan
-from shardproxy.dataplane.counters cimport (
-    SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS, UPSTREAM_LOSSES, UPSTREAM_RESETS,
-)
-from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, MAX_SHARED, OF_UPSTREAM, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream,
 )
+from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -35,8 +31,8 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
-    SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it
     MAX_QUEUE = 4194304         # requests on one upstream
+    ALWAYS = 64                 # so many may always wait for a node
 
 
 # --- connecting ---
@@ -51,7 +47,7 @@ cdef void keep_alive(Engine e, int fd) noexcept:
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(int))
 
 cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
-    cdef Node *node = &e.node_list[u.node]
+    cdef Node *node = e.node_list[u.node]
     cdef int k
     cdef Upstream *other
     snprintf(u.why, TEXT, "%s", why)
@@ -65,18 +61,17 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
 
 
 cdef void start(Engine e, Upstream *u) noexcept:
-    cdef Node *node = &e.node_list[u.node]
+    cdef Node *node = e.node_list[u.node]
     cdef epoll_event ev
     cdef int one = 1, ms, fd, status
-    cdef char text[TEXT]
     u.wanted = True
     u.progress = e.now
     if not node.resolved:
-        failed(e, u, "its host name cannot be resolved")
+        failed(e, u, "its host name cannot be resolved", False)
         return
     fd = socket(node.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
-        failed(e, u, strerror(errno))
+        failed(e, u, strerror(errno), False)
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
@@ -86,9 +81,9 @@ cdef void start(Engine e, Upstream *u) noexcept:
         keep_alive(e, fd)
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
-        snprintf(text, TEXT, "%s", strerror(errno))
+        status = errno
         close(fd)
-        failed(e, u, text)
+        failed(e, u, strerror(status), refusal(status))
         return
     u.fd = fd
     u.state = CONNECTING
@@ -99,7 +94,12 @@ cdef void start(Engine e, Upstream *u) noexcept:
         upstream_lost(e, u, strerror(errno), False)
 
 
-cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
+cdef inline bint refusal(int number) noexcept nogil:
+    """Nobody is there: no use in asking again to be sure."""
+    return number == ECONNREFUSED or number == ENOENT
+
+
+cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
     """A connection that did not come about: the next try is later, and later each time."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
@@ -110,13 +110,17 @@ cdef void failed(Engine e, Upstream *u, const char *why) noexcept:
     u.failures += 1
     u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
     set_why(e, u, why)
+    blame(e, e.node_list[u.node], why, refused)
+    sift(e, u, why, False)
 
 
 cdef void upstream_ready(Engine e, Upstream *u) noexcept:
-    cdef Node *node = &e.node_list[u.node]
+    cdef Node *node = e.node_list[u.node]
     u.state = UP
     u.proved = u.more = u.full = False
-    u.since = u.progress = e.now
+    u.since = u.progress = u.measured = e.now
+    u.done = 0
+    prune(e, u)
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
@@ -132,7 +136,11 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
     if u.state == CONNECTING:
         getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
-            upstream_lost(e, u, strerror(error), False)
+            close(u.fd)
+            u.fd = -1
+            u.state = DOWN
+            u.generation += 1
+            failed(e, u, strerror(error), refusal(error))
             return
         greeting, u.greetings = e.greetings[u.node][u.proto - 2]
         u.state = GREETING
@@ -155,38 +163,60 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int shard, uint8_t proto, uint32_t spread) noexcept:
-    cdef int number = e.shards[shard].node
-    cdef Node *node = &e.node_list[number]
+cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread) noexcept:
+    cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     cdef Upstream *u = node.shared[proto - 2][k]
+    e.missing = e.crowded = e.down = False
+    if node.mode and node.mode != HOLD:
+        shard_down(e, node, node.why)
+        return NULL
     if u == NULL:
         u = upstream_new(e, number, proto)
         if u == NULL:
             e.text_size = snprintf(e.text, TEXT, "-ERR out of memory\r\n")
             return NULL
+        u.place = <uint8_t>k
         node.shared[proto - 2][k] = u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if u.doomed or u.state == DOWN or u.state != UP and u.failures:
-        shard_down(e, shard, u)
+    if u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
+        shard_down(e, node, u.why)
         return NULL
-    if u.out.len > e.budget.queue // e.upstream_count or u.tail - u.head > MAX_QUEUE:
+    if u.given - u.written > e.budget.queue // e.upstream_count or u.tail - u.head > MAX_QUEUE:
+        e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
-                               e.shards[shard].name, node.name, <unsigned long long>u.out.len)
+                               node.shard, node.name, <unsigned long long>(u.given - u.written))
         return NULL
+    if u.tail - u.head > ALWAYS and late_for(e, u):
+        e.crowded = True
+        e.count[<int>OVERLOADED] += 1
+        e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu requests wait for it, more than it "
+                               "answers in time\r\n", node.shard, node.name, <unsigned long long>(u.tail - u.head))
+        fit(e)
+        return NULL
+    if node.mode == HOLD:
+        e.count[<int>HELD] += 1
     node.requests += 1
     return u
 
 
-cdef void shard_down(Engine e, int shard, Upstream *u) noexcept:
+cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
+    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind."""
+    return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
+            and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
+
+
+cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
+    e.missing = e.reads_miss
+    e.down = True
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
-                           e.shards[shard].name, e.node_list[u.node].name, u.why)
+                           node.shard, node.name, why)
     fit(e)
 
 
-cdef inline void fit(Engine e) noexcept:
+cdef void fit(Engine e) noexcept:
     """snprintf says how long the text would have been."""
     if e.text_size >= TEXT:
         memcpy(e.text + TEXT - 3, "\r\n", 3)
@@ -194,15 +224,19 @@ cdef inline void fit(Engine e) noexcept:
 
 
 cdef Upstream *upstream_new(Engine e, int node, uint8_t proto) noexcept:
-    cdef Upstream *u = <Upstream *>calloc(1, sizeof(Upstream))
-    if u == NULL:
-        return NULL
-    if e.upstream_count == 65536:
-        free(u)
-        return NULL
-    u.index = e.upstream_count
-    e.upstreams[u.index] = u
-    e.upstream_count += 1
+    cdef Upstream *u
+    cdef uint32_t i
+    for i in range(e.upstream_count):
+        if e.upstreams[i].node == NOWHERE:
+            u = e.upstreams[i]
+            break
+    else:
+        u = <Upstream *>calloc(1, sizeof(Upstream)) if e.upstream_count < 65536 else NULL
+        if u == NULL:
+            return NULL
+        u.index = e.upstream_count
+        e.upstreams[u.index] = u
+        e.upstream_count += 1
     u.node = <uint16_t>node
     u.proto = proto
     u.fd = -1
@@ -210,7 +244,7 @@ cdef Upstream *upstream_new(Engine e, int node, uint8_t proto) noexcept:
 
 
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint32_t frames) noexcept:
+                 uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept:
     cdef Entry *entry
     if u.fifo == NULL or u.tail - u.head > u.mask:
         if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
@@ -225,6 +259,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.part = part
     entry.to = to
     entry.write = write
+    entry.tries = tries
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
@@ -240,13 +275,39 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
     return 0
 
 
+cdef void upstream_done(Upstream *u) noexcept nogil:
+    """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
+
+    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again.
+    """
+    cdef uint64_t end
+    cdef uint32_t after
+    if <int>(u.head - u.kept) > 0:
+        u.kept = u.head
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write:
+        after = u.kept + 1
+        end = u.given if after == u.tail else u.fifo[after & u.mask].start
+        if end > u.written:
+            break
+        u.kept = after
+    end = u.written
+    if u.kept != u.tail and u.fifo[u.kept & u.mask].start < end:
+        end = u.fifo[u.kept & u.mask].start
+    if end > u.base:
+        buf_consume(&u.out, end - u.base)
+        u.base = end
+        if u.out.len == 0 and u.out.cap > 65536:
+            buf_release(&u.out)
+
+
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
+    cdef Node *node = e.node_list[u.node]
     u.dirty = False
-    if u.state != UP or u.doomed:
+    if u.state != UP or u.doomed or node.mode == HOLD or node.follows != NOWHERE:
         return
-    while u.out.len:
-        n = send(u.fd, buf_head(&u.out), u.out.len, MSG_NOSIGNAL)
+    while u.written != u.given:
+        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -262,101 +323,29 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
             u.full = False
             u.progress = e.now
         e.count[<int>UPSTREAM_BYTES_OUT] += n
-        buf_consume(&u.out, n)
-    if u.out.cap > 65536:
-        buf_release(&u.out)
+    if u.head != u.tail and (u.out.cap > 65536 or u.fifo[(u.tail - 1) & u.mask].write):
+        upstream_done(u)
     watch(e, u, EPOLLIN)
 
 
-# --- what goes wrong ---
-
-cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noexcept:
-    """Close it, answer everybody who waits on it, and say when it may be tried again."""
-    cdef uint8_t was = u.state
-    cdef bint begun = u.midway and not u.push
-    cdef Entry entry
-    cdef Node *node = &e.node_list[u.node]
-    cdef char reason[TEXT]
-    if was == DOWN:
-        return
-    snprintf(reason, TEXT, "%s", why)
-    # the descriptor of an upstream is not named by anything but its own events, which carry the generation
-    if u.fd >= 0:
-        close(u.fd)
-        u.fd = -1
-    u.state = DOWN
-    u.doomed = False
-    u.events = 0
-    buf_release(&u.inp)
-    buf_release(&u.out)
-    u.scanned = 0
-    u.midway = u.push = False
-    memset(&u.scan, 0, sizeof(Scan))
-    e.count[<int>(UPSTREAM_RESETS if reset else UPSTREAM_LOSSES)] += 1
-    if was == UP:
-        if u.proved or e.now > u.since + SETTLED:
-            u.failures = 0
-            u.retry_at = e.now
-            snprintf(u.why, TEXT, "%s", reason)
-        else:
-            failed(e, u, reason)
-        node.lost += 1
-        e.event("upstream_lost", {"node": node.name.decode(errors="replace"), "reason": reason.decode(errors="replace"),
-                                  "in_flight": u.tail - u.head})
-    else:
-        failed(e, u, reason)
-    while u.head != u.tail:
-        entry = u.fifo[u.head & u.mask]
-        if entry.start >= u.written or not entry.write:
-            e.count[<int>SHARD_DOWN] += entry.to != TO_NOBODY and entry.to != TO_LATE
-            e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
-                                   node.shard, node.name, reason)
-        else:
-            e.count[<int>UNKNOWN_OUTCOMES] += 1
-            e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
-                                   "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
-        fit(e)
-        deliver_error(e, &entry, begun)
-        begun = False
-        u.head += 1
-    u.late = u.head
-    shrink(u)
-    u.given = u.written = 0
-    u.generation += 1
-
-
-cdef void shrink(Upstream *u) noexcept:
-    """What a flood has made grow is given back when it is empty."""
-    if u.head == u.tail and u.mask > 4095:
-        queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
-
-
-cdef void deadlines(Engine e, Upstream *u) noexcept:
-    """Only after all that the node has sent was read: what has arrived is not late."""
-    cdef Entry *entry
-    cdef Node *node = &e.node_list[u.node]
-    while u.late != u.tail:
-        entry = &u.fifo[u.late & u.mask]
-        if entry.at + e.timeout > e.now:
-            return
-        if not (u.late == u.head and u.midway) and (entry.to == TO_CLIENT or entry.to == TO_PART):
-            e.count[<int>TIMEOUTS] += 1
-            e.text_size = snprintf(e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; "
-                                   "the command may still run\r\n", node.shard, node.name, <unsigned long long>(e.timeout // 1000))
-            deliver_error(e, entry, False)
-            entry.to = TO_LATE
-        u.late += 1
-
+# --- by the clock ---
 
 cdef void upstreams_due(Engine e) noexcept:
     cdef Upstream *u
+    cdef Node *node
     cdef uint32_t i
+    for i in range(<uint32_t>e.node_count):
+        node = e.node_list[i]
+        if node.follows != NOWHERE and idle(e, e.node_list[node.follows]):
+            node.follows = NOWHERE
+            release(e, node)
     for i in range(e.upstream_count):
         u = e.upstreams[i]
-        if u == NULL:
+        if u.node == NOWHERE:
             continue
+        node = e.node_list[u.node]
         if u.state == DOWN:
-            if u.wanted and e.now >= u.retry_at and not e.draining:
+            if u.wanted and e.now >= u.retry_at and not e.draining and not node.out:
                 start(e, u)
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
@@ -369,12 +358,84 @@ cdef void upstreams_due(Engine e) noexcept:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            if u.state == UP and u.head != u.tail and e.now > u.progress + e.reset_after:
+            if u.state == UP and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written \
+                    and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
+        if e.now > u.measured + 100000:
+            if u.head != u.tail or u.done:
+                u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
+            u.done = 0
+            u.measured = e.now
+        if node.gone and u.head == u.tail:
+            upstream_leave(e, u)
+            u.node = NOWHERE
+            node.shared[u.proto - 2][u.place] = NULL
+    for i in range(<uint32_t>e.node_count):
+        node = e.node_list[i]
+        if node.used and node.gone and empty(node):
+            node.used = False
+
+
+cdef bint empty(Node *node) noexcept nogil:
+    cdef int k
+    for k in range(2 * MAX_SHARED):
+        if node.shared[k // MAX_SHARED][k % MAX_SHARED] != NULL:
+            return False
+    return True
+
+
+cdef bint idle(Engine e, Node *node) noexcept nogil:
+    """Nothing that it was sent may still be running, but for what its clients have been told of."""
+    cdef int k
+    cdef Upstream *u
+    for k in range(2 * MAX_SHARED):
+        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        if u != NULL and u.late != u.tail:
+            return False
+    return True
+
+
+cdef void release(Engine e, Node *node) noexcept:
+    """What was held for it may go."""
+    cdef int k
+    cdef Upstream *u
+    for k in range(2 * MAX_SHARED):
+        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        if u != NULL:
+            prune(e, u)
+            u.dirty = True
+            if u.head != u.tail:
+                u.progress = e.now
+
+
+cdef void upstream_leave(Engine e, Upstream *u) noexcept:
+    """Close it without a word, and forget what it was about; its queue is the caller's."""
+    if u.fd >= 0:
+        close(u.fd)
+        u.fd = -1
+    u.state = DOWN
+    u.doomed = u.wanted = u.midway = u.push = u.more = u.full = u.dirty = False
+    u.events = 0
+    buf_release(&u.inp)
+    u.scanned = 0
+    memset(&u.scan, 0, sizeof(Scan))
+    u.failures = 0
+    u.retry_at = 0
+    u.id = 0
+    u.generation += 1
+
+
+cdef void shrink(Upstream *u) noexcept:
+    """What a flood has made grow is given back when it is empty."""
+    if u.head == u.tail and u.mask > 4095:
+        queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
 
 
 cdef void upstream_free(Engine e, Upstream *u) noexcept:
-    upstream_lost(e, u, "shardproxy is closing the connection", False)
+    if u.node != NOWHERE:
+        upstream_lost(e, u, "shardproxy is closing the connection", False)
+        sift(e, u, "shardproxy is closing the connection", False)
+    buf_release(&u.out)
     queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
     e.upstreams[u.index] = NULL
     free(u)

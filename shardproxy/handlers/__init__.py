@@ -5,13 +5,14 @@ connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
 info         INFO
-proxy        PROXY and its subcommands
+proxy        PROXY and its subcommands that show
+operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import client, command, connection, info, proxy
+from shardproxy.handlers import client, command, connection, info, operate, proxy
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
     "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "proxy",
+    "operate", "proxy",
 ]  # fmt: skip

@@ -43,6 +43,14 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     peak_rss: int
     cpu_user: float
     cpu_system: float
+    loop_lag: float = 0.0  # the longest its loop was late in the last seconds
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a change that somebody asked for."""
+
+    error: str = ""  # it was refused
+    answer: dict[str, Any] = {}
 
 
 class Server(Protocol):
@@ -76,6 +84,12 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
+
+    def transitions_of(self, address: str) -> Sequence[Any]:
+        """The latest of one node, the newest first; records for JSON."""
 
     def log(self, event: str, **fields: object) -> None:
         """An error that an operator should see."""

@@ -105,6 +105,7 @@ async def nodes(server: Server, call: "Call") -> bytes:
                 **msgspec.to_builtins(shard.node),
                 **msgspec.to_builtins(server.node_info.get(shard.node.address, NodeInfo())),
                 **merged(seen.get(shard.node.address, [])),
+                "transitions": server.transitions_of(shard.node.address),
             }
             for pool in server.topology.pools
             for shard in pool.shards
@@ -163,13 +164,19 @@ PROXY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
 INFO
     Version, generation, ring fingerprints, counters and latencies.
 NODES
-    Every node: its shard, address, state and the reason for it, connections and latencies.
+    Every node: its shard, address, state and the reason for it, latest transitions, connections, latencies.
 LOCATE <key> [<key> ...]
     The shard and node that a key lives on, its hash, its point on the ring, and its stand-in.
 COMMANDS [<command-name> ...]
     What is done with each command, and why one is refused.
 TOPOLOGY
     The whole snapshot: pools, shards, nodes.
+RELOAD
+    Load the configuration's file again; a bad one is refused with all its mistakes.
+DRAIN <shard> [FORCE]
+    Take a shard off the ring; FORCE: on a durable pool too, where its keys are then not found.
+UNDRAIN <shard>
+    Put a drained shard back.
 HELP
     Prints this help."""
 

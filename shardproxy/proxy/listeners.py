@@ -32,7 +32,7 @@ class Listener:
         self.address = address  # port 0 resolved
         self.sockets = sockets  # by slot; of a unix socket, the same for all
         self.path = path  # of a unix socket; its file goes with the listener if the inode is given
-        self._inode = inode
+        self.inode = inode
 
     @property
     def port(self) -> int:
@@ -45,16 +45,17 @@ class Listener:
                 each.close()
         # Ours only: another program may have taken the name over
         with contextlib.suppress(OSError):
-            if self._inode and os.stat(self.path).st_ino == self._inode:
+            if self.inode and os.stat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
 
 
-def bind_all(addresses: Iterable[str], slots: int = 1) -> list[Listener]:
-    """Every address, or none. Raises StartError."""
+def bind_all(addresses: Iterable[str], slots: int = 1, taken: Iterable[Listener] = ()) -> list[Listener]:
+    """Every address, or none; taken: those that are bound already. Raises StartError."""
     bound: list[Listener] = []
+    there = {listener.address: listener for listener in taken}
     try:
         for address in addresses:
-            bound.append(bind(address, slots))
+            bound.append(there.get(address) or bind(address, slots))
     except BaseException:
         for listener in bound:
             listener.close()
@@ -62,8 +63,11 @@ def bind_all(addresses: Iterable[str], slots: int = 1) -> list[Listener]:
     return bound
 
 
-def bind(address: str, slots: int = 1) -> Listener:
-    """address: "HOST:PORT", "[IPV6]:PORT", port 0 for any free one, or "unix:///PATH". Raises StartError."""
+def bind(address: str, slots: int = 1, option: str = 'listen = ["HOST:PORT"]') -> Listener:
+    """address: "HOST:PORT", "[IPV6]:PORT", port 0 for any free one, or "unix:///PATH". Raises StartError.
+
+    option: where the address stands in the configuration, for the message.
+    """
     try:
         if address.startswith("unix://"):
             return _bind_unix(address.removeprefix("unix://"), slots)
@@ -72,7 +76,7 @@ def bind(address: str, slots: int = 1) -> Listener:
         raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise StartError(errors.port_in_use(address)) from None
+            raise StartError(errors.port_in_use(address, option)) from None
         if error.errno in (errno.EACCES, errno.EPERM):
             raise StartError(errors.not_permitted(address)) from None
         if error.errno == errno.EADDRNOTAVAIL:

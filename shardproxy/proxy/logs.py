@@ -19,7 +19,14 @@ from shardproxy.config import Log
 LEVELS = {
     "node_down": "warning",
     "node_up": "info",
+    "node_failing": "debug",
+    "node_state": "warning",
     "node_refuses": "warning",
+    "node_not_returned": "warning",
+    "not_swept": "warning",
+    "flush_refused": "warning",
+    "fail_open": "error",
+    "keeper_failed": "error",
     "node_learnt": "debug",
     "upstream_lost": "warning",
     "client_closed": "info",
@@ -31,6 +38,17 @@ LEVELS = {
     "supervisor_gone": "error",
     "cannot_start": "error",
     "drain_incomplete": "warning",
+    "configuration_broken": "error",
+    "reload_refused": "error",
+    "change_failed": "error",
+    "state_refused": "warning",
+    "not_drained": "warning",
+    "no_takeover": "warning",
+    "takeover_failed": "warning",
+    "node_moved": "warning",
+    "admin_failed": "error",
+    "on_transition_failed": "warning",
+    "on_transition_behind": "warning",
 }
 # Everything else is told at this level
 OTHERWISE = "info"

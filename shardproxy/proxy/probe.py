@@ -1,24 +1,36 @@
-"""Asking a node what it is: its version, its eviction policy, its commands.
+"""Talking to a node beside the data plane: what it is, and whether it is well.
 
-A connection of its own, beside the data plane's: a short one, made when there is something to learn. hiredis
-reads the replies; what comes instead of RESP is quoted, so that an address of something else is found out.
+Owns: `Line`, a short connection of its own; `ask`, what a node says of itself; `check`, a probe of one of
+three depths. hiredis reads the replies; what comes instead of RESP is quoted, so that an address of something
+else is found out. A probe never touches a key that it did not make itself.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+import os
+import secrets
+from collections.abc import Coroutine, Sequence
+from typing import Any, Self, TypeVar
 
 import hiredis
 import msgspec
 
 from shardproxy.core import errors
+from shardproxy.core.health import Policy
 
 BEGINNING = 80  # bytes that are kept of what a node says, to quote
 MOST = 16 << 20  # bytes of a reply; COMMAND of Redis 8 has a third of a megabyte
+KEY_LIFE = 60_000  # milliseconds that a probe's key stays when we cannot delete it
+
+
+T = TypeVar("T")
 
 
 class NodeRefuses(Exception):
-    """The node could not be asked; the text says why, in a few words."""
+    """The node could not be asked; the text says why. refused: there is nobody to connect to."""
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -34,25 +46,111 @@ def fields_of(info: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
 
 
+class Line:
+    """A connection to one node; login: (username or "", password). Use it as `async with`.
+
+    Raises NodeRefuses for whatever goes wrong; `timeout` seconds are for connecting and logging in together,
+    and for each `ask`. text: replies are str, otherwise bytes.
+    """
+
+    def __init__(
+        self, address: str, login: tuple[str, str] | None, timeout: float, text: bool = False
+    ) -> None:
+        self._address, self._login, self._timeout = address, login, timeout
+        self._parser = hiredis.Reader(encoding="utf-8", errors="replace") if text else hiredis.Reader()
+        self._beginning = bytearray()
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._guarded(self._open(), self._timeout)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    async def ask(self, *requests: Sequence[str | bytes | int], timeout: float | None = None) -> list[Any]:
+        """The replies, in order; errors of the node are in it, as hiredis.ReplyError."""
+        return await self._guarded(self._ask(requests), self._timeout if timeout is None else timeout)
+
+    async def _guarded(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Whatever happens as NodeRefuses."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await work
+        except TimeoutError:
+            raise NodeRefuses(f"no answer in {timeout:g} s") from None
+        except hiredis.ProtocolError:
+            raise NodeRefuses(errors.not_redis(bytes(self._beginning))) from None
+        except OSError as error:
+            number = error.errno or 0  # name lookups have negative numbers of their own
+            reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+            raise NodeRefuses(reason, isinstance(error, ConnectionRefusedError | FileNotFoundError)) from None
+        except UnicodeError:
+            raise NodeRefuses("no such host") from None
+
+    async def _open(self) -> None:
+        host, _, port = self._address.rpartition(":")
+        if self._address.startswith("/"):
+            self._reader, self._writer = await asyncio.open_unix_connection(self._address)
+        else:
+            self._reader, self._writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        if self._login is not None:
+            username, password = self._login
+            self._writer.write(_pack("AUTH", *([username] if username else []), password))
+            answer = await self._reply()
+            if isinstance(answer, hiredis.ReplyError):
+                # only the code: the text may quote what was sent, which is a password
+                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
+
+    async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        assert self._writer is not None
+        self._writer.writelines([_pack(*request) for request in requests])
+        return [await self._reply() for _ in requests]
+
+    async def _reply(self) -> Any:
+        assert self._reader is not None
+        while (reply := self._parser.gets()) is False:
+            data = await self._reader.read(65536)
+            if not data:
+                said = bytes(self._beginning)
+                raise NodeRefuses(errors.not_redis(said) if said else "it closes the connection")
+            self._beginning += data[: max(BEGINNING - len(self._beginning), 0)]
+            self._parser.feed(data)
+            if self._parser.len() > MOST:
+                raise NodeRefuses(errors.not_redis(bytes(self._beginning)))
+        return reply
+
+    def said(self) -> bytes:
+        """The first bytes that it sent, to quote."""
+        return bytes(self._beginning)
+
+
+def _pack(*args: str | bytes | int) -> bytes:
+    return bytes(hiredis.pack_command(args))  # type: ignore[arg-type]  # its stub says a tuple of one
+
+
 async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> Told:
-    """Asks one node; login: (username or "", password). Raises NodeRefuses; `timeout` seconds in all."""
-    beginning = bytearray()
+    """Asks one node what it is. Raises NodeRefuses; `timeout` seconds in all."""
     try:
-        async with asyncio.timeout(timeout):
-            info, commands = await _talk(address, login, [("INFO",), ("COMMAND",)], beginning)
+        async with asyncio.timeout(timeout), Line(address, login, timeout, text=True) as line:
+            info, commands = await line.ask(("INFO",), ("COMMAND",))
+            said = line.said()
     except TimeoutError:
         raise NodeRefuses(f"no answer in {timeout:g} s") from None
-    except hiredis.ProtocolError:
-        raise NodeRefuses(errors.not_redis(bytes(beginning))) from None
-    except OSError as error:
-        raise NodeRefuses(error.strerror or str(error)) from None
-    except UnicodeError:
-        raise NodeRefuses("no such host") from None
     if isinstance(info, hiredis.ReplyError):
         raise NodeRefuses(f"it answers INFO with {str(info)[:BEGINNING]!r}")
     fields = fields_of(info) if isinstance(info, str) else {}
     if "redis_version" not in fields:
-        raise NodeRefuses(errors.not_redis(bytes(beginning)))
+        raise NodeRefuses(errors.not_redis(said))
     return Told(
         fields["redis_version"],
         fields.get("maxmemory_policy", ""),
@@ -60,43 +158,66 @@ async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> To
     )
 
 
-async def _talk(
-    address: str, login: tuple[str, str] | None, requests: Sequence[Sequence[str]], beginning: bytearray
-) -> list[Any]:
-    """Logs in, sends the requests, returns their replies; `beginning` gets the first bytes that came back."""
-    host, _, port = address.rpartition(":")
-    if address.startswith("/"):
-        reader, writer = await asyncio.open_unix_connection(address)
-    else:
-        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+# --- probes ---
+
+
+async def check(
+    address: str, login: tuple[str, str] | None, timeout: float, policy: Policy, run_id: str
+) -> None:
+    """A probe as deep as the policy says. Raises NodeRefuses with what is wrong; `timeout` seconds in all."""
     try:
-        parser = hiredis.Reader(encoding="utf-8", errors="replace")
-        if login is not None:
-            username, password = login
-            writer.write(_pack("AUTH", *([username] if username else []), password))
-        for request in requests:
-            writer.write(_pack(*request))
-        if login is not None:
-            answer = await _reply(reader, parser, beginning)
-            if isinstance(answer, hiredis.ReplyError):
-                # only the code: the text may quote what was sent, which is a password
-                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
-        return [await _reply(reader, parser, beginning) for _ in requests]
-    finally:
-        writer.transport.abort()
+        async with asyncio.timeout(timeout), Line(address, login, timeout, text=True) as line:
+            (pong,) = await line.ask(("PING",))
+            if isinstance(pong, hiredis.ReplyError):
+                raise NodeRefuses(f"it answers PING with {str(pong)[:BEGINNING]!r}")
+            if pong != "PONG":
+                raise NodeRefuses(errors.not_redis(line.said()))
+            if policy.probe != "ping":
+                await _write(line, run_id)
+            if policy.probe == "deep":
+                (info,) = await line.ask(("INFO",))
+                fault = misfit(fields_of(info) if isinstance(info, str) else {}, policy.max_memory_percent)
+                if fault:
+                    raise NodeRefuses(fault)
+    except TimeoutError:
+        raise NodeRefuses(f"no answer in {timeout:g} s") from None
 
 
-def _pack(*args: str) -> bytes:
-    return bytes(hiredis.pack_command(tuple(args)))  # type: ignore[arg-type]  # its stub says a tuple of one
+async def _write(line: Line, run_id: str) -> None:
+    """Sets a key that nobody has, reads it back, deletes it. Who finds it taken leaves it alone."""
+    token = secrets.token_hex(8)
+    key = f"shardproxy:probe:{run_id}:{token}"
+    made, found = await line.ask(("SET", key, token, "NX", "PX", KEY_LIFE), ("GET", key))
+    if made is None:
+        raise NodeRefuses("the probe's key is taken by something else")
+    if made != "OK":
+        raise NodeRefuses(f"it answers SET with {str(made)[:BEGINNING]!r}")
+    (gone,) = await line.ask(("DEL", key))
+    if found != token:
+        raise NodeRefuses("a key that was set reads otherwise")
+    if gone != 1:
+        raise NodeRefuses("a key that was set cannot be deleted")
 
 
-async def _reply(reader: asyncio.StreamReader, parser: hiredis.Reader, beginning: bytearray) -> Any:
-    while (reply := parser.gets()) is False:
-        data = await reader.read(65536)
-        if not data:
-            raise NodeRefuses(errors.not_redis(bytes(beginning)) if beginning else "it closes the connection")
-        beginning += data[: max(BEGINNING - len(beginning), 0)]
-        parser.feed(data)
-        if parser.len() > MOST:
-            raise NodeRefuses(errors.not_redis(bytes(beginning)))
-    return reply
+def misfit(fields: dict[str, str], max_memory_percent: float) -> str:
+    """What a node says of itself that keeps it from serving as a shard; empty: nothing."""
+    if "redis_version" not in fields:
+        return "it does not answer INFO"
+    if fields.get("loading", "0") != "0":
+        return "it is loading its data"
+    if fields.get("role", "master") != "master":
+        link = fields.get("master_link_status", "?")
+        return f"it is a replica, and its link to the primary is {link}"
+    used, most = _number(fields, "used_memory"), _number(fields, "maxmemory")
+    if most and used > max_memory_percent * most:
+        return f"its memory is full: {used / most:.0%} of maxmemory"
+    clients, room = _number(fields, "connected_clients"), _number(fields, "maxclients")
+    if room and clients >= room:
+        return f"it is out of clients: {clients} of {room}"
+    return ""
+
+
+def _number(fields: dict[str, str], name: str) -> int:
+    """0: it does not say."""
+    text = fields.get(name, "")
+    return int(text) if text.isdigit() else 0

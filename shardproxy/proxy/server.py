@@ -10,27 +10,34 @@ import contextlib
 import functools
 import gc
 import os
-import resource
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits
-from shardproxy.core import commands
-from shardproxy.core.topology import State, Topology
+from shardproxy.core import commands, misses
+from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
-from shardproxy.handlers.base import NodeInfo, ProcessRecord
+from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.reload import Reloader
+from shardproxy.proxy.resolve import Resolver
+from shardproxy.proxy.returns import Taken
+from shardproxy.proxy.takeover import Sockets, take_over, until_over
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
@@ -38,6 +45,9 @@ CRON = 0.1  # seconds between two calls of reactor.cron
 DRAIN_STEP = 0.01
 CLIENTS_AT_ONCE = 100  # records of them, between two turns of the loop
 ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
+SETTLE_STEP = 0.005  # seconds between looks at what is in flight, behind a fence
+
+T = TypeVar("T")
 
 
 class Peers(Protocol):
@@ -52,7 +62,13 @@ class Peers(Protocol):
     def latency(self) -> Mapping[str, Sequence[int]]:
         """As counters."""
 
-    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
+    def evidence(self, found: list[Any]) -> None:
+        """What this one's engine has seen of the nodes, for the Keeper."""
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """Has the supervisor change what concerns all."""
+
+    def node_version(self, address: str, version: str) -> None:
         """Has the supervisor make a new topology of it."""
 
 
@@ -68,6 +84,7 @@ class Team(NamedTuple):
     started: float
     pid: int  # the supervisor's
     peers: Peers
+    transitions: Sequence[Transition] = ()  # the latest
 
 
 class Proxy:
@@ -77,10 +94,13 @@ class Proxy:
             await proxy.serve_forever()
 
     Leaving the block drains (`limits.drain_timeout` at most) and closes. Raises StartError when it cannot
-    listen, ConfigError when a password cannot be read. team: for a worker under a supervisor.
+    listen, ConfigError when a password cannot be read. file: where the configuration is from, to be loaded
+    again when it changes. taken: sockets that are bound already. team: for a worker under a supervisor.
     """
 
-    def __init__(self, config: Config, *, team: Team | None = None) -> None:
+    def __init__(
+        self, config: Config, *, file: str = "", taken: Sockets | None = None, team: Team | None = None
+    ) -> None:
         self.config = config
         self.topology = Topology.from_config(config)
         self.commands = commands.builtin()
@@ -89,14 +109,24 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        self.transitions = Transitions(
+            self.log, None if team else hook_of(config), team.transitions if team else ()
+        )
+        self.draining = False
+        self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
         self._credentials = Credentials.read(config)
-        self._bound = list(team.bound) if team else []
+        self.bound = list(team.bound) if team else []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
+        self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
+        self._keeper = None if team else Keeper(self, self.run_id, self.log)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -106,6 +136,7 @@ class Proxy:
             on_event=self._on_event,
             id_base=team.id_base if team else 0,
             page=team.page if team else None,
+            misses=misses.reply,
         )
 
     # --- its life ---
@@ -137,42 +168,57 @@ class Proxy:
             self.log("descriptors_limited", descriptors=descriptors, maxclients=room)
             self.reactor.set_max_clients(room)
         if self._team is None:
-            self._bound = listeners.bind_all(self.config.listen)
-        self.tcp_port = next((each.port for each in self._bound if each.port), 0)
-        pool = self.topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+            taken = self._taken
+            self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
+            self.reloader.restore(taken.drained if taken else None)
+        self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
-        self.reactor.set_topology(self.topology, {name: login for name, login in logins.items() if login})
-        for listener in self._bound:
+        self.apply(self.topology)
+        for listener in self.bound:
             for each in listener.sockets[0]:
                 protected = self.config.protected_mode and not listener.path
                 self.reactor.listen(each.fileno(), protected=protected)
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
-        for shard in pool.shards:
-            self._keep(self._learn(shard.node.address, logins[shard.name], pool.connect_timeout))
+        self._follow()
+        if self._team is None:
+            self._keep(self.reloader.run())
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
+        self._lag.note(loop.time())
         self.reactor.cron()
+        self._report()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     @property
     def addresses(self) -> list[str]:
         """Where it listens, as in the configuration, port 0 resolved."""
-        return [listener.address for listener in self._bound]
+        return [listener.address for listener in self.bound]
 
     async def serve_forever(self) -> None:
         """Returns when the proxy is closed."""
         await self._ended.wait()
 
+    async def linger(self) -> None:
+        """Takes no more clients and serves those it has, until they leave or drain_timeout has passed."""
+        for listener in self.bound:
+            for each in listener.sockets[0]:
+                self.reactor.unlisten(each.fileno())
+        self._close_listeners()
+        limit = time.monotonic() + self.config.limits.drain_timeout
+        while not self.reactor.idle() and time.monotonic() < limit:
+            await asyncio.sleep(DRAIN_STEP)
+
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
+        self.draining = True
         self.reactor.drain()
         self._close_listeners()
         limit = time.monotonic() + self.config.limits.drain_timeout
@@ -190,17 +236,64 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
+        if self._keeper:
+            await self._keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
+        self._resolver.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
 
     def _close_listeners(self) -> None:
-        for listener in self._bound:
+        for listener in self.bound:
             listener.close()
+
+    # --- what changes while it runs ---
+
+    def reconfigure(self, config: Config, topology: Topology) -> None:
+        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
+        credentials = Credentials.read(config)
+        before = self.config, self.topology, self._credentials
+        self.config, self._credentials = config, credentials
+        try:
+            self.apply(topology)
+        except BaseException:
+            self.config, self.topology, self._credentials = before
+            raise
+        self._follow()
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """The same, as a `reload.Owner` does it."""
+        self.reconfigure(config, topology)
+        return []
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """A change for all workers; who owns the topology makes it."""
+        return await (self._peers or self.reloader).operate(what, *args)
+
+    def _follow(self) -> None:
+        """Those who look after single nodes are told which there are now."""
+        pool = self.topology.pools[0]
+        addresses = {shard.node.address for shard in pool.shards}
+        self._resolver.watch(addresses, pool.resolve_every)
+        for gone in self._learning.keys() - addresses:
+            self._learning.pop(gone).cancel()
+            for known in (self.node_info, self._told, self._ask_again):
+                known.pop(gone, None)
+        for address in addresses - self._learning.keys():
+            self._learning[address] = self._keep(self._learn(address))
+        if self._keeper:
+            self._keeper.follow(self._credentials)
+
+    def _tell_address(self, node: str, address: str) -> None:
+        self.reactor.set_address(node, address)
+
+    def _address_changed(self, node: str, address: str) -> None:
+        self.log("node_moved", node=node, address=address)
 
     # --- what it learns of the nodes ---
 
@@ -209,27 +302,36 @@ class Proxy:
         if self._closing:
             return  # what is lost now we have closed ourselves
         self.log(event, **fields)
-        if event in ("node_up", "node_down"):
-            state: State = "up" if event == "node_up" else "suspect"
-            self._set_node(fields["node"], state, fields.get("reason", ""))
+        if event in ("node_down", "node_failing", "upstream_lost"):
+            self._resolver.lost(fields["node"])
+        if event == "node_failing":  # not here: what comes of it changes the engine's topology
+            asyncio.get_running_loop().call_soon(self._report)
         if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
             again.set()
 
-    def _set_node(self, address: str, state: State, reason: str = "", version: str | None = None) -> None:
-        if self._peers:
-            self._peers.node_changed(address, state, reason, version)
-        else:
-            self.topology = self.topology.with_node_state(address, state, reason, version)
+    def _report(self) -> None:
+        """What the engine has seen of the nodes goes to whoever decides."""
+        if self._closing or not (found := self.reactor.evidence()):
+            return
+        if self._keeper:
+            self._keeper.observe(found)
+        elif self._peers:
+            self._peers.evidence(found)
 
-    async def _learn(self, address: str, login: tuple[str, str] | None, timeout: float) -> None:
+    def _way_to(self, address: str) -> tuple[tuple[str, str] | None, float]:
+        """A node's login and its timeout, as they are now."""
+        pool = self.topology.pools[0]
+        name = next(shard.name for shard in pool.shards if shard.node.address == address)
+        return self._credentials.of(pool.name, name), pool.connect_timeout
+
+    async def _learn(self, address: str) -> None:
         """Asks a node what it is until it says so, and again after each time it was lost."""
         again = self._ask_again.setdefault(address, asyncio.Event())
         wait: float | None = 0.0
         while True:
             again.clear()
-            await self._look_up(address)
             try:
-                told = await probe.ask(address, login, timeout)
+                told = await probe.ask(address, *self._way_to(address))
             except probe.NodeRefuses as refusal:
                 self._refused(address, str(refusal))
                 wait = min(max(ASK_FIRST, 2 * (wait or 0.0)), ASK_MOST)
@@ -241,32 +343,67 @@ class Proxy:
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
 
-    async def _look_up(self, address: str) -> None:
-        """Tells the engine what a node's host name stands for now, without holding up the loop."""
-        host, _, port = address.rpartition(":")
-        if address.startswith("/") or not host.strip("[]0123456789.:"):
-            return
-        with contextlib.suppress(OSError):
-            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-            ip = found[0][4][0]
-            self.reactor.set_address(address, f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}")
-
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
         self.node_info[address] = msgspec.structs.replace(known, error=reason)
         if known.error != reason:
             self.log("node_refuses", node=address, reason=reason)
-        if self.topology.nodes[address].state == "unknown":
-            self._set_node(address, "suspect", reason)
 
     def _learnt(self, address: str, told: probe.Told) -> None:
         self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
-        self._set_node(address, "up", version=told.version)
+        self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
             self.commands = commands.learn(self.commands, list(self._told.values()))
             self.reactor.set_commands(self.commands)
             self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
+
+    def _tell_version(self, address: str, version: str) -> None:
+        if self._peers:
+            self._peers.node_version(address, version)
+            return
+        node = self.topology.nodes.get(address)
+        if node is not None and node.version != version:
+            self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+
+    # --- the topology (returns.Fleet, of one worker) ---
+
+    def apply(self, topology: Topology) -> None:
+        """Serves by this snapshot from now on."""
+        self.transitions.changed(self.topology, topology)
+        before, self.topology = self.topology.nodes, topology
+        pool = topology.pools[0]
+        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        self._resolver.tell_again()
+        for address, node in topology.nodes.items():
+            came_up = node.state == "up" and (address not in before or before[address].state != "up")
+            if came_up and (again := self._ask_again.get(address)):
+                again.set()
+
+    async def settled(self, topology: Topology) -> bool:
+        """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
+
+        No longer than a request may take: what is later has been given up by who asked for it.
+        """
+        pool = topology.pools[0]
+        held = [shard.node.address for shard in pool.shards if pool.mode(shard) == "hold"]
+        limit = time.monotonic() + pool.timeout
+        while not all(map(self.reactor.settled, held)) and time.monotonic() < limit:
+            await asyncio.sleep(SETTLE_STEP)
+        return True
+
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
+        if topology.generation > self.topology.generation:
+            self.apply(topology)
+        return self._keep(self.settled(topology))
+
+    async def take(self, address: str) -> list[Taken]:
+        return [self.taken(address)]
+
+    def taken(self, address: str) -> Taken:
+        """What this worker remembers of a node that is out; it forgets it."""
+        return Taken(self.reactor.take_ghosts(address), *self.reactor.take_written(address))
 
     # --- what handlers ask (handlers.base.Server) ---
 
@@ -277,10 +414,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes" or "process"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": process_record}[what]()
+        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+
+    def _process(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    def _worker(self) -> WorkerRecord:
+        return WorkerRecord(self._process(), self.reactor.nodes())
 
     async def _clients(self) -> list[ClientRecord]:
         """A few at a time: with thousands of clients the others would have to wait."""
@@ -306,18 +449,29 @@ class Proxy:
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
 
+    def transitions_of(self, address: str) -> list[Transition]:
+        return self.transitions.of(address)
+
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return self._cron is not None and not self.draining
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {0: os.getpid()} if self._cron is not None else {}
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        return {0: self._worker()} if self._cron is not None else {}
+
+    def supervisor(self) -> None:
+        """It has none: this process is the worker."""
+
 
 def share_of(limits: Limits, workers: int) -> Limits:
     """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
     return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
-
-
-def process_record() -> ProcessRecord:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    peak = rss = usage.ru_maxrss * 1024
-    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
-        rss = int(file.read().split()[1]) * resource.getpagesize()
-    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime)
 
 
 # --- the command `serve` ---
@@ -366,19 +520,22 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
-async def serve(config: Config) -> int:
+async def serve(
+    config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
+) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
     signals = Signals()
-    proxy = Proxy(config)
-    try:
-        proxy.start()
-        proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
-        settle()
-        await signals.first.wait()
-        proxy.log("draining")
-        clean = await signals.unless_second(proxy.drain())
-    finally:
-        await proxy.close()
+    proxy = Proxy(config, file=file, taken=taken)
+    async with around(proxy):
+        try:
+            proxy.start()
+            proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
+            settle()
+            await until_over(proxy, signals.first, taken)
+            proxy.log("draining")
+            clean = await signals.unless_second(proxy.drain())
+        finally:
+            await proxy.close()
     proxy.log("stopped", clean=clean)
     return 0 if clean else 1
 
@@ -395,16 +552,22 @@ def _version() -> str:
     return __version__
 
 
-def run(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code."""
-    main: Callable[[Config], Coroutine[Any, Any, int]] = serve
-    if config.workers != 1:
-        from shardproxy.proxy.supervisor import supervise
+def run(config: Config, file: str = "", *, takeover: bool = False, around: Around = nullcontext) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code.
 
-        main = supervise
+    file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
+    that runs, with its sockets. around: runs around the proxy, for its life.
+    """
+    main: Callable[[Config, str, Sockets | None, Around], Coroutine[Any, Any, int]] = serve
+    workers = 1
+    if config.workers != 1:
+        from shardproxy.proxy.supervisor import supervise, worker_count
+
+        main, workers = supervise, worker_count(config)
     try:
+        taken = take_over(config, workers) if takeover else None
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main(config))
+            return runner.run(main(config, file, taken, around))
     except StartError as error:
         Logger(config.log)("cannot_start", reason=str(error))
         return 1

@@ -17,6 +17,8 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,30 @@ import shardproxy
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
+from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.probe import NodeRefuses
+from shardproxy.proxy.reload import Reloader
+from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.takeover import Sockets, until_over
+from shardproxy.proxy.transitions import Transitions, hook_of
+from shardproxy.proxy.usage import LoopLag, process_record
+from shardproxy.proxy.watched import Around, WorkerRecord
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
 
 START_LIMIT = 60.0  # seconds a worker has until it is ready
 STOP_GRACE = 5.0  # beyond drain_timeout, until it is killed
 YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
+ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
 def exit_text(status: int) -> str:
@@ -66,20 +79,31 @@ class Slot:
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
 
+    @property
+    def alive(self) -> bool:
+        """It has a process, whether that serves already or not."""
+        return self.process is not None and self.process.returncode is None
+
 
 class Supervisor:
     """`start`, then `stop`; in between it looks after itself."""
 
-    def __init__(self, config: Config, workers: int) -> None:
+    def __init__(self, config: Config, workers: int, file: str = "", taken: Sockets | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
+        self.transitions = Transitions(self.log, hook_of(config))
+        self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
+        self.keeper = Keeper(self, self.run_id, self.log)
+        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
+        self.reloader = Reloader(self, file)
+        self._taken = taken
         self.pages = CounterPages.create(workers)
 
     @property
@@ -90,22 +114,32 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        Credentials.read(self.config)
+        credentials = Credentials.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
-        self.bound = listeners.bind_all(self.config.listen, len(self.slots))
-        for slot in self.slots:
-            self._keep(self._run_slot(slot))
-        watches = list(self._tasks)
+        taken = self._taken
+        given = taken.listeners if taken else ()
+        self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
+        self.reloader.restore(taken.drained if taken else None)
+        self.keeper.follow(credentials)
+        watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
+        self._keep(self._pulse())
         ready = self._keep(self._all_ready())
         await asyncio.wait((ready, *watches), return_when=asyncio.FIRST_COMPLETED)
         for watch in watches:
             if watch.done():
                 watch.result()  # raises what happened to it
+        self._keep(self.reloader.run())
         return True
 
     async def _all_ready(self) -> None:
         for slot in self.slots:
             await slot.ready.wait()
+
+    async def linger(self) -> None:
+        """The workers take no more clients and serve those they have, for drain_timeout at most."""
+        self.stopping = True
+        self._close_listeners()
+        await self.broadcast("linger", timeout=self.config.limits.drain_timeout + STOP_GRACE)
 
     async def drain(self) -> bool:
         """Every worker finishes what is in flight and ends; False when one had to be killed."""
@@ -130,10 +164,12 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     slot.process.kill()
                 await slot.process.wait()
+        await self.keeper.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transitions.close()
 
     def _close_listeners(self) -> None:
         for listener in self.bound:
@@ -159,6 +195,7 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
+            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -194,12 +231,13 @@ class Supervisor:
             pages_fd=self.pages.fd,
             bound=bound,
             topology=self.topology.as_json(),
+            transitions=list(self.transitions.latest),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("topology", self.topology.as_json())
+            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -232,23 +270,92 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "node":
-            address, state, reason, version = body
-            self.set_topology(self.topology.with_node_state(address, state, reason, version))
+        if name == "evidence":
+            self.keeper.observe(body)
             return None
+        if name == "version":
+            address, version = body
+            node = self.topology.nodes.get(address)
+            if node is not None and node.version != version:
+                self.set_topology(self.topology.with_node_state(address, node.state, node.reason, version))
+            return None
+        if name == "operate":
+            return msgspec.to_builtins(await self.reloader.operate(*body))
         raise ValueError(name)
 
-    def set_topology(self, topology: Topology) -> None:
+    # --- the topology (returns.Fleet, reload.Owner) ---
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """A changed configuration and its topology, for all workers, in one message."""
+        credentials = Credentials.read(config)
+        self.transitions.changed(self.topology, topology)
+        self.config, self.topology = config, topology
+        told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
+        self.keeper.follow(credentials)  # what comes of it is told after that
+        return [f"worker {number}" for number in await told]
+
+    def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
         if topology.generation > self.topology.generation:
+            self.transitions.changed(self.topology, topology)
             self.topology = topology
-            self._keep(self._send_topology(topology))
+        return self._keep(self._send_topology(topology))
 
-    async def _send_topology(self, topology: Topology) -> None:
-        acks = await self.broadcast("topology", topology.as_json())
-        behind = [number for number, generation in acks.items() if generation < topology.generation]
-        if behind:
-            self.log("worker_silent", workers=behind, generation=topology.generation)
+    async def _send_topology(self, topology: Topology) -> bool:
+        return not await self._send("topology", topology.as_json(), topology)
+
+    async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
+        """The workers that have not acknowledged the topology that this brings them."""
+        living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
+        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        acks = await self.broadcast(name, body, timeout=patience)
+        behind = [number for number in living if acks.get(number, -1) < topology.generation]
+        if silent := [number for number in behind if living[number] and self.slots[number].alive]:
+            self.log("worker_silent", workers=silent, generation=topology.generation)
+        return behind
+
+    async def take(self, address: str) -> list[Taken]:
+        living = [slot for slot in self.slots if slot.alive]
+        if not all(slot.ready.is_set() for slot in living):
+            raise NodeRefuses("a worker is just starting")
+        forgotten = address in self._forgotten
+        self._forgotten.discard(address)
+        found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
+        if forgotten or len(found) < len(living):
+            found.append(Taken([], [], True))
+        return found
+
+    # --- what is seen from outside (watched.Watched) ---
+
+    @property
+    def listening(self) -> bool:
+        return bool(self.bound) and not self.stopping
+
+    @property
+    def draining(self) -> bool:
+        return self.stopping
+
+    @property
+    def workers(self) -> Mapping[int, int]:
+        return {slot.number: slot.process.pid for slot in self.slots if slot.process and slot.ready.is_set()}
+
+    def counters(self) -> Mapping[str, int]:
+        return self.pages.counters()
+
+    def latency(self) -> Mapping[str, Sequence[int]]:
+        return self.pages.latency()
+
+    async def all_workers(self) -> dict[int, WorkerRecord]:
+        parts = await self.broadcast("worker")
+        return {number: msgspec.convert(part, WorkerRecord) for number, part in parts.items()}
+
+    def supervisor(self) -> ProcessRecord:
+        return process_record(self._lag)
+
+    async def _pulse(self) -> None:
+        while True:
+            self._lag.note(time.monotonic())
+            await asyncio.sleep(PULSE)
 
 
 def _environment() -> dict[str, str]:
@@ -262,27 +369,30 @@ def worker_count(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
-async def supervise(config: Config) -> int:
+async def supervise(
+    config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
+) -> int:
     """Workers until a signal. Returns the exit code."""
     count = worker_count(config)
     if count == 1:
-        return await serve(config)
+        return await serve(config, file, taken, around)
     signals = Signals()
-    supervisor = Supervisor(config, count)
-    try:
-        if not await signals.unless_first(supervisor.start()):
-            return 1
-        supervisor.log(
-            "listening",
-            addresses=supervisor.addresses,
-            pid=os.getpid(),
-            workers=count,
-            version=shardproxy.__version__,
-        )
-        await signals.first.wait()
-        supervisor.log("draining")
-        clean = await signals.unless_second(supervisor.drain())
-    finally:
-        await supervisor.close()
+    supervisor = Supervisor(config, count, file, taken)
+    async with around(supervisor):
+        try:
+            if not await signals.unless_first(supervisor.start()):
+                return 1
+            supervisor.log(
+                "listening",
+                addresses=supervisor.addresses,
+                pid=os.getpid(),
+                workers=count,
+                version=shardproxy.__version__,
+            )
+            await until_over(supervisor, signals.first, taken)
+            supervisor.log("draining")
+            clean = await signals.unless_second(supervisor.drain())
+        finally:
+            await supervisor.close()
     supervisor.log("stopped", clean=clean)
     return 0 if clean else 1

@@ -2,7 +2,8 @@
 
 FD is its end of the channel. It is told everything else over it, first an `Order`; sockets and the counters'
 memory are inherited. It ends when it is told to drain, on SIGTERM (as if told), and when the channel closes:
-without a supervisor nobody would ever stop it. SIGINT, which a terminal sends to all, is the supervisor's.
+without a supervisor nobody would ever stop it. SIGINT and SIGHUP, which a terminal sends to all, are the
+supervisor's.
 """
 
 import asyncio
@@ -16,12 +17,16 @@ from typing import Any
 import msgspec
 
 from shardproxy.config import Config, Secret
-from shardproxy.core.topology import State, Topology
+from shardproxy.core import errors
+from shardproxy.core.topology import Topology
+from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
+from shardproxy.proxy.reload import OPERATE
 from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
+from shardproxy.proxy.transitions import Transition
 
 ASK_OTHERS = 2.0  # seconds; the supervisor gives each of the others half of it
 
@@ -46,6 +51,7 @@ class Order(msgspec.Struct, frozen=True):
     pages_fd: int
     bound: list[Bound]
     topology: bytes
+    transitions: list[Transition] = []  # the latest
 
 
 def config_to_wire(config: Config) -> Any:
@@ -102,12 +108,30 @@ class Worker:
             self.stop.set()
             await self.drained.wait()
             return None
+        if name == "linger":
+            await self.proxy.linger()
+            return None
+        if name == "reload":
+            config, topology = body
+            return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
-                self.proxy.topology = new
+                self.proxy.apply(new)
+            await self.proxy.settled(new)
             return self.proxy.topology.generation
+        if name == "take":
+            return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name))
+
+    def _reconfigure(self, config: Config, topology: Topology) -> int:
+        """The generation that it has then."""
+        assert self.proxy is not None
+        if topology.generation > self.proxy.topology.generation:
+            self.proxy.reconfigure(config, topology)
+        elif config != self.proxy.config:
+            self.proxy.reconfigure(config, self.proxy.topology)
+        return self.proxy.topology.generation
 
     def _start(self, order: Order) -> int:
         for fd in (order.pages_fd, *(fd for bound in order.bound for fd in bound.fds)):
@@ -129,6 +153,7 @@ class Worker:
                 order.started,
                 os.getppid(),
                 self,
+                order.transitions,
             ),
         )
         self.proxy.topology = Topology.from_json(order.topology)
@@ -145,6 +170,13 @@ class Worker:
             return []
         return found
 
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        try:
+            found = await self.channel.ask("operate", [what, *args], OPERATE)
+        except (TimeoutError, ChannelClosed, PeerFailed):
+            return Outcome(errors.NO_OWNER)
+        return msgspec.convert(found, Outcome)
+
     def counters(self) -> Mapping[str, int]:
         assert self.pages is not None
         return self.pages.counters()
@@ -153,12 +185,16 @@ class Worker:
         assert self.pages is not None
         return self.pages.latency()
 
-    def node_changed(self, address: str, state: State, reason: str, version: str | None) -> None:
-        self.channel.tell("node", [address, state, reason, version])
+    def evidence(self, found: list[Any]) -> None:
+        self.channel.tell("evidence", found)
+
+    def node_version(self, address: str, version: str) -> None:
+        self.channel.tell("version", [address, version])
 
 
 def main(fd: int) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(fd, False)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(Worker().run(socket.socket(fileno=fd)))

@@ -393,7 +393,7 @@ class FakeNode(Server):
         self.greet = {
             b"PING": b"+PONG\r\n",
             b"AUTH": b"+OK\r\n",
-            b"CLIENT": b"+OK\r\n",
+            b"CLIENT": b":7\r\n",
             b"SELECT": b"+OK\r\n",
             b"HELLO": b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n",
             b"INFO": bulk(b"redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n"),

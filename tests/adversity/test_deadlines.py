@@ -15,7 +15,9 @@ from asking import counters, key_on, shard_of
 from faults import FakeNode, FaultProxy, Latency, Slicer, Talk, Timeout, obey
 from servers import ProxyProcess, RedisNode, pack, redis_nodes, toml, until
 
-POOL = 'timeout = "300ms"\nreset_after = "1h"\nconnect_timeout = "2s"'
+# what the engine does alone: fail open is for good, no node is put out
+ALONE = "\nhealth = { fail_open_ratio = 0.0 }"
+POOL = 'timeout = "300ms"\nreset_after = "1h"\nconnect_timeout = "2s"' + ALONE
 
 
 class Stage:
@@ -29,12 +31,11 @@ class Stage:
 
     @property
     def upstreams(self) -> list[str]:
-        """The ids of the proxy's connections as the slow node has them, without ours and the probe's."""
+        """The ids of the proxy's connections as the slow node has them, without ours and the probes'."""
         with self.slow_node.raw() as raw:
             lines = str(raw.value("CLIENT", "LIST")).splitlines()
-        return [
-            line.split()[0] for line in lines if "cmd=client|list" not in line and "cmd=command" not in line
-        ]
+        others = ("cmd=client|list", "cmd=command", "cmd=ping", "cmd=NULL")
+        return [line.split()[0] for line in lines if not any(other in line for other in others)]
 
 
 @contextmanager
@@ -137,7 +138,7 @@ def test_latency_within_the_deadline_is_only_latency() -> None:
 
 def test_only_no_progress_resets() -> None:
     """Nothing for reset_after: reset with that reason, once; the next connection works."""
-    with stage_of('timeout = "300ms"\nreset_after = "900ms"\nconnect_timeout = "2s"') as stage:
+    with stage_of('timeout = "300ms"\nreset_after = "900ms"\nconnect_timeout = "2s"' + ALONE) as stage:
         raw = stage.raw
         raw.ask("SET", stage.slow, "value")
         stage.slow_node.pause()
@@ -166,7 +167,7 @@ def test_slow_progress_is_progress() -> None:
 
 
 def test_a_network_that_swallows_everything_is_left() -> None:
-    with stage_of('timeout = "200ms"\nreset_after = "600ms"\nconnect_timeout = "400ms"') as stage:
+    with stage_of('timeout = "200ms"\nreset_after = "600ms"\nconnect_timeout = "400ms"' + ALONE) as stage:
         raw = stage.raw
         raw.ask("SET", stage.slow, "value")
         stage.network.toxics = [Timeout()]

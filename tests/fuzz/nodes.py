@@ -90,6 +90,8 @@ class HostileNode:
                             if args[0] == b"HELLO"
                             else b"+PONG\r\n"
                             if args[0] == b"PING"
+                            else b":7\r\n"
+                            if args[0] == b"CLIENT"
                             else b"+OK\r\n"
                         )
                         greeted = args[0] == b"PING"

@@ -91,12 +91,20 @@ def test_every_worker_shows_the_merged_figures(three: ProxyProcess) -> None:
 def test_workers_agree_on_the_topology(three: ProxyProcess) -> None:
     raws = spread(three)
 
-    def generations() -> set[int]:
-        return {json.loads(raw.value("PROXY", "INFO"))["generation"] for raw in raws}
+    def shown() -> set[tuple[int, bool]]:
+        """What the workers say: the generation, and whether every node is up and has said what it is."""
+        found = [json.loads(raw.value("PROXY", "TOPOLOGY")) for raw in raws]
+        return {
+            (
+                each["generation"],
+                all(s["node"]["state"] == "up" and s["node"]["version"] for s in each["pools"][0]["shards"]),
+            )
+            for each in found
+        }
 
     try:
         assert {worker_of(raw) for raw in raws} == {0, 1, 2}
-        until(lambda: generations() == {3}, "all workers to have seen three nodes come up")
+        until(lambda: [up for _, up in shown()] == [True], "all workers to have seen three nodes come up")
     finally:
         for raw in raws:
             raw.close()

@@ -213,7 +213,7 @@ def test_what_is_answered_here() -> None:
     alone = {"ping", "echo", "hello", "auth", "select", "reset", "quit", "time", "info"}
     client = "id getname setname setinfo info list no-evict no-touch reply help"
     command = "count docs getkeys getkeysandflags help info list"
-    proxy = "help info nodes locate commands topology"
+    proxy = "help info nodes locate commands topology reload drain undrain"
     subs = {
         f"{c}|{sub}"
         for c, text in [("client", client), ("command", command), ("proxy", proxy)]

@@ -143,6 +143,7 @@ def test_json_there_and_back_with_fingerprints_and_no_credentials() -> None:
         "state": "unknown",
         "reason": "",
         "version": "",
+        "swept": True,
     }
     with pytest.raises(msgspec.ValidationError):
         Topology.from_json(data.replace(b'"unknown"', b'"sleepy"'))

@@ -1,0 +1,114 @@
+"""While a shard is not there: what its requests get instead, and what is remembered of them.
+
+Rules: every key that is written while its home's keys are with stand-ins is remembered, within `remember` bytes a node,
+else that there were too many. What a read gets instead of its shard's reply (the last value read, or that nothing is
+there) is what the pool's policy says and nothing else; a write gets the error.
+"""
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t
+from libc.string cimport memset
+
+from shardproxy.core.commands cimport FLAG_READONLY, MERGE_ARRAY, MERGE_SUM, Row
+from shardproxy.core.resp cimport Request
+from shardproxy.dataplane.counters cimport MISSES, REMEMBERED, STALE_SERVED
+from shardproxy.dataplane.deliveries cimport deliver, fan_fail
+from shardproxy.dataplane.engine cimport TO_PART, Client, Engine, Entry
+from shardproxy.dataplane.sending cimport find_keys
+from shardproxy.dataplane.slots cimport slot_feed
+from shardproxy.dataplane.stale cimport stale_clear, stale_drop, stale_get
+
+cdef enum:
+    KEY_COST = 96               # bytes that a remembered key takes besides its own
+
+
+cdef void remember(Engine e, Request *r, const Row *row) noexcept:
+    """A write goes to a stand-in: when the key's home is back, what it still has of it is old."""
+    cdef int i, n
+    if row.flags & FLAG_READONLY:
+        return
+    n = find_keys(e, r, row)
+    if n < 0 and 0 < row.first < r.argc:
+        e.positions[0] = row.first
+        n = 1
+    for i in range(n):
+        remember_key(e, r.argv[e.positions[i]], r.argl[e.positions[i]])
+
+
+cdef void remember_key(Engine e, const char *key, size_t n) noexcept:
+    cdef int shard = e.ring.shard_of(key, n), home = e.shards[shard]
+    cdef set keys
+    if not e.absent[shard]:
+        return
+    held = e.written_bytes.get(home, 0)
+    if held < 0:
+        return                  # too many: forgotten, all of that node is old
+    keys = e.written.setdefault(home, set())
+    name = key[:n]
+    if name not in keys:
+        keys.add(name)
+        held += n + KEY_COST
+        if held > <int64_t>e.remember:
+            keys.clear()
+            held = -1
+        e.written_bytes[home] = held
+        e.count[<int>REMEMBERED] += 1
+
+
+cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept:
+    """What is kept of keys that are being written is old now."""
+    cdef int i, n = find_keys(e, r, row)
+    if n < 0:
+        stale_clear(e.stale, e.now)
+    for i in range(n):
+        stale_drop(e.stale, r.argv[e.positions[i]], r.argl[e.positions[i]], e.now)
+
+
+cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept:
+    """Of a shard that is down: the last value read, or nothing found; False: the error."""
+    cdef size_t n
+    cdef const char *kept
+    if e.stale != NULL and row.flags & FLAG_READONLY:
+        kept = stale_get(e.stale, r.raw, r.raw_size, c.proto, e.now, &n)
+        if kept != NULL:
+            e.count[<int>STALE_SERVED] += 1
+            slot_feed(e, c, slot, kept, n, True)
+            return True
+    return e.missing and answer_miss(e, c, r, row, slot)
+
+
+cdef bint answer_miss(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept:
+    """As for keys that do not exist; False: it is not known what that would be."""
+    cdef bytes name = row.name, answer
+    cdef list args
+    cdef int i
+    if e.misses is None or not row.flags & FLAG_READONLY:
+        return False
+    args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
+    try:
+        found = e.misses(name.decode(), args, c.proto)
+    except Exception:
+        return False
+    if found is None:
+        return False
+    answer = found
+    e.count[<int>MISSES] += 1
+    slot_feed(e, c, slot, answer, len(answer), True)
+    return True
+
+
+cdef void part_missing(Engine e, Client *c, const Row *row, uint32_t slot, uint16_t part, uint32_t keys) noexcept:
+    """A part of a split command for a shard that is down: nothing is found, or it fails."""
+    cdef bytes answer
+    cdef Entry entry
+    if not e.missing or not row.flags & FLAG_READONLY or row.merge != MERGE_ARRAY and row.merge != MERGE_SUM:
+        fan_fail(e, c, slot, part)
+        return
+    answer = b":0\r\n" if row.merge == MERGE_SUM else b"*%d\r\n%b" % (keys, (b"_\r\n" if c.proto == 3 else b"$-1\r\n") * keys)
+    memset(&entry, 0, sizeof(entry))
+    entry.to = TO_PART
+    entry.client = c.index
+    entry.generation = c.generation
+    entry.slot = slot
+    entry.part = part
+    e.count[<int>MISSES] += 1
+    deliver(e, &entry, answer, len(answer), True)

@@ -1,0 +1,290 @@
+"""What goes wrong between us and a node: connections lost, deadlines passed, nodes out; and what becomes of requests then.
+
+Rules: a deadline that passes answers the client and leaves the entry, marked late, so that the reply is counted off when
+it comes. What may have run and is not a read is never sent twice: it answers `UNKNOWN outcome`. What nothing was written
+of, and reads, stay in the queue, in their order, before anything newer, and go out again; when the node is out they go
+where their keys are now. Every failure is evidence, but not what looks late because our own loop was.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memset
+
+from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release, queue_free
+from shardproxy.dataplane.counters cimport (
+    RETRIES, RETRY_BUDGET_EMPTY, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_LOSSES, UPSTREAM_RESETS,
+)
+from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.engine cimport (
+    DOWN, HOLD, MAX_SHARED, SERVE, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node, Upstream,
+)
+from shardproxy.dataplane.sending cimport send_again
+from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
+
+cdef enum:
+    SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it
+    PRUNE_ABOVE = 256           # entries that nobody waits for any more
+    GHOSTS = 1000               # of one node that are remembered
+
+
+cdef void blame(Engine e, Node *node, const char *why, bint refused) noexcept:
+    node.failed += 1
+    node.streak += 1
+    node.refused = node.refused or refused
+    snprintf(node.failure, TEXT, "%s", why)
+    if not node.failing and not node.gone:
+        node.failing = True
+        e.event("node_failing", {"node": node.name.decode(errors="replace"), "reason": why.decode(errors="replace")})
+
+
+cdef void ghost(Engine e, Upstream *u) noexcept:
+    """We leave a connection on which requests are: the node may read them later, unless it is told not to."""
+    cdef bytes address = e.node_list[u.node].name
+    cdef list known
+    if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
+        known = e.ghosts.setdefault(address.decode(errors="replace"), [])
+        known.append(u.id)
+        del known[:-GHOSTS]
+
+
+cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noexcept:
+    """Close it, keep what may be sent again, answer the others, and say when it may be tried again."""
+    cdef bint was_up = u.state == UP, good = u.proved or e.now > u.since + SETTLED
+    cdef bint begun = u.midway and not u.push
+    cdef Node *node = e.node_list[u.node]
+    cdef int failures = u.failures
+    cdef char reason[TEXT]
+    if u.state == DOWN:
+        return
+    snprintf(reason, TEXT, "%s", why)
+    e.count[<int>(UPSTREAM_RESETS if reset else UPSTREAM_LOSSES)] += 1
+    if was_up:
+        node.lost += 1
+        e.event("upstream_lost", {"node": node.name.decode(errors="replace"), "reason": reason.decode(errors="replace"),
+                                  "in_flight": u.tail - u.head})
+        if reset:
+            ghost(e, u)
+    upstream_leave(e, u)
+    u.wanted = True
+    if begun:
+        # part of its first reply has been passed on: nobody can take that back
+        lost_error(e, u, &u.fifo[u.head & u.mask], reason, True)
+        u.head += 1
+    if was_up and good:
+        u.retry_at = e.now
+        snprintf(u.why, TEXT, "%s", reason)
+        if u.head != u.tail or begun:
+            blame(e, node, reason, False)
+        sift(e, u, reason, False)
+    else:
+        u.failures = failures
+        failed(e, u, reason, False)
+
+
+cdef void lost_error(Engine e, Upstream *u, Entry *entry, const char *reason, bint begun) noexcept:
+    cdef Node *node = e.node_list[u.node]
+    if entry.start >= u.written or not entry.write:
+        e.count[<int>SHARD_DOWN] += entry.to != TO_NOBODY and entry.to != TO_LATE
+        e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
+                               node.shard, node.name, reason)
+    else:
+        e.count[<int>UNKNOWN_OUTCOMES] += 1
+        e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
+                               "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
+    fit(e)
+    deliver_error(e, entry, begun)
+
+
+cdef bint repeatable(Engine e, Upstream *u, Entry *entry) noexcept:
+    """Whether it may be sent (again); a read that was sent has used up one of its tries then."""
+    if entry.to != TO_CLIENT and entry.to != TO_PART or entry.tries == 0 or entry.at + e.timeout <= e.now:
+        return False
+    if entry.start >= u.written:
+        return True
+    if entry.write or entry.tries == 1:
+        return False
+    # the first time is not from the budget: it is one write on one connection, however many there are
+    if entry.tries <= e.retries:
+        if e.retry_tokens < 1:
+            e.count[<int>RETRY_BUDGET_EMPTY] += 1
+            return False
+        e.retry_tokens -= 1
+    entry.tries -= 1
+    e.count[<int>RETRIES] += 1
+    e.node_list[u.node].retries += 1
+    return True
+
+
+cdef inline uint64_t end_of(const Upstream *u, uint32_t i) noexcept nogil:
+    """Where the bytes of entry i end, in all that this upstream was given."""
+    return u.given if i + 1 == u.tail else u.fifo[(i + 1) & u.mask].start
+
+
+cdef void order(Engine e, Upstream *u) noexcept:
+    """A read is not repeated behind a write of the same client that may have run: it would see the future."""
+    cdef uint32_t i = u.tail
+    cdef Entry *entry
+    cdef Client *c
+    e.losses += 1
+    while i != u.head:
+        i -= 1
+        entry = &u.fifo[i & u.mask]
+        if entry.start >= u.written or entry.to == TO_NOBODY:
+            continue
+        c = e.client_at(entry.client, entry.generation)
+        if c == NULL:
+            continue
+        if entry.write:
+            c.unsure = e.losses
+        elif c.unsure == e.losses:
+            entry.tries = 0
+
+
+cdef void sift(Engine e, Upstream *u, const char *reason, bint begun) noexcept:
+    cdef uint32_t i = u.head, w = u.head
+    cdef Entry entry
+    cdef Buf out
+    cdef uint64_t start, end
+    # with nowhere else to go, what waits for a node that refuses us is told so
+    cdef bint keep = (u.failures == 0 or e.holds and not e.node_list[u.node].gone) and not e.closed and not e.closing
+    if u.head == u.tail and u.out.len == 0:
+        u.base = u.written = u.given = 0
+        return
+    memset(&out, 0, sizeof(out))
+    order(e, u)
+    while i != u.tail:
+        entry = u.fifo[i & u.mask]
+        start = entry.start
+        end = end_of(u, i)
+        i += 1
+        if keep and repeatable(e, u, &entry) and \
+                buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) == 0:
+            entry.start = out.len - (end - start)
+            u.fifo[w & u.mask] = entry
+            w += 1
+        else:
+            lost_error(e, u, &entry, reason, False)
+    u.tail = w
+    u.kept = u.late = u.head
+    buf_release(&u.out)
+    u.out = out
+    u.base = u.written = 0
+    u.given = out.len
+    shrink(u)
+
+
+cdef void prune(Engine e, Upstream *u) noexcept:
+    cdef uint32_t i = u.head, w
+    cdef Entry entry
+    cdef Entry *waiting
+    cdef Buf out
+    cdef uint64_t start, end
+    while i != u.tail and u.fifo[i & u.mask].start < u.written:
+        i += 1
+    if u.late == u.head or i == u.tail or <int>(u.late - i) <= 0:
+        return                  # none of them is late
+    w = i
+    memset(&out, 0, sizeof(out))
+    start = u.fifo[i & u.mask].start
+    if start > u.base and buf_append(&out, buf_head(&u.out), start - u.base) < 0:
+        u.doomed = True
+        return
+    while i != u.tail:
+        entry = u.fifo[i & u.mask]
+        start = entry.start
+        end = end_of(u, i)
+        # what answers to nobody are the +QUEUED of the transaction whose EXEC comes next
+        waiting = &u.fifo[(i + 1) & u.mask] if entry.to == TO_NOBODY and i + 1 != u.tail else &u.fifo[i & u.mask]
+        i += 1
+        if waiting.to == TO_LATE or e.client_at(waiting.client, waiting.generation) == NULL:
+            continue
+        if buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) < 0:
+            u.doomed = True
+        entry.start = u.base + out.len - (end - start)
+        u.fifo[w & u.mask] = entry
+        w += 1
+    u.tail = w
+    u.late = u.head
+    buf_release(&u.out)
+    u.out = out
+    u.given = u.base + out.len
+
+
+cdef void deadlines(Engine e, Upstream *u) noexcept:
+    """Only after all that the node has sent was read: what has arrived is not late."""
+    cdef Entry *entry
+    cdef Node *node = e.node_list[u.node]
+    cdef bint unsent
+    while u.late != u.tail:
+        entry = &u.fifo[u.late & u.mask]
+        if entry.at + e.timeout > e.now:
+            break
+        if not (u.late == u.head and u.midway) and (entry.to == TO_CLIENT or entry.to == TO_PART):
+            unsent = entry.start >= u.written and (u.state != UP or node.mode == HOLD)
+            e.count[<int>TIMEOUTS] += 1
+            node.timeouts += 1
+            e.text_size = snprintf(
+                e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s could not be asked within %llu ms; the command has not run\r\n"
+                if unsent else "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; the command may still run\r\n",
+                node.shard, node.name, <unsigned long long>(e.timeout // 1000))
+            deliver_error(e, entry, False)
+            entry.to = TO_LATE
+        u.late += 1
+        overdue(e, u, entry)
+    if u.late - u.head > PRUNE_ABOVE and (u.state != UP or node.mode == HOLD):
+        prune(e, u)
+    elif u.late == u.head and u.head != u.tail and e.attempt_timeout < e.timeout:
+        entry = &u.fifo[u.head & u.mask]
+        if entry.at + e.attempt_timeout <= e.now:
+            overdue(e, u, entry)
+
+
+cdef inline void overdue(Engine e, Upstream *u, const Entry *entry) noexcept:
+    """One piece of evidence for all that were waiting when the last one was taken: one slow command holds up many."""
+    cdef Node *node = e.node_list[u.node]
+    if u.state == UP and entry.start < u.written and entry.at > node.blamed and not e.lagging:
+        node.blamed = e.now
+        blame(e, node, "it does not answer in time", False)
+
+
+cdef void leave(Engine e, Node *node) noexcept:
+    cdef int k
+    cdef Upstream *u
+    for k in range(2 * MAX_SHARED):
+        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        if u != NULL:
+            leave_upstream(e, node, u)
+
+
+cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
+    cdef Upstream old
+    cdef Entry entry
+    cdef uint32_t i
+    cdef uint64_t start, end
+    cdef Client *c
+    cdef bint begun = u.midway and not u.push
+    if u.state == UP:
+        ghost(e, u)
+    upstream_leave(e, u)
+    order(e, u)
+    # its queue is taken away whole: what is sent again may come back to this very upstream
+    old = u[0]
+    u.head = u.tail = u.late = u.kept = 0
+    u.fifo = NULL
+    u.mask = 0
+    memset(&u.out, 0, sizeof(Buf))
+    u.base = u.written = u.given = 0
+    i = old.head
+    while i != old.tail:
+        entry = old.fifo[i & old.mask]
+        start = entry.start
+        end = end_of(&old, i)
+        i += 1
+        c = e.client_at(entry.client, entry.generation)
+        if begun or c == NULL or not repeatable(e, &old, &entry):
+            lost_error(e, &old, &entry, node.why, begun)
+            begun = False
+        else:
+            send_again(e, c, &entry, old.proto, buf_head(&old.out) + (start - old.base), end - start)
+    buf_release(&old.out)
+    queue_free(<void **>&old.fifo, &old.mask, sizeof(Entry))

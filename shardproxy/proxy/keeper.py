@@ -1,0 +1,290 @@
+"""The Keeper: looks after the nodes, for all workers, in the process that owns the topology.
+
+Owns one `core.health.Health` a node and one task that probes it; takes what the workers saw of it; turns what
+comes of that into snapshots of the topology; has a node that was out brought back (`proxy.returns`). Rules:
+nobody else sets the state of a node; a snapshot is made of the newest one and handed on without waiting in
+between; what failed while our own loop lagged is no evidence; when most nodes look down we are the likelier
+fault, and those whose keys did not move are used on.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from shardproxy.core.health import Evidence, Health, fail_open
+from shardproxy.core.topology import Pool, Shard, State, Topology
+from shardproxy.proxy import probe
+from shardproxy.proxy.probe import NodeRefuses
+from shardproxy.proxy.returns import Fleet, Returns
+
+RETURNING = "returning"  # the reason of a node behind the fence
+LAG_STEP = 0.05  # seconds between two looks at how late our loop is
+LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
+
+
+class Logins(Protocol):
+    """config.Credentials."""
+
+    def of(self, pool: str, shard: str) -> tuple[str, str] | None: ...
+
+
+class Shown(NamedTuple):
+    """A node, as the topology is to show it."""
+
+    state: State
+    reason: str
+    swept: bool
+
+
+class Watch:
+    """What is known of one node, and the tasks that are busy with it."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self.wake = asyncio.Event()
+        self.asking: asyncio.Task[None] | None = None
+        self.asking_urgently = False
+        self.away = False  # it has been shown as out: there is a return before it is admitted
+        self.fenced = False
+        self.swept = True
+        self.beat_at = 0.0  # when it is due to be told that we use it
+        self.task: asyncio.Task[None] | None = None
+        self.sweeper: asyncio.Task[None] | None = None
+
+
+class Keeper:
+    """`follow` begins, `close` ends. `observe` takes evidence in at any time; it never blocks."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        run_id: str,
+        log: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._fleet, self._run_id, self._log = fleet, run_id, log
+        self._clock, self._chance = clock, chance
+        self._watches: dict[str, Watch] = {}
+        self._logins: Logins | None = None
+        self._returns = Returns(fleet, self.login, run_id, log)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ignored: set[str] = set()  # fail open
+        self._meter: asyncio.Task[None] | None = None
+        self._lags: list[tuple[float, float]] = []  # our loop's: (when, how late)
+
+    # --- its life ---
+
+    def follow(self, logins: Logins) -> None:
+        """Looks after the nodes that the topology has now; for the start, and after each change of shards."""
+        self._logins = logins
+        topology, now = self._fleet.topology, self._clock()
+        places = places_of(topology)
+        for address in self._watches.keys() - places.keys():
+            gone = self._watches.pop(address)
+            self._returns.forget(address)
+            for task in (gone.task, gone.sweeper):
+                if task is not None:
+                    task.cancel()
+        for address, (pool, _) in places.items():
+            if (watch := self._watches.get(address)) is None:
+                watch = self._watches[address] = Watch(Health(pool.health, now, self._chance(), pool.timeout))
+                watch.task = self._keep(self._look_after(address, watch))
+            watch.health.policy, watch.health.deadline = pool.health, pool.timeout
+            watch.wake.set()
+        if self._meter is None:
+            self._meter = self._keep(self._measure_lag())
+        self._publish()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def login(self, address: str) -> tuple[str, str] | None:
+        place = places_of(self._fleet.topology).get(address)
+        return self._logins.of(place[0].name, place[1].name) if self._logins and place else None
+
+    # --- evidence ---
+
+    def observe(self, evidence: Iterable[Sequence[Any]]) -> None:
+        """What one worker saw: (address, then the fields of core.health.Evidence) a node."""
+        now = self._clock()
+        for address, *rest in evidence:
+            watch = self._watches.get(address)
+            if watch is None:
+                continue  # it has left the topology
+            health = watch.health
+            health.observe(now, Evidence(*rest), self._chance())
+            if health.urgent and watch.asking and not watch.asking_urgently:
+                watch.asking.cancel()  # it has more patience than those who wait now
+            watch.wake.set()
+        self._publish()
+
+    async def _measure_lag(self) -> None:
+        while True:
+            due = self._clock() + LAG_STEP
+            await asyncio.sleep(LAG_STEP)
+            now = self._clock()
+            if now - due > LAG_STEP:
+                self._lags = [*(each for each in self._lags if each[0] > now - 10.0), (now, now - due)]
+
+    def _lagged(self, since: float, more: float) -> bool:
+        return any(when >= since and late > more for when, late in self._lags)
+
+    # --- one node ---
+
+    async def _look_after(self, address: str, watch: Watch) -> None:
+        while True:
+            try:
+                await self._until_due(watch)
+                await self._probe(address, watch)
+                self._publish()
+                if watch.health.returning:
+                    await self._bring_back(address, watch)
+            except Exception as error:  # ours: the node must not stay unwatched for it
+                self._log("keeper_failed", node=address, exc_info=error)
+                watch.health.not_admitted(self._clock(), watch.health.reason, self._chance())
+                self._publish()
+
+    async def _until_due(self, watch: Watch) -> None:
+        while (delay := watch.health.next_probe - self._clock()) > 0:
+            watch.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(watch.wake.wait(), delay)
+
+    async def _probe(self, address: str, watch: Watch) -> None:
+        health, started = watch.health, self._clock()
+        timeout, watch.asking_urgently = health.probe_timeout, health.urgent
+        watch.asking = self._keep(
+            probe.check(address, self.login(address), timeout, health.policy, self._run_id)
+        )
+        try:
+            await asyncio.wait([watch.asking])
+        finally:
+            watch.asking.cancel()
+            asked, watch.asking = watch.asking, None
+        if asked.cancelled():
+            return  # there is a more urgent one to make
+        failure = asked.exception()
+        if failure is not None and not isinstance(failure, NodeRefuses):
+            self._log("keeper_failed", node=address, exc_info=failure)
+            failure = NodeRefuses(type(failure).__name__)
+        if failure is None:
+            health.probed(self._clock(), True, "", self._chance())
+            self._beat(address, watch)
+            return
+        await asyncio.sleep(0)  # the look at our own lag was due as well
+        if failure.refused or not self._lagged(started, LAG_PART * timeout):
+            health.probed(self._clock(), False, str(failure), self._chance(), failure.refused)
+
+    def _beat(self, address: str, watch: Watch) -> None:
+        """Others that share the node learn that we use it."""
+        place = places_of(self._fleet.topology).get(address)
+        if place is None or place[0].on_return == "keep" or watch.health.state != "up":
+            return
+        if self._clock() >= watch.beat_at:
+            watch.beat_at = self._clock() + watch.health.policy.interval
+            self._keep(self._returns.beat(address))
+
+    async def _bring_back(self, address: str, watch: Watch) -> None:
+        """It is well again: what has to be done before its keys come back, then it is up."""
+        reason, sweep = "it was lost again", False
+        try:
+            if watch.away:
+                away_for = self._clock() - watch.health.since
+                sweep = await self._returns.bring_back(address, away_for, lambda: self._fence(watch))
+        except NodeRefuses as failure:
+            reason = str(failure)
+            returned = False
+        else:
+            returned = watch.health.returning
+        finally:
+            watch.fenced = False
+        # nothing waits between the last look at its debts and the snapshot that has it up
+        if not returned:
+            self._log("node_not_returned", node=address, reason=reason)
+            watch.health.not_admitted(self._clock(), reason, self._chance())
+        else:
+            watch.health.admitted(self._clock())
+            watch.away = False
+            if sweep:
+                watch.swept = False
+                if watch.sweeper is not None:
+                    watch.sweeper.cancel()
+                watch.sweeper = self._keep(self._sweep(address, watch))
+        self._publish()
+
+    async def _fence(self, watch: Watch) -> bool:
+        """Nobody uses the node, nor has anything in flight for its keys; True when all workers say so."""
+        watch.fenced = True
+        acknowledged = self._publish()
+        return acknowledged is not None and await acknowledged
+
+    async def _sweep(self, address: str, watch: Watch) -> None:
+        await self._returns.sweep(address)
+        watch.swept = True
+        self._publish()
+
+    # --- the topology ---
+
+    def _publish(self) -> Awaitable[bool] | None:
+        """A new snapshot, if anything has changed."""
+        old = new = self._fleet.topology
+        before = old.nodes
+        for pool in old.pools:
+            for address, (state, reason, swept) in self._shown(pool).items():
+                was = before[address]
+                if (state, reason, swept) != (was.state, was.reason, was.swept):
+                    new = new.with_node_state(address, state, reason, swept=swept)
+                    self._watches[address].away |= state == "out"
+                if state != was.state:
+                    self._log("node_state", node=address, was=was.state, state=state, reason=reason)
+        if new is old:
+            return None
+        return self._fleet.set_topology(new)
+
+    def _shown(self, pool: Pool) -> dict[str, Shown]:
+        """The nodes of one pool."""
+        watches = {
+            shard.node.address: self._watches[shard.node.address]
+            for shard in pool.shards
+            if shard.node.address in self._watches
+        }
+        ignored = fail_open(
+            {address: watch.health for address, watch in watches.items()}, pool.health.fail_open_ratio
+        )
+        if pool.on_shard_down == "rehash":  # what has moved stays moved
+            ignored -= {address for address, watch in watches.items() if watch.away}
+        if ignored - self._ignored:
+            self._log("fail_open", pool=pool.name, nodes=sorted(ignored))
+        self._ignored = (self._ignored - watches.keys()) | ignored
+        return {address: shown(watch, address in ignored) for address, watch in watches.items()}
+
+
+def shown(watch: Watch, ignored: bool) -> Shown:
+    health = watch.health
+    if watch.fenced:
+        return Shown("suspect", RETURNING, watch.swept)
+    if ignored:
+        return Shown("unknown", f"fail open: {health.reason}", watch.swept)
+    return Shown(health.state, health.reason, watch.swept)
+
+
+def places_of(topology: Topology) -> Mapping[str, tuple[Pool, Shard]]:
+    """By address; of a node that serves several shards the first."""
+    found: dict[str, tuple[Pool, Shard]] = {}
+    for pool in topology.pools:
+        for shard in pool.shards:
+            found.setdefault(shard.node.address, (pool, shard))
+    return found

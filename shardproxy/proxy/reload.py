@@ -1,0 +1,230 @@
+"""Changes while it runs: the configuration loaded again, shards drained and put back.
+
+Owns what is common to the supervisor and the only worker, who own configuration and topology: one change at a
+time; a configuration is swapped in whole or refused with all its mistakes; what only a restart changes is
+named and left as it is; the last good one is kept at `state`. The file is looked at every second.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from shardproxy.config import Config, ConfigError, Credentials, Source, load
+from shardproxy.config_tables import differences
+from shardproxy.core import errors
+from shardproxy.core.topology import Pool, Topology
+from shardproxy.handlers.base import Outcome
+from shardproxy.proxy import state
+from shardproxy.proxy.listeners import Listener
+from shardproxy.proxy.logs import Logger
+
+WATCH = 1.0  # seconds between two looks at the file
+SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
+OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
+FILE_CHANGED = "the file changed"
+RUNNING = ("pool", "state")  # tables and options that change without a restart
+
+
+class Owner(Protocol):
+    """Who owns configuration and topology."""
+
+    config: Config
+    topology: Topology
+    log: Logger
+    bound: list[Listener]
+    reloader: "Reloader"
+
+    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+        """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
+
+    async def linger(self) -> None:
+        """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
+
+
+class Change(NamedTuple):
+    """What a new configuration comes to for one that runs."""
+
+    config: Config  # what will run
+    changed: list[str]
+    restart: list[str]  # only a restart changes these
+
+
+def change(running: Config, new: Config) -> Change:
+    """Takes from the new one what can change while it runs."""
+    found = [(each.where.split(".")[0] in RUNNING, str(each)) for each in differences(running, new)]
+    return Change(
+        msgspec.structs.replace(running, **{key: getattr(new, key) for key in RUNNING}),
+        [text for runs, text in found if runs],
+        [text for runs, text in found if not runs],
+    )
+
+
+def moved(old: Topology, new: Topology) -> list[str]:
+    """Warnings: durable pools whose keys are looked for elsewhere from now on."""
+    before = {pool.name: pool.ring.fingerprint for pool in old.pools}
+    return [
+        f"pool {pool.name} is durable and its ring changed: keys that belong elsewhere now are not copied"
+        for pool in new.pools
+        if pool.kind == "durable" and before.get(pool.name) not in (None, pool.ring.fingerprint)
+    ]
+
+
+class Reloader:
+    """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
+
+    def __init__(self, owner: Owner, file: str = "") -> None:
+        self._owner, self._file = owner, os.path.abspath(file) if file else ""
+        self._credentials = Credentials.read(owner.config)
+        self._content: bytes | None = None  # of the file, as it was when it was last good
+        self._one = asyncio.Lock()
+        self._hangups: set[asyncio.Task[Outcome]] = set()
+
+    # --- start ---
+
+    def restore(self, drained: Mapping[str, Any] | None = None) -> None:
+        """Shards that were drained are so again: these, else those of the state file."""
+        owner = self._owner
+        if drained is None and owner.config.state:
+            try:
+                kept = state.read(owner.config.state)
+                drained = kept.drained if kept else None
+            except state.StateError as error:
+                owner.log("state_refused", reason=str(error))
+        if not drained:
+            return
+        try:
+            owner.topology = owner.topology.with_draining(drained)
+            owner.log("shards_drained", shards=owner.topology.draining)
+        except ValueError as error:
+            owner.log("not_drained", reason=str(error))
+
+    async def run(self) -> None:
+        """Keeps the state of the start, then looks at the file, for ever."""
+        seen = self._look()
+        async with self._one:
+            await self._first()
+        while self._file:
+            await asyncio.sleep(WATCH)
+            now = self._look()
+            if now in (seen, None):
+                continue
+            await asyncio.sleep(SETTLED)
+            if self._look() == now:
+                seen = now
+                await self.operate("reload", FILE_CHANGED)
+
+    async def _first(self) -> None:
+        """The file is worth keeping only if it is what runs: we may have been started without it."""
+        if not self._file:
+            return
+        try:
+            source = await asyncio.to_thread(Source.read, self._file)
+            loaded = await asyncio.to_thread(load, source)
+        except ConfigError:
+            return
+        if loaded == self._owner.config:
+            self._content = source.content
+            await self._keep_state()
+
+    def _look(self) -> tuple[int, ...] | None:
+        """What changes with the file; None: it is not there, as while an editor replaces it."""
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+    # --- changes ---
+
+    def hangup(self) -> None:
+        """SIGHUP."""
+        task = asyncio.get_running_loop().create_task(self.operate("reload", "SIGHUP"))
+        self._hangups.add(task)
+        task.add_done_callback(self._hangups.discard)
+
+    async def operate(self, what: str, *args: Any) -> Outcome:
+        """One change, after those before it. what: "reload", "drain" or "undrain", with its arguments."""
+        changes: dict[str, Callable[..., Awaitable[Outcome]]]
+        changes = {"reload": self._reload, "drain": self._drain, "undrain": self._undrain}
+        async with self._one:
+            try:
+                return await changes[what](*args)
+            except Exception as error:
+                self._owner.log("change_failed", change=what, exc_info=error)
+                return Outcome(errors.INTERNAL)
+
+    async def _reload(self, why: str = "PROXY RELOAD") -> Outcome:
+        owner = self._owner
+        if not self._file:
+            return Outcome(errors.NO_FILE)
+        try:
+            source = await asyncio.to_thread(Source.read, self._file)
+            new = await asyncio.to_thread(load, source)
+            credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
+            config, changed, restart = change(owner.config, new)
+            topology = owner.topology.with_config(config)
+        except (ConfigError, ValueError) as error:
+            mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
+            owner.log("reload_refused", why=why, generation=owner.topology.generation, mistakes=mistakes)
+            return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
+        if credentials != self._credentials:
+            changed.append("the passwords of nodes")
+        self._content, self._credentials = source.content, credentials
+        warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
+        late: list[str] = []
+        if changed:
+            topology = topology.again() if topology is owner.topology else topology
+            late = await owner.adopt(config, topology)
+        found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
+        told = {key: value for key, value in found.items() if value}
+        if told or why != FILE_CHANGED:
+            owner.log("reloaded", why=why, generation=topology.generation, **told)
+        await self._keep_state()
+        return Outcome(answer={"generation": topology.generation} | found)
+
+    async def _drain(self, name: str, force: bool) -> Outcome:
+        pool = self._owner.topology.pools[0]
+        if pool.kind == "durable" and not force and any(shard.name == name for shard in pool.shards):
+            return Outcome(errors.drain_durable(name, pool.name))
+        return await self._place(pool, name, lambda drained: drained | {name})
+
+    async def _undrain(self, name: str) -> Outcome:
+        return await self._place(self._owner.topology.pools[0], name, lambda drained: drained - {name})
+
+    async def _place(self, pool: Pool, name: str, pick: Any) -> Outcome:
+        """Takes a shard off the ring or puts it back."""
+        owner, known = self._owner, [shard.name for shard in pool.shards]
+        if name not in known:
+            return Outcome(errors.no_such_shard(name, known))
+        drained = owner.topology.draining
+        try:
+            topology = owner.topology.with_draining(
+                {**drained, pool.name: pick(frozenset(drained.get(pool.name, ())))}
+            )
+        except ValueError as error:
+            return Outcome(errors.not_drained(str(error)))
+        late: list[str] = []
+        if topology is not owner.topology:
+            late = await owner.adopt(owner.config, topology)
+            owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
+            await self._keep_state()
+        return Outcome(
+            answer={
+                "generation": topology.generation,
+                "draining": list(topology.draining.get(pool.name, ())),
+                "not_acknowledged": late,
+            }
+        )
+
+    # --- the last good one ---
+
+    async def _keep_state(self) -> None:
+        path = self._owner.config.state
+        if path and self._content is not None:
+            try:
+                await asyncio.to_thread(state.keep, path, self._content, self._owner.topology.draining)
+            except state.StateError as error:
+                self._owner.log("state_refused", reason=str(error))

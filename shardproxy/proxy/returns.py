@@ -1,0 +1,345 @@
+"""How a node that was out comes back: the fenced sequence, and what is swept after it.
+
+ 1. our old connections to the node are killed there by id, since bytes in its socket buffers would run later;
+    what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node;
+ 2. the fence: no worker has anything of its keys in flight, and all have said so;
+ 3. inside it the rest of 1; or the whole database goes, if nobody else has been using it;
+ 4. it is up, and its keys come back to it;
+ 5. what stand-ins keep of its keys is deleted; until then it is not `swept`.
+
+Owns what is owed: keys taken and not yet deleted everywhere, and debts, what a node that was itself out has
+to delete before it comes back. Both are bounded; beyond the bound everything is looked through instead.
+Anything that fails ends the return, and what is owed is kept. Nothing is removed on a pool with on_return =
+"keep".
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeAlias
+
+import hiredis
+
+from shardproxy.core.topology import Pool, Shard, Topology
+from shardproxy.proxy.probe import Line, NodeRefuses
+
+HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
+OURS = b"shardproxy:"  # keys of this beginning are no client's
+KEPT = 86400  # seconds that heartbeats stay
+USED = 1.5  # probe intervals: who uses a node says so at least once in these
+BATCH = 1000  # keys in one UNLINK or SCAN
+RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
+PER_KEY = 64  # bytes that a remembered key costs beside its own
+
+Login: TypeAlias = tuple[str, str] | None
+
+
+class Taken(NamedTuple):
+    """What one worker knows of a node that is out; it has forgotten it now."""
+
+    ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
+    keys: Sequence[bytes]  # written or deleted on stand-ins
+    overflow: bool  # not all of them
+
+
+class Fleet(Protocol):
+    """All workers: the supervisor's, or with one worker the Proxy itself."""
+
+    topology: Topology
+
+    def set_topology(self, topology: Topology) -> Awaitable[bool]:
+        """Swaps it in before it returns. True: every live worker serves by it, and where it puts a shard into
+        "hold" none has anything of its keys in flight elsewhere."""
+
+    async def take(self, address: str) -> list[Taken]:
+        """From all workers; who cannot be asked stands there with `overflow`. Raises NodeRefuses: not now."""
+
+
+class Owed:
+    """Keys to delete, at most `room` bytes of them; `everything`: there were more, or nobody knows."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.keys: set[bytes] = set()
+        self.everything = False
+        self._size = 0
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.keys)
+
+    def add(self, keys: Iterable[bytes], everything: bool = False) -> None:
+        self.everything |= everything
+        for key in keys:
+            if self.everything:
+                break
+            if key not in self.keys:
+                self.keys.add(key)
+                self._size += len(key) + PER_KEY
+                self.everything = self._size > self.room
+        if self.everything:
+            self.keys.clear()
+
+    def merge(self, other: "Owed") -> None:
+        self.add(other.keys, other.everything)
+
+
+def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
+    """Whether a shard has a key that is not, or no longer, its to serve."""
+    home = pool.home(key)
+    if home.name == shard.name or key.startswith(OURS):
+        return False
+    if home.node.state not in ("out", "suspect"):
+        return True
+    stand_in = pool.stand_in(key)
+    return stand_in is None or stand_in.name != shard.name
+
+
+class Returns:
+    """`login`: of a node, by its address."""
+
+    def __init__(
+        self, fleet: Fleet, login: Callable[[str], Login], run_id: str, log: Callable[..., None]
+    ) -> None:
+        self._fleet, self._login, self._run_id, self._log = fleet, login, run_id.encode(), log
+        self._ghosts: dict[str, set[int]] = {}
+        self._owed: dict[str, Owed] = {}  # of nodes that are out
+        self._unswept: dict[str, Owed] = {}  # of nodes that are back
+        self._debts: dict[str, Owed] = {}  # on nodes that are out
+
+    def forget(self, address: str) -> None:
+        """It has left the topology."""
+        for each in (self._ghosts, self._owed, self._unswept, self._debts):
+            each.pop(address, None)
+
+    def _place(self, address: str) -> tuple[Pool, Shard]:
+        for pool in self._fleet.topology.pools:
+            for shard in pool.shards:
+                if shard.node.address == address:
+                    return pool, shard
+        raise NodeRefuses("it has left the topology")
+
+    def _line(self, address: str) -> Line:
+        pool, _ = self._place(address)
+        return Line(address, self._login(address), pool.health.timeout)
+
+    # --- the return ---
+
+    async def bring_back(self, address: str, away_for: float, fence: Callable[[], Awaitable[bool]]) -> bool:
+        """Everything that comes before the node is up again; True: then `sweep` it. Raises NodeRefuses.
+
+        Nothing waits between its last look at what the node has to delete and its end. away_for: seconds.
+        """
+        pool, _ = self._place(address)
+        started = time.monotonic()
+        deleted: set[bytes] = set()  # over this very connection: to this life of the node
+        async with self._line(address) as line:
+            await self._collect(pool, address)
+            await self._kill_ghosts(line, address, away_for)
+            flush = self._flushes(pool, address)
+            unused = flush and await self._unused(line, pool, address)
+            if not unused:
+                await self._delete(line, pool, address, deleted)
+                if any(guest.everything for guest in self._guests(pool, address)):
+                    await self._look_through(line, address)
+            fenced = time.monotonic()
+            if not await fence():
+                raise NodeRefuses("not every worker acknowledged that it leaves the node alone")
+            await self._collect(pool, address)
+            await self._kill_ghosts(line, address, away_for)
+            if self._flushes(pool, address) and not flush:
+                raise NodeRefuses("more keys were written meanwhile than are remembered")
+            if unused:
+                await call(line, ("FLUSHDB", "ASYNC"))
+            if pool.on_return != "keep":
+                await self._tell_use(line)
+            while self._to_delete(pool, address, deleted) or self._must_look_through(address):
+                await self._delete(line, pool, address, deleted)
+        self._debts.pop(address, None)
+        unswept = self._unswept.setdefault(address, Owed(pool.remember))
+        unswept.merge(self._owed.pop(address, Owed(0)))
+        if flush:
+            unswept.add((), everything=True)
+        for guest in self._guests(pool, address):
+            unswept.merge(guest)
+        self._log(
+            "node_returns",
+            node=address,
+            deleted=len(deleted),
+            flushed=unused,
+            seconds=round(time.monotonic() - started, 3),
+            fenced=round(time.monotonic() - fenced, 3),
+        )
+        return pool.on_return != "keep" and pool.on_shard_down == "rehash" and bool(unswept)
+
+    async def _collect(self, pool: Pool, address: str) -> None:
+        """From the workers: of this node, and of others that are out, whose keys it may have stood in for."""
+        away = [shard.node.address for shard in pool.shards if shard.node.state == "out"]
+        for each in {address, *away} if pool.on_return == "invalidate" else {address}:
+            owed = self._owed.setdefault(each, Owed(pool.remember))
+            for taken in await self._fleet.take(each):
+                owed.add(map(bytes, taken.keys), taken.overflow and pool.on_return == "invalidate")
+                self._ghosts.setdefault(each, set()).update(taken.ghosts)
+
+    def _guests(self, pool: Pool, address: str) -> list[Owed]:
+        """What is owed to other nodes that are out now."""
+        return [
+            self._owed[other]
+            for shard in pool.shards
+            if (other := shard.node.address) != address and shard.node.state == "out" and other in self._owed
+        ]
+
+    def _flushes(self, pool: Pool, address: str) -> bool:
+        return pool.on_return == "flush" or (
+            pool.on_return == "invalidate" and self._owed[address].everything
+        )
+
+    async def _kill_ghosts(self, line: Line, address: str, away_for: float) -> None:
+        """Connections that are younger than the outage are others': a node that restarts counts anew."""
+        ghosts = sorted(self._ghosts.get(address, ()))
+        if not ghosts:
+            return
+        (listed,) = await line.ask(("CLIENT", "LIST", "ID", *ghosts))
+        if isinstance(listed, bytes):  # an error before Redis 6.2
+            fields = [dict(re.findall(r"\b(id|age)=(\d+)", text)) for text in listed.decode().splitlines()]
+            ghosts = [int(each["id"]) for each in fields if int(each["age"]) >= int(away_for)]
+        for reply in await line.ask(*(("CLIENT", "KILL", "ID", number) for number in ghosts)):
+            if isinstance(reply, hiredis.ReplyError):
+                raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
+        self._ghosts.pop(address, None)
+
+    def _to_delete(self, pool: Pool, address: str, deleted: Collection[bytes]) -> list[bytes]:
+        """Keys that are known: its own, those it stood in for, its debts."""
+        if pool.on_return == "keep":
+            return []
+        sources = [self._owed[address], *self._guests(pool, address)]
+        if address in self._debts:
+            sources.append(self._debts[address])
+        return [key for source in sources for key in source.keys if key not in deleted]
+
+    def _must_look_through(self, address: str) -> bool:
+        debt = self._debts.get(address)
+        return debt is not None and debt.everything
+
+    async def _delete(self, line: Line, pool: Pool, address: str, deleted: set[bytes]) -> None:
+        keys = self._to_delete(pool, address, deleted)
+        await unlink(line, keys)
+        deleted.update(keys)
+        if self._must_look_through(address):
+            debt = self._debts.pop(address)
+            try:
+                await self._look_through(line, address)
+            except BaseException:
+                self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
+                raise
+
+    # --- who else uses the node ---
+
+    async def _unused(self, line: Line, pool: Pool, address: str) -> bool:
+        """Whether its database may be emptied: no other proxy has used it since it was out for us."""
+        try:
+            now, before = await self._others(line)
+            if any(when > now - USED * pool.health.interval for when in before.values()):
+                # fresh, but maybe from before the node was lost for them as well
+                await asyncio.sleep(USED * pool.health.interval)
+                _, after = await self._others(line)
+                if any(when > before.get(who, 0.0) for who, when in after.items()):
+                    raise ValueError("other proxies have been using it meanwhile")
+        except ValueError as error:
+            self._log("flush_refused", node=address, reason=str(error))
+            return False
+        return True
+
+    async def _others(self, line: Line) -> tuple[float, dict[bytes, float]]:
+        """The node's time, and when others have used it. Raises ValueError."""
+        now, beats = await line.ask(("TIME",), ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"))
+        if not isinstance(now, list) or not isinstance(beats, list):
+            raise ValueError("it does not tell who else uses it")
+        found = {who: float(when) for who, when in zip(beats[::2], beats[1::2], strict=True)}
+        found.pop(self._run_id, None)
+        return float(now[0]), found
+
+    async def beat(self, address: str) -> None:
+        """Says on the node that we use it."""
+        with contextlib.suppress(NodeRefuses):
+            async with self._line(address) as line:
+                await self._tell_use(line)
+
+    async def _tell_use(self, line: Line) -> None:
+        (now,) = await line.ask(("TIME",))
+        if isinstance(now, list):
+            when = int(now[0])
+            # errors are its own: with a key of another type there, nobody empties it
+            await line.ask(
+                ("ZADD", HEARTBEATS, when, self._run_id),
+                ("ZREMRANGEBYSCORE", HEARTBEATS, "-inf", when - KEPT),
+                ("EXPIRE", HEARTBEATS, KEPT),
+            )
+
+    # --- afterwards ---
+
+    async def sweep(self, address: str) -> None:
+        """Deletes what stand-ins keep of its keys; tries until it is done. What is out itself gets a debt."""
+        pool, home = self._place(address)
+        waiting = [shard.name for shard in pool.shards if shard.name != home.name]
+        started, wait = time.monotonic(), RETRY
+        while True:
+            failed, reason = [], ""
+            for name in waiting:
+                try:
+                    await self._sweep_one(address, name)
+                except NodeRefuses as failure:
+                    failed.append(name)
+                    reason = str(failure)
+            if not failed:
+                break
+            self._log("not_swept", node=address, shards=failed, reason=reason)
+            await asyncio.sleep(wait)
+            waiting, wait = failed, min(2 * wait, RETRY_MOST)
+        self._unswept.pop(address, None)
+        self._log("swept", node=address, seconds=round(time.monotonic() - started, 3))
+
+    async def _sweep_one(self, address: str, name: str) -> None:
+        pool, home = self._place(address)
+        shard = next((shard for shard in pool.shards if shard.name == name), None)
+        owed = self._unswept.get(address)
+        if shard is None or owed is None or shard.protocol != home.protocol:
+            return
+        where = shard.node.address
+        if shard.node.state == "out":
+            self._debts.setdefault(where, Owed(pool.remember)).merge(owed)
+            return
+        async with self._line(where) as line:
+            if owed.everything:
+                await self._look_through(line, where)
+            else:
+                await unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
+
+    async def _look_through(self, line: Line, address: str) -> None:
+        """Deletes every key of a node that is not its to serve."""
+        cursor = b"0"
+        while True:
+            found = await call(line, ("SCAN", cursor, "COUNT", BATCH))
+            assert isinstance(found, list)
+            cursor, keys = found
+            pool, shard = self._place(address)
+            await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
+            if cursor == b"0":
+                return
+
+
+async def call(line: Line, request: Sequence[str | bytes | int]) -> object:
+    """One reply; an error is NodeRefuses too."""
+    (reply,) = await line.ask(request)
+    if isinstance(reply, hiredis.ReplyError):
+        # only the code: the rest may quote a key
+        raise NodeRefuses(f"it answers {request[0]!s} with {str(reply).split(' ')[0]}")
+    return reply
+
+
+async def unlink(line: Line, keys: Iterable[bytes]) -> None:
+    rest = iter(keys)
+    while batch := list(islice(rest, BATCH)):
+        await call(line, ("UNLINK", *batch))

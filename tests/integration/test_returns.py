@@ -1,0 +1,355 @@
+"""What is done on nodes when one of them returns, on real ones; the workers are only told of."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from servers import RedisNode, pack, redis_nodes, shards_of
+
+from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
+from shardproxy.core.health import Policy
+from shardproxy.core.topology import State, Topology
+from shardproxy.proxy import probe
+from shardproxy.proxy.probe import NodeRefuses
+from shardproxy.proxy.returns import HEARTBEATS, Returns, Taken
+
+RUN_ID = "f" * 40
+
+
+class Fleet:
+    def __init__(
+        self, nodes: list[RedisNode], on_return: str = "invalidate", remember: int = 1 << 20
+    ) -> None:
+        config = Config(
+            pool={
+                "main": PoolConfig(
+                    kind="cache",
+                    on_shard_down="rehash",
+                    on_return=on_return,  # type: ignore[arg-type]
+                    remember=remember,
+                    health=HealthConfig(interval=0.2),
+                    shards={
+                        name: ShardConfig(primary=f"redis://{address}")
+                        for name, address in shards_of(nodes).items()
+                    },
+                )
+            }
+        )
+        self.topology = Topology.from_config(config)
+        self.taken: dict[str, list[Taken]] = {}
+        self.logged: list[tuple[str, dict[str, Any]]] = []
+        self.returns = Returns(
+            self,  # type: ignore[arg-type]  # it needs no more of a fleet
+            lambda _: None,
+            RUN_ID,
+            lambda event, **fields: self.logged.append((event, fields)),
+        )
+
+    async def take(self, address: str) -> list[Taken]:
+        return self.taken.pop(address, [])
+
+    def put(self, node: RedisNode, state: State) -> None:
+        self.topology = self.topology.with_node_state(node.address, state)
+
+    def wrote(self, node: RedisNode, *keys: bytes, overflow: bool = False) -> None:
+        self.taken.setdefault(node.address, []).append(Taken([], keys, overflow))
+
+    async def back(self, node: RedisNode, *late: bytes, away_for: float = 0.0) -> None:
+        """All of it; `late`: keys that are written until the fence is closed."""
+
+        async def fence() -> bool:
+            self.put(node, "suspect")
+            if late:
+                self.wrote(node, *late)
+            return True
+
+        sweep = await self.returns.bring_back(node.address, away_for, fence)
+        self.put(node, "up")
+        if sweep:
+            await self.returns.sweep(node.address)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.logged if event == name]
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[list[RedisNode]]:
+    with redis_nodes(3) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(three: list[RedisNode]) -> list[RedisNode]:
+    for node in three:
+        ask(node, "FLUSHALL")
+        ask(node, "CONFIG", "RESETSTAT")
+    return three
+
+
+def ask(node: RedisNode, *args: str | bytes | int) -> Any:
+    with node.raw() as raw:
+        return raw.value(*args)
+
+
+def keys_of(node: RedisNode) -> set[str]:
+    return {key for key in ask(node, "KEYS", "*") if not key.startswith("shardproxy:")}
+
+
+def homed(fleet: Fleet, shard: str, count: int) -> list[bytes]:
+    pool = fleet.topology.pools[0]
+    names = (b"key:%d" % number for number in range(100_000))
+    return [
+        key for key, _ in zip((k for k in names if pool.home(k).name == shard), range(count), strict=False)
+    ]
+
+
+def everywhere(nodes: list[RedisNode], *keys: bytes) -> None:
+    for node in nodes:
+        for key in keys:
+            ask(node, "SET", key, "old")
+
+
+async def test_what_was_written_elsewhere_goes_from_the_node_and_from_stand_ins(
+    nodes: list[RedisNode],
+) -> None:
+    fleet = Fleet(nodes)
+    mine = homed(fleet, "a", 4)
+    others = homed(fleet, "b", 1)
+    everywhere(nodes[:1], *mine)
+    everywhere(nodes[1:2], *mine[:3], *others)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], mine[0], mine[1])
+    await fleet.back(nodes[0], mine[2])
+    assert keys_of(nodes[0]) == {mine[3].decode()}
+    assert keys_of(nodes[1]) == {others[0].decode()}
+    assert fleet.events("node_returns")[0]["deleted"] == 3
+
+
+@pytest.mark.parametrize("why", ["flush", "overflow"])
+async def test_flush_and_the_sweep_after_it(nodes: list[RedisNode], why: str) -> None:
+    fleet = Fleet(nodes, "flush" if why == "flush" else "invalidate")
+    mine, others = homed(fleet, "a", 50), homed(fleet, "b", 5)
+    everywhere(nodes[:1], *mine)
+    everywhere(nodes[1:2], *mine, *others)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], overflow=why == "overflow")
+    await fleet.back(nodes[0])
+    assert keys_of(nodes[0]) == set()
+    assert keys_of(nodes[1]) == {key.decode() for key in others}
+    assert fleet.events("node_returns")[0]["flushed"]
+
+
+async def test_more_than_is_remembered_is_as_flush(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes, remember=1000)
+    mine = homed(fleet, "a", 50)
+    everywhere(nodes[:1], *mine)
+    fleet.put(nodes[0], "out")
+    with pytest.raises(NodeRefuses, match="than are remembered"):
+        await fleet.back(nodes[0], *mine[:49])  # behind the fence already
+    fleet.put(nodes[0], "out")
+    await fleet.back(nodes[0])
+    assert keys_of(nodes[0]) == set()
+
+
+async def test_what_another_proxy_uses_is_not_flushed(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes, "flush")
+    everywhere(nodes[:1], *homed(fleet, "a", 5))
+    fleet.put(nodes[0], "out")
+    used = True
+
+    async def other() -> None:
+        with nodes[0].raw() as raw:
+            while used:
+                raw.value("ZADD", HEARTBEATS, raw.value("TIME")[0], "e" * 40)
+                await asyncio.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:  # heartbeats are whole seconds
+        patch.setattr("shardproxy.proxy.returns.USED", 8)
+        task = asyncio.create_task(other())
+        await asyncio.sleep(0.1)
+        await fleet.back(nodes[0])
+        used = False
+        await task
+        assert len(keys_of(nodes[0])) == 5
+        assert fleet.events("flush_refused")[0]["reason"] == "other proxies have been using it meanwhile"
+        # the other has lost it as well: its last word is from before
+        fleet.put(nodes[0], "out")
+        await fleet.back(nodes[0])
+        assert keys_of(nodes[0]) == set()
+
+
+async def test_a_key_that_is_not_our_heartbeats_prevents_a_flush(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes, "flush")
+    ask(nodes[0], "SET", HEARTBEATS, "something else")
+    fleet.put(nodes[0], "out")
+    await fleet.back(nodes[0])
+    assert ask(nodes[0], "GET", HEARTBEATS) == "something else"
+    assert fleet.events("flush_refused")
+
+
+async def test_a_stand_in_that_is_out_pays_when_it_returns(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes)
+    mine, own = homed(fleet, "a", 6), homed(fleet, "b", 1)
+    everywhere(nodes[1:2], *mine, *own)
+    fleet.put(nodes[0], "out")
+    fleet.put(nodes[1], "out")
+    fleet.wrote(nodes[0], *mine[:3])
+    await fleet.back(nodes[0])
+    assert len(keys_of(nodes[1])) == 7
+    await fleet.back(nodes[1])
+    assert keys_of(nodes[1]) == {key.decode() for key in (*mine[3:], *own)}
+    # and when nobody knows which they were: everything is looked through
+    fleet.put(nodes[0], "out")
+    fleet.put(nodes[1], "out")
+    fleet.wrote(nodes[0], overflow=True)
+    await fleet.back(nodes[0])
+    await fleet.back(nodes[1])
+    assert keys_of(nodes[1]) == {own[0].decode()}
+
+
+async def test_a_stand_in_that_returns_first_has_no_old_guests(nodes: list[RedisNode]) -> None:
+    """a is out, its keys on b; b goes, they are written on c; b returns: its copies are old, c's will be."""
+    fleet = Fleet(nodes)
+    fleet.put(nodes[0], "out")
+    pool = fleet.topology.pools[0]
+    guests = [key for key in homed(fleet, "a", 60) if (it := pool.stand_in(key)) and it.name == "b"][:5]
+    assert len(guests) == 5
+    everywhere(nodes[1:], *guests)
+    fleet.put(nodes[1], "out")
+    fleet.wrote(nodes[0], *guests)
+    await fleet.back(nodes[1])
+    assert keys_of(nodes[1]) == keys_of(nodes[2]) == set()
+    everywhere(nodes[:2], *guests)  # written on b again, and not reported again
+    await fleet.back(nodes[0])
+    assert keys_of(nodes[0]) == keys_of(nodes[1]) == set()
+
+
+async def test_old_connections_are_killed_and_young_ones_are_not(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes)
+    with nodes[0].raw() as ghost, nodes[0].raw() as other:
+        ids = [int(raw.value("CLIENT", "ID")) for raw in (ghost, other)]
+        fleet.put(nodes[0], "out")
+        fleet.taken[nodes[0].address] = [Taken(ids[:1], [], False)]
+        await fleet.back(nodes[0])
+        assert other.value("PING") == "PONG"
+        assert ghost.rest() == b""
+        # a node that has restarted counts from 1 again: these ids are others' then
+        fleet.put(nodes[0], "out")
+        fleet.taken[nodes[0].address] = [Taken(ids[1:], [], False)]
+        await fleet.back(nodes[0], away_for=3600.0)
+        assert other.value("PING") == "PONG"
+
+
+async def test_keep_removes_nothing(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes, "keep")
+    mine = homed(fleet, "a", 3)
+    everywhere(nodes, *mine)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], *mine, overflow=True)
+    await fleet.back(nodes[0])
+    assert all(len(ask(node, "KEYS", "*")) == 3 for node in nodes)
+
+
+async def test_a_node_that_fails_meanwhile_stays_out_and_nothing_is_forgotten(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes)
+    mine = homed(fleet, "a", 3)
+    everywhere(nodes[:1], *mine)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], *mine)
+    ask(nodes[0], "CONFIG", "SET", "min-replicas-to-write", 1)
+    try:
+        with pytest.raises(NodeRefuses, match="UNLINK with NOREPLICAS"):
+            await fleet.back(nodes[0])
+    finally:
+        ask(nodes[0], "CONFIG", "SET", "min-replicas-to-write", 0)
+    assert len(keys_of(nodes[0])) == 3
+    await fleet.back(nodes[0])
+    assert keys_of(nodes[0]) == set()
+
+
+async def test_the_sweep_tries_until_a_stand_in_answers(nodes: list[RedisNode]) -> None:
+    fleet = Fleet(nodes)
+    mine = homed(fleet, "a", 3)
+    everywhere(nodes[1:2], *mine)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], *mine)
+    ask(nodes[1], "CONFIG", "SET", "min-replicas-to-write", 1)
+    task = asyncio.create_task(fleet.back(nodes[0]))
+    while not fleet.events("not_swept"):
+        await asyncio.sleep(0.01)
+    ask(nodes[1], "CONFIG", "SET", "min-replicas-to-write", 0)
+    await task
+    assert keys_of(nodes[1]) == set()
+
+
+# --- probes ---
+
+
+@pytest.mark.parametrize("depth", ["ping", "write", "deep"])
+async def test_a_probe_of_a_node_that_is_well_leaves_nothing(nodes: list[RedisNode], depth: str) -> None:
+    await probe.check(nodes[0].address, None, 2.0, Policy(probe=depth), RUN_ID)
+    assert ask(nodes[0], "KEYS", "*") == []
+
+
+@pytest.mark.parametrize("depth", ["ping", "write", "deep"])
+async def test_a_probe_of_a_node_that_is_not(nodes: list[RedisNode], depth: str) -> None:
+    node, policy = nodes[0], Policy(probe=depth, max_memory_percent=0.01)
+
+    async def found() -> str:
+        try:
+            await probe.check(node.address, None, 1.0, policy, RUN_ID)
+        except NodeRefuses as refusal:
+            return str(refusal)
+        return ""
+
+    ask(node, "CONFIG", "SET", "min-replicas-to-write", 1)
+    assert ("NOREPLICAS" in await found()) == (depth != "ping")
+    ask(node, "CONFIG", "SET", "min-replicas-to-write", 0)
+    ask(node, "CONFIG", "SET", "maxmemory", 30 << 20)
+    try:
+        assert ("memory is full" in await found()) == (depth == "deep")
+    finally:
+        ask(node, "CONFIG", "SET", "maxmemory", 0)
+    assert await found() == ""
+
+
+async def test_a_probe_key_that_is_taken_is_left_alone(
+    nodes: list[RedisNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe.secrets, "token_hex", lambda _: "0")
+    key = f"shardproxy:probe:{RUN_ID}:0"
+    ask(nodes[0], "SET", key, "somebody's")
+    with pytest.raises(NodeRefuses, match="taken"):
+        await probe.check(nodes[0].address, None, 1.0, Policy(probe="write"), RUN_ID)
+    assert ask(nodes[0], "GET", key) == "somebody's"
+
+
+async def test_who_is_refused_and_who_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(NodeRefuses, match=r"no answer in 0\.2 s") as found:
+            await probe.check(f"127.0.0.1:{port}", None, 0.2, Policy(), RUN_ID)
+        assert not found.value.refused
+    with pytest.raises(NodeRefuses, match="Connection refused") as found:
+        await probe.check(f"127.0.0.1:{port}", None, 0.2, Policy(), RUN_ID)
+    assert found.value.refused
+    with pytest.raises(NodeRefuses) as found:
+        await probe.check("/nowhere/at/all.sock", None, 0.2, Policy(), RUN_ID)
+    assert found.value.refused
+
+
+async def test_an_old_write_in_a_socket_buffer_is_not_run_after_the_return(nodes: list[RedisNode]) -> None:
+    """A stopped node has it, and would run it when it wakes: killed before, or run and then deleted."""
+    node, fleet = nodes[0], Fleet(nodes)
+    (key,) = homed(fleet, "a", 1)
+    with node.raw() as ghost:
+        number = int(ghost.value("CLIENT", "ID"))
+        node.pause()
+        ghost.send(pack("SET", key, "old"))
+        fleet.put(node, "out")
+        fleet.taken[node.address] = [Taken([number], [key], False)]
+        node.resume()
+        await fleet.back(node)
+        assert ask(node, "GET", key) is None

@@ -1,0 +1,364 @@
+"""The Keeper, with nodes and workers that are only told of and a clock that never waits."""
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
+from shardproxy.core.topology import Topology
+from shardproxy.proxy import keeper as keepers
+from shardproxy.proxy.keeper import RETURNING, Keeper
+from shardproxy.proxy.probe import NodeRefuses
+from shardproxy.proxy.returns import Owed, Returns, Taken, misplaced
+
+A, B, C = (f"127.0.0.1:{port}" for port in (7001, 7002, 7003))
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Whatever waits for a time gets it at once."""
+
+    def __init__(self) -> None:
+        super().__init__(_Hasty(self))
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class _Hasty(selectors.SelectSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.loop.now += max(timeout or 0.0, 1e-6)
+        return super().select(0)
+
+
+class FakeFleet:
+    """Workers that acknowledge at once, unless `acknowledge` says otherwise."""
+
+    def __init__(self, pool: str = "rehash", shards: int = 3) -> None:
+        cache = pool == "rehash"
+        config = Config(
+            pool={
+                "main": PoolConfig(
+                    kind="cache" if cache else "durable",
+                    on_shard_down="rehash" if cache else "error",
+                    on_return="invalidate" if cache else "keep",
+                    timeout=0.5,
+                    health=HealthConfig(),
+                    shards={
+                        name: ShardConfig(primary=f"redis://{address}")
+                        for name, address in list(zip("abc", (A, B, C), strict=True))[:shards]
+                    },
+                )
+            }
+        )
+        self.topology = Topology.from_config(config)
+        self.acknowledge = True
+        self.seen: list[Topology] = []
+
+    def set_topology(self, topology: Topology) -> Awaitable[bool]:
+        assert topology.generation > self.topology.generation
+        self.topology = topology
+        self.seen.append(topology)
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        done.set_result(self.acknowledge)
+        return done
+
+    async def take(self, address: str) -> list[Taken]:
+        return []
+
+    def state(self, address: str) -> str:
+        return self.topology.nodes[address].state
+
+
+class Nodes:
+    """What probes of each node come to: seconds until it answers, or the error."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float | NodeRefuses] = {}
+        self.probed: list[tuple[float, str, float]] = []  # (when, which, its timeout)
+
+    async def check(self, address: str, login: object, timeout: float, *_: object) -> None:
+        self.probed.append((asyncio.get_running_loop().time(), address, timeout))
+        found = self.found.get(address, 0.001)
+        if isinstance(found, NodeRefuses):
+            raise found
+        await asyncio.sleep(min(found, timeout))
+        if found > timeout:
+            raise NodeRefuses("no answer")
+
+
+class NoLogins:
+    def of(self, pool: str, shard: str) -> None:
+        return None
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    made = Nodes()
+    monkeypatch.setattr(keepers.probe, "check", made.check)
+    return made
+
+
+@pytest.fixture
+def returns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The steps of returns, which are not made here."""
+    steps: list[str] = []
+
+    async def bring_back(_: Any, address: str, away_for: float, fence: Callable[[], Awaitable[bool]]) -> bool:
+        steps.append(f"begin {address}")
+        if not await fence():
+            raise NodeRefuses("a worker does not acknowledge")
+        steps.append(f"fenced {address}")
+        return True
+
+    async def sweep(_: Any, address: str) -> None:
+        await asyncio.sleep(2.0)
+        steps.append(f"swept {address}")
+
+    async def beat(_: Any, address: str) -> None:
+        return
+
+    for name, fake in (("bring_back", bring_back), ("sweep", sweep), ("beat", beat)):
+        monkeypatch.setattr(Returns, name, fake)
+    yield steps
+
+
+def run(scene: Callable[[Keeper], Awaitable[None]], fleet: FakeFleet) -> list[tuple[str, dict[str, Any]]]:
+    """The scene, and what was logged."""
+    logged: list[tuple[str, dict[str, Any]]] = []
+
+    async def main() -> None:
+        keeper = Keeper(
+            fleet,
+            "run",
+            lambda event, **fields: logged.append((event, fields)),
+            clock=asyncio.get_running_loop().time,
+            chance=lambda: 0.5,
+        )
+        keeper.follow(NoLogins())
+        await scene(keeper)
+        await keeper.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+    return logged
+
+
+def refusal() -> NodeRefuses:
+    return NodeRefuses("Connection refused", refused=True)
+
+
+def late(address: str, count: int = 1) -> list[tuple[Any, ...]]:
+    return [(address, 0, count, 0, count, False, "too late")]
+
+
+def test_probes_all_and_finds_them_up(nodes: Nodes) -> None:
+    fleet = FakeFleet()
+
+    async def scene(_: Keeper) -> None:
+        await asyncio.sleep(60.0)
+
+    logged = run(scene, fleet)
+    assert {fleet.state(each) for each in (A, B, C)} == {"up"}
+    assert [event for event, _ in logged] == ["node_state"] * 3
+    for address in (A, B, C):
+        assert 11 <= sum(each == address for _, each, _ in nodes.probed) <= 16
+
+
+def test_refused_is_out_at_once_and_comes_back_behind_a_fence(nodes: Nodes, returns: list[str]) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found[A] = refusal()
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        assert fleet.state(A) == "out"
+        assert fleet.topology.nodes[A].reason == "Connection refused"
+        await asyncio.sleep(30.0)
+        assert fleet.state(A) == "out" and returns == []
+        del nodes.found[A]
+        fleet.seen.clear()
+        await asyncio.sleep(10.0)
+
+    run(scene, fleet)
+    assert returns == [f"begin {A}", f"fenced {A}", f"swept {A}"]
+    shown = [(each.nodes[A].state, each.nodes[A].reason, each.nodes[A].swept) for each in fleet.seen]
+    assert shown == [("suspect", RETURNING, True), ("up", "", False), ("up", "", True)]
+    assert fleet.seen[0].pools[0].mode(fleet.seen[0].pools[0].shards[0]) == "hold"
+
+
+def test_a_worker_that_does_not_acknowledge_keeps_it_out(nodes: Nodes, returns: list[str]) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        keeper.observe([(A, 0, 0, 0, 0, True, "Connection refused")])
+        fleet.acknowledge = False
+        await asyncio.sleep(3.0)
+        assert fleet.state(A) == "out"
+        assert fleet.topology.nodes[A].reason == "a worker does not acknowledge"
+        assert returns and set(returns) == {f"begin {A}"}
+        fleet.acknowledge = True
+        await asyncio.sleep(3.0)
+        assert fleet.state(A) == "up"
+
+    logged = run(scene, fleet)
+    assert "node_not_returned" in [event for event, _ in logged]
+
+
+def test_a_failure_has_a_patient_probe_replaced_by_an_urgent_one(nodes: Nodes) -> None:
+    """Hung: the probe that is under way would take two seconds to say so."""
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found[A] = 3600.0
+        loop = asyncio.get_running_loop()
+        while nodes.probed[-1][1] != A or nodes.probed[-1][0] < 1001.0:
+            await asyncio.sleep(0.01)
+        keeper.observe(late(A))
+        failed = loop.time()
+        assert fleet.state(A) == "up"
+        await asyncio.sleep(0.39)
+        assert fleet.state(A) == "up"
+        while fleet.state(A) != "out":
+            await asyncio.sleep(0.01)
+        assert loop.time() - failed < 0.45
+        assert fleet.topology.nodes[A].reason == "too late; a probe: no answer"
+
+    run(scene, fleet)
+
+
+def test_suspect_until_the_probe_is_good(nodes: Nodes) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        for _ in range(10):
+            nodes.found[A] = 0.1
+            keeper.observe(late(A, 200))
+            assert fleet.state(A) == "suspect"
+            await asyncio.sleep(0.25)
+            assert fleet.state(A) == "up"
+
+    run(scene, fleet)
+    assert "out" not in {each.nodes[A].state for each in fleet.seen}
+
+
+@pytest.mark.parametrize("pool", ["rehash", "error"])
+def test_fail_open_uses_those_whose_keys_did_not_move(nodes: Nodes, returns: list[str], pool: str) -> None:
+    fleet = FakeFleet(pool)
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found = {A: refusal(), B: refusal()}
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        assert fleet.state(A) == "out"
+        keeper.observe([(B, 0, 1, 0, 1, True, "Connection refused")])
+        assert fleet.state(A) == ("out" if pool == "rehash" else "unknown")
+        assert fleet.state(B) == "unknown"
+        assert fleet.topology.nodes[B].reason == "fail open: Connection refused"
+        await asyncio.sleep(20.0)
+        del nodes.found[A]
+        await asyncio.sleep(20.0)
+        assert fleet.state(A) == "up"
+        assert fleet.state(B) == "out"  # one of three: believed now
+        del nodes.found[B]
+        await asyncio.sleep(20.0)
+        assert fleet.state(B) == "up"
+
+    logged = run(scene, fleet)
+    assert [fields["nodes"] for event, fields in logged if event == "fail_open"] == [
+        [B] if pool == "rehash" else [A, B]
+    ]
+
+
+def test_a_lag_of_our_own_is_no_evidence(nodes: Nodes) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found[A] = 0.6
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        keeper.observe(late(A))
+        await asyncio.sleep(0.3)
+        loop.now += 0.3  # nobody ran meanwhile
+        await asyncio.sleep(0.2)
+        assert fleet.state(A) == "up"
+        await asyncio.sleep(2.0)
+        assert fleet.state(A) == "out"
+
+    run(scene, fleet)
+
+
+def test_shards_come_and_go(nodes: Nodes) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        fleet.topology = FakeFleet(shards=2).topology
+        keeper.follow(NoLogins())
+        nodes.probed.clear()
+        await asyncio.sleep(10.0)
+        assert {address for _, address, _ in nodes.probed} == {A, B}
+        keeper.observe(late(C))
+
+    run(scene, fleet)
+
+
+def test_a_bug_in_a_probe_is_logged_and_the_node_is_watched_on(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = FakeFleet()
+
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scene(keeper: Keeper) -> None:
+        monkeypatch.setattr(keepers.probe, "check", broken)
+        await asyncio.sleep(0.3)
+        monkeypatch.setattr(keepers.probe, "check", nodes.check)
+        await asyncio.sleep(2.0)
+        assert fleet.state(A) == "up"
+
+    assert "keeper_failed" in [event for event, _ in run(scene, fleet)]
+
+
+def test_what_is_owed_is_bounded() -> None:
+    owed = Owed(1000)
+    assert not owed
+    owed.add([b"one", b"two", b"one"])
+    assert owed and owed.keys == {b"one", b"two"}
+    owed.add(b"key %d" % number for number in range(100))
+    assert owed.everything and not owed.keys
+    other = Owed(1000)
+    other.merge(owed)
+    assert other.everything
+
+
+def test_misplaced_keys() -> None:
+    fleet = FakeFleet()
+    pool = fleet.topology.pools[0]
+    keys = [b"key %d" % number for number in range(300)]
+    for shard in pool.shards:
+        for key in keys:
+            assert misplaced(pool, shard, key) == (pool.home(key).name != shard.name)
+        assert not misplaced(pool, shard, b"shardproxy:heartbeats")
+    for state in ("out", "suspect"):
+        pool = fleet.topology.with_node_state(A, state).pools[0]  # type: ignore[arg-type]
+        for key in keys:
+            places = [shard.name for shard in pool.shards if not misplaced(pool, shard, key)]
+            if (home := pool.home(key)).name == "a":
+                stand_in = pool.stand_in(key)
+                assert stand_in is not None and set(places) == {"a", stand_in.name}
+            else:
+                assert places == [home.name]
