@@ -128,11 +128,13 @@ def bind(watched: Watched) -> Listener | None:
     """None: the port is still the predecessor's. Raises StartError."""
     assert watched.config.admin is not None
     try:
-        return listeners.bind(watched.config.admin, option=OPTION)
+        bound = listeners.bind(watched.config.admin, option=OPTION)
     except StartError:
         if watched.inherits:
             return None
         raise
+    watched.log("admin_listening", address=bound.address)
+    return bound
 
 
 async def serve(watched: Watched, server: Server, bound: Listener | None) -> None:
@@ -142,7 +144,6 @@ async def serve(watched: Watched, server: Server, bound: Listener | None) -> Non
         if server.should_exit:
             return
         bound = bind(watched)
-    watched.log("admin_listening", address=bound.address)
     leaving = asyncio.create_task(_leave(watched, server))
     try:
         await server.serve(sockets=list(bound.sockets[0]))
