@@ -85,11 +85,11 @@ cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept:
         n -= r.size
 
 
-cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept:
+cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot, bint out) noexcept:
     """Of a shard that is down: the last value read, or nothing found; False: the error."""
     cdef size_t n
     cdef const char *kept
-    if e.stale != NULL and row.flags & FLAG_READONLY:
+    if out and e.stale != NULL and row.flags & FLAG_READONLY:
         kept = stale_get(e.stale, r.raw, r.raw_size, c.proto, e.now, &n)
         if kept != NULL:
             e.count[<int>STALE_SERVED] += 1

@@ -203,6 +203,8 @@ cdef class Reactor(Engine):
         """When memory is short every client's budget shrinks, so that none of them must be closed."""
         cdef size_t used = buf_total(), share
         self.count[<int>BUFFER_BYTES] = used
+        if self.stale != NULL:
+            used -= self.stale.bytes    # given up before a client has to wait: see cron
         self.eff_requests = self.budget.requests
         self.eff_soft = self.budget.soft
         self.eff_input = self.budget.memory // 4

@@ -134,19 +134,20 @@ cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
 
 
 cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    cdef Upstream *u = upstream_for(e, node, c.proto, c.index)
+    cdef Upstream *u
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
     cdef Buf swap
+    if write and e.stale != NULL:
+        drop_stale(e, r, row)
+    u = upstream_for(e, node, c.proto, c.index)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
         slot = slot_open(e, c)
-        if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot)):
+        if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot, e.node_list[node].out)):
             slot_feed(e, c, <uint32_t>slot, e.text, e.text_size, True)
         return TAKEN
-    if e.stale != NULL and write:
-        drop_stale(e, r, row)
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
@@ -296,7 +297,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
     node = locate(e, r, row)
     u = upstream_for(e, node, proto, c.index) if node >= 0 else NULL
     if u == NULL:
-        if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot)):
+        if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot, e.node_list[node].out)):
             deliver_error(e, entry, False)
         return
     if e.displaced:

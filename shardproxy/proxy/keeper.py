@@ -255,7 +255,9 @@ class Keeper:
                     self._watches[address].away |= state == "out"
                     self._watches[address].unproven |= state == "out" and was.state != "out"
                 if state != was.state:
-                    self._log("node_state", node=address, was=was.state, state=state, reason=reason)
+                    # at a start there is nothing to tell of a node that is well
+                    event = "node_answers" if (was.state, state) == ("unknown", "up") else "node_state"
+                    self._log(event, node=address, was=was.state, state=state, reason=reason)
         if new is old:
             return None
         return self._fleet.set_topology(new)

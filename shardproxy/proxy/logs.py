@@ -21,6 +21,7 @@ LEVELS = {
     "node_up": "info",
     "node_failing": "debug",
     "node_state": "warning",
+    "node_answers": "debug",
     "node_refuses": "warning",
     "node_not_returned": "warning",
     "not_swept": "warning",

@@ -168,7 +168,7 @@ def test_probes_all_and_finds_them_up(nodes: Nodes) -> None:
 
     logged = run(scene, fleet)
     assert {fleet.state(each) for each in (A, B, C)} == {"up"}
-    assert [event for event, _ in logged] == ["node_state"] * 3
+    assert [event for event, _ in logged] == ["node_answers"] * 3
     for address in (A, B, C):
         assert 11 <= sum(each == address for _, each, _ in nodes.probed) <= 16
 
