@@ -169,6 +169,8 @@ class FakeWatched:
         self.started = 0.0
         self.addresses = ["127.0.0.1:6380"]
         self.listening, self.draining = True, False
+        self.inherits, self.handed_over = False, asyncio.Event()
+        self.mistaken: dict[str, int] = {}
         self.workers = {0: 100}
         self.parts = {
             0: worker(

@@ -20,6 +20,7 @@ from shardproxy.admin.metrics import CONTENT_TYPE_LATEST, render
 from shardproxy.admin.page import page
 from shardproxy.admin.view import Watch, ready_json
 from shardproxy.proxy import listeners
+from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.watched import Watched
 
 CONNECTIONS = 64  # at once, so that whoever forgets to close them cannot starve the proxy
@@ -30,6 +31,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+RETRY = 0.05  # seconds between two looks at whether the port is free
 JSON = "application/json"
 OPTION = 'admin = "HOST:PORT"'
 
@@ -95,10 +97,9 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def admin(watched: Watched) -> AsyncIterator[str]:
-    """Serves on `config.admin` within the block; gives the address, port 0 resolved. Raises StartError."""
-    assert watched.config.admin is not None
-    bound = listeners.bind(watched.config.admin, option=OPTION)
+async def admin(watched: Watched) -> AsyncIterator[None]:
+    """Serves on `config.admin` within the block. Raises StartError."""
+    bound = bind(watched)
     config = uvicorn.Config(
         application(watched),
         http=Connection,
@@ -114,15 +115,46 @@ async def admin(watched: Watched) -> AsyncIterator[str]:
         timeout_graceful_shutdown=1,
     )
     server = Server(config)
-    serving = asyncio.create_task(server.serve(sockets=list(bound.sockets[0])))
+    serving = asyncio.create_task(serve(watched, server, bound))
     serving.add_done_callback(lambda task: _ended(watched, task))
-    watched.log("admin_listening", address=bound.address)
     try:
-        yield bound.address
+        yield
     finally:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
+
+
+def bind(watched: Watched) -> Listener | None:
+    """None: the port is still the predecessor's. Raises StartError."""
+    assert watched.config.admin is not None
+    try:
+        bound = listeners.bind(watched.config.admin, option=OPTION)
+    except StartError:
+        if watched.inherits:
+            return None
+        raise
+    watched.log("admin_listening", address=bound.address)
+    return bound
+
+
+async def serve(watched: Watched, server: Server, bound: Listener | None) -> None:
+    """Until `server` is told to end, or another process goes on for this one: the port is that one's then."""
+    while bound is None:
+        await asyncio.sleep(RETRY)
+        if server.should_exit:
+            return
+        bound = bind(watched)
+    leaving = asyncio.create_task(_leave(watched, server))
+    try:
+        await server.serve(sockets=list(bound.sockets[0]))
+    finally:
+        leaving.cancel()
         bound.close()
+
+
+async def _leave(watched: Watched, server: Server) -> None:
+    await watched.handed_over.wait()
+    server.should_exit = True
 
 
 def _ended(watched: Watched, task: "asyncio.Task[None]") -> None:

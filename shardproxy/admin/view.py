@@ -214,7 +214,7 @@ class Watch:
             workers=len(parts),
             transitions=list(reversed(watched.transitions.latest)),
             transition_counts=dict(watched.transitions.counts),
-            mistaken=dict(watched.transitions.mistaken),
+            mistaken=watched.mistaken,
             imbalance=self._imbalance(nodes),
         )
 

@@ -211,6 +211,7 @@ ENGINE = (
     "machine are served. Connect over the loopback interface or a unix socket, or set protected_mode = false "
     "in shardproxy.toml if everybody who can reach this port may use it.",
     "ERR max number of clients reached",
+    "ERR max number of clients of this address reached",
     # ours: it could be answered one day
     "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",

@@ -8,6 +8,7 @@ cdef void remember(Engine e, Request *r, const Row *row) noexcept
 cdef void remember_key(Engine e, const char *key, size_t n) noexcept
 # What is kept of keys that are being written is old now.
 cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept
+cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept
 # Fills the slot of a command whose shard is down with what the pool says; False: with nothing, the error is to come.
 cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept
 # The same for a part of a split command, which has `keys` keys; or the part fails.

@@ -8,12 +8,12 @@ there) is what the pool's policy says and nothing else; a write gets the error.
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from shardproxy.core.commands cimport FLAG_READONLY, MERGE_ARRAY, MERGE_SUM, Row
-from shardproxy.core.resp cimport Request
+from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_READONLY, MERGE_ARRAY, MERGE_SUM, Row
+from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request
 from shardproxy.dataplane.counters cimport MISSES, REMEMBERED, STALE_SERVED
 from shardproxy.dataplane.deliveries cimport deliver, fan_fail
 from shardproxy.dataplane.engine cimport TO_PART, Client, Engine, Entry
-from shardproxy.dataplane.sending cimport find_keys
+from shardproxy.dataplane.sending cimport MALFORMED, find_keys
 from shardproxy.dataplane.slots cimport slot_feed
 from shardproxy.dataplane.stale cimport stale_clear, stale_drop, stale_get
 
@@ -57,10 +57,32 @@ cdef void remember_key(Engine e, const char *key, size_t n) noexcept:
 cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept:
     """What is kept of keys that are being written is old now."""
     cdef int i, n = find_keys(e, r, row)
-    if n < 0:
+    if n < MALFORMED:           # which the node refuses
         stale_clear(e.stale, e.now)
     for i in range(n):
         stale_drop(e.stale, r.argv[e.positions[i]], r.argl[e.positions[i]], e.now)
+
+
+cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept:
+    """The same for the commands of a transaction, when it is sent."""
+    cdef Request *r = &e.again
+    cdef Progress progress
+    cdef const Row *row
+    cdef const Row *sub
+    r.limits = e.request.limits
+    while n:
+        memset(&progress, 0, sizeof(progress))
+        if parse_request(r, &progress, p, n) != REQ_OK:
+            stale_clear(e.stale, e.now)
+            return
+        row = e.table.find(r.argv[0], r.argl[0])
+        if row != NULL and row.flags & FLAG_CONTAINER and r.argc > 1:
+            sub = e.table.find_sub(row, r.argv[1], r.argl[1])
+            row = sub if sub != NULL else row
+        if row != NULL and not row.flags & FLAG_READONLY:
+            drop_stale(e, r, row)
+        p += r.size
+        n -= r.size
 
 
 cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot) noexcept:

@@ -7,7 +7,7 @@ rests until the next cron.
 import os
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 from posix.unistd cimport close
 
@@ -29,6 +29,7 @@ DENIED = (
     b"are served. Connect over the loopback interface or a unix socket, or set protected_mode = false in "
     b"shardproxy.toml if everybody who can reach this port may use it.\r\n"
 )
+TOO_MANY_THERE = b"-ERR max number of clients of this address reached\r\n"
 TOO_MANY = b"-ERR max number of clients reached\r\n"
 
 
@@ -65,8 +66,39 @@ cdef void take_connections(Engine e, int listener) noexcept:
         elif protected and not is_local(&address):
             e.count[<int>CLIENTS_REFUSED] += 1
             turn_away(fd, DENIED)
+        elif e.budget.per_address and not admit(e, &address):
+            e.count[<int>CLIENTS_REFUSED] += 1
+            turn_away(fd, TOO_MANY_THERE)
         else:
             take_client(e, fd, address.ss_family)
+
+cdef bint admit(Engine e, sockaddr_storage *address) noexcept:
+    """One more client from there; take_client and depart know it by the id that it is about to get."""
+    cdef bytes where = host_of(address)
+    known = e.addresses.get(where, 0)
+    if known >= e.budget.per_address:
+        return False
+    e.addresses[where] = known + 1
+    e.origins[e.next_id + 1] = where
+    return True
+
+
+cdef void depart(Engine e, uint64_t id) noexcept:
+    where = e.origins.pop(id, None)
+    if where is not None:
+        e.addresses[where] -= 1
+        if e.addresses[where] == 0:
+            del e.addresses[where]
+
+
+cdef bytes host_of(sockaddr_storage *address):
+    """An address without its port."""
+    if address.ss_family == AF_INET:
+        return (<const char *>&(<sockaddr_in *>address).sin_addr)[:4]
+    if address.ss_family == AF_INET6:
+        return (<const char *>&(<sockaddr_in6 *>address).sin6_addr)[:16]
+    return b""
+
 
 cdef void take_client(Engine e, int fd, int family) noexcept:
     cdef Client *c
@@ -77,10 +109,12 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
             grow_clients(e, e.client_room * 2)
     except MemoryError:
         close(fd)
+        depart(e, e.next_id + 1)
         return
     c = <Client *>calloc(1, sizeof(Client))
     if c == NULL:
         close(fd)
+        depart(e, e.next_id + 1)
         return
     if family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))

@@ -196,6 +196,7 @@ cdef struct Node:
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
+    uint32_t per_address        # clients of one address; 0: any number
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
@@ -281,6 +282,8 @@ cdef class Engine:
     cdef int spare_fd
     cdef object dispatch
     cdef object on_event
+    cdef dict addresses                     # with a limit for each: address -> clients
+    cdef dict origins                       # client id -> its address
     cdef dict meta                          # client id -> what few clients have: names
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last

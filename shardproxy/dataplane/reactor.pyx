@@ -68,6 +68,8 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
+        self.addresses = {}
+        self.origins = {}
         self.greetings = {}
         self.numbers = {}
         self.written = {}
@@ -102,6 +104,7 @@ cdef class Reactor(Engine):
 
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
+        self.budget.per_address = limits.clients_per_address
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard

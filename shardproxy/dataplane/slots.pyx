@@ -13,6 +13,7 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
+from shardproxy.dataplane.arrivals cimport depart
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
@@ -201,6 +202,8 @@ cdef void client_free(Engine e, Client *c) noexcept:
     close(c.fd)
     client_release(c)
     e.meta.pop(c.id, None)
+    if e.origins:
+        depart(e, c.id)
     e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1
     e.free_clients[e.free_count] = c.index

@@ -11,13 +11,12 @@ from libc.string cimport memcmp
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.absence cimport remember
+from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, Client, Engine, Upstream
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
-from shardproxy.dataplane.stale cimport stale_clear
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
 
@@ -66,7 +65,7 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
                     give(e, u, r.raw, r.raw_size)
                 e.count[<int>TRANSACTIONS] += 1
                 if e.stale != NULL:
-                    stale_clear(e.stale, e.now)     # its keys are not looked for again
+                    drop_stale_run(e, buf_head(&c.tx), c.tx.len)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +49,7 @@ class Watch:
         self.asking: asyncio.Task[None] | None = None
         self.asking_urgently = False
         self.away = False  # it has been shown as out: there is a return before it is admitted
+        self.unproven = False  # it is out, and no probe of it has ended since
         self.fenced = False
         self.swept = True
         self.beat_at = 0.0  # when it is due to be told that we use it
@@ -69,6 +71,7 @@ class Keeper:
         self._fleet, self._run_id, self._log = fleet, run_id, log
         self._clock, self._chance = clock, chance
         self._watches: dict[str, Watch] = {}
+        self.mistaken: Counter[str] = Counter()  # by address: put out, and its very next probe succeeded
         self._logins: Logins | None = None
         self._returns = Returns(fleet, self.login, run_id, log)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,7 +167,7 @@ class Keeper:
                 await asyncio.wait_for(watch.wake.wait(), delay)
 
     async def _probe(self, address: str, watch: Watch) -> None:
-        health, started = watch.health, self._clock()
+        health, started, unproven = watch.health, self._clock(), watch.unproven
         timeout, watch.asking_urgently = health.probe_timeout, health.urgent
         watch.asking = self._keep(
             probe.check(address, self.login(address), timeout, health.policy, self._run_id)
@@ -176,11 +179,13 @@ class Keeper:
             asked, watch.asking = watch.asking, None
         if asked.cancelled():
             return  # there is a more urgent one to make
+        watch.unproven = watch.unproven and not unproven
         failure = asked.exception()
         if failure is not None and not isinstance(failure, NodeRefuses):
             self._log("keeper_failed", node=address, exc_info=failure)
             failure = NodeRefuses(type(failure).__name__)
         if failure is None:
+            self.mistaken[address] += unproven
             health.probed(self._clock(), True, "", self._chance())
             self._beat(address, watch)
             return
@@ -248,6 +253,7 @@ class Keeper:
                 if (state, reason, swept) != (was.state, was.reason, was.swept):
                     new = new.with_node_state(address, state, reason, swept=swept)
                     self._watches[address].away |= state == "out"
+                    self._watches[address].unproven |= state == "out" and was.state != "out"
                 if state != was.state:
                     self._log("node_state", node=address, was=was.state, state=state, reason=reason)
         if new is old:

@@ -36,6 +36,7 @@ class Owner(Protocol):
     log: Logger
     bound: list[Listener]
     reloader: "Reloader"
+    handed_over: asyncio.Event
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""

@@ -122,6 +122,7 @@ class Proxy:
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, file)
         self._taken = taken
+        self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
@@ -457,6 +458,10 @@ class Proxy:
     @property
     def listening(self) -> bool:
         return self._cron is not None and not self.draining
+
+    @property
+    def mistaken(self) -> Mapping[str, int]:
+        return self._keeper.mistaken if self._keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:

@@ -104,6 +104,7 @@ class Supervisor:
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, file)
         self._taken = taken
+        self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self.pages = CounterPages.create(workers)
 
     @property
@@ -334,6 +335,10 @@ class Supervisor:
     @property
     def draining(self) -> bool:
         return self.stopping
+
+    @property
+    def mistaken(self) -> Mapping[str, int]:
+        return self.keeper.mistaken
 
     @property
     def workers(self) -> Mapping[int, int]:

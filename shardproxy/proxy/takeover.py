@@ -98,10 +98,9 @@ def trusted(sock: socket.socket) -> bool:
 
 
 class Door:
-    """Lets another process take over; `handed_over` is set once it has."""
+    """Lets another process take over; the owner's `handed_over` is set once it has."""
 
     def __init__(self, owner: Owner, door: socket.socket | None = None) -> None:
-        self.handed_over = asyncio.Event()
         self._owner, self._door = owner, door
         self._task: asyncio.Task[None] | None = None
 
@@ -163,7 +162,7 @@ class Door:
             with contextlib.suppress(OSError):  # whether it hears or not, it serves
                 visitor.send(LEAVING)
         log("handed_over", to=hello.pid)
-        self.handed_over.set()
+        self._owner.handed_over.set()
 
     def _give(self, visitor: socket.socket, hello: Hello) -> None:
         assert self._door is not None
@@ -196,7 +195,7 @@ async def until_over(owner: Owner, stop: asyncio.Event, taken: "Sockets | None")
     door = Door(owner, taken.door if taken else None)
     door.open()
     try:
-        await _first_of(stop.wait(), door.handed_over.wait())
+        await _first_of(stop.wait(), owner.handed_over.wait())
         door.close()
         if not stop.is_set():
             await _first_of(stop.wait(), owner.linger())

@@ -78,7 +78,6 @@ class Transitions:
         """tell: a hook's; latest: what had been before, of a worker that is younger than its proxy."""
         self.latest: deque[Transition] = deque(latest, KEPT)
         self.counts: Counter[tuple[str, State]] = Counter()  # by address and new state
-        self.mistaken: Counter[str] = Counter()  # by address: put out, and its next probe succeeded
         self._log, self._tell = log, tell
         self._queue: deque[Transition] = deque()
         self._left_out = 0

@@ -3,6 +3,7 @@
 `Watched` is the process that owns the topology: the supervisor, or with one worker the `Proxy` itself.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -31,6 +32,8 @@ class Watched(Protocol):
     topology: "Topology"
     transitions: "Transitions"
     started: float  # seconds since 1970
+    inherits: bool  # it goes on for a process that still runs, which may hold ports that are not given away
+    handed_over: asyncio.Event  # another process goes on for this one
 
     @property
     def addresses(self) -> list[str]:
@@ -41,6 +44,10 @@ class Watched(Protocol):
 
     @property
     def draining(self) -> bool: ...
+
+    @property
+    def mistaken(self) -> Mapping[str, int]:
+        """How often each node was put out and its very next probe succeeded."""
 
     @property
     def workers(self) -> Mapping[int, int]:

@@ -361,6 +361,20 @@ def test_maxclients(nodes: list[RedisNode]) -> None:
             assert client.ask("PING") == b"+PONG\r\n"
 
 
+def test_clients_of_one_address(nodes: list[RedisNode]) -> None:
+    with (
+        ProxyProcess(toml(shards_of(nodes)) + "[limits]\nclients_per_address = 3") as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        crowd = [stack.enter_context(proxy.raw()) for _ in range(3)]
+        for client in crowd:
+            assert client.ask("PING") == b"+PONG\r\n"
+        with proxy.raw() as extra:
+            assert extra.rest() == b"-ERR max number of clients of this address reached\r\n"
+        crowd[0].close()
+        until(lambda: _served(proxy))
+
+
 def _served(proxy: ProxyProcess) -> bool:
     with proxy.raw() as raw, contextlib.suppress(OSError, EOFError):
         return raw.ask("PING") == b"+PONG\r\n"

@@ -16,10 +16,21 @@ import msgspec
 import pytest
 from fakes import CONFIG, FakeWatched
 from prometheus_client.parser import text_string_to_metric_families
-from servers import PATIENCE, ProxyProcess, RedisNode, free_port, redis_nodes, shards_of, toml, until
+from servers import (
+    PATIENCE,
+    ProxyProcess,
+    RedisNode,
+    free_port,
+    free_ports,
+    redis_nodes,
+    shards_of,
+    toml,
+    until,
+)
 
 from shardproxy.admin import server
 from shardproxy.dataplane.counters import TABLE
+from shardproxy.proxy import listeners
 
 HERE = 'admin = "127.0.0.1:0"\nworkers = {}'
 QUICK = 'timeout = "200ms"'
@@ -239,8 +250,10 @@ async def test_a_connection_has_an_end(monkeypatch: pytest.MonkeyPatch, request_
     monkeypatch.setattr(server, "LIFE", 0.2)
     watched = FakeWatched()
     watched.config = msgspec.structs.replace(CONFIG, admin="127.0.0.1:0")
-    async with server.admin(watched) as address:
-        host, _, port = address.rpartition(":")
+    bound = listeners.bind("127.0.0.1:0")
+    monkeypatch.setattr(server.listeners, "bind", lambda *args, **kwargs: bound)
+    async with server.admin(watched):
+        host, _, port = bound.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(request_)
         async with asyncio.timeout(PATIENCE):
@@ -269,6 +282,24 @@ def test_a_port_in_use_is_one_clear_error(workers: int) -> None:
         assert "Traceback" not in proxy.log_text()
         assert not proxy.events("listening")
         proxy.stop()
+
+
+def test_the_port_goes_to_the_successor(nodes: list[RedisNode], workers: int) -> None:
+    port, admin = free_ports(2)
+    config = toml(
+        shards_of(nodes),
+        listen=[f"127.0.0.1:{port}"],
+        top=f'admin = "127.0.0.1:{admin}"\nworkers = {workers}',
+    )
+    with ProxyProcess(config) as old, old.raw() as client:
+        assert client.ask("PING") == b"+PONG\r\n"
+        until(lambda: _answers(old))
+        with ProxyProcess(config, "--takeover") as new:
+            until(lambda: new.events("admin_listening"), "the port of who went before")
+            until(lambda: ready(new)[1]["status"] == "ready")
+            assert client.ask("PING") == b"+PONG\r\n", "who was connected is served by the old one"
+            client.close()
+            assert old.wait() == 0
 
 
 def test_without_the_option_nothing_listens(nodes: list[RedisNode]) -> None:

@@ -1,6 +1,8 @@
 """A node of a cache pool goes and comes back, with one worker and with three: nothing old is read."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,3 +127,30 @@ def test_stopped_for_a_moment_nothing_moves(proxy: ProxyProcess, nodes: list[Red
             assert raw.ask("SET", key, "1") == b"+OK\r\n"
         states = [event["state"] for event in proxy.events("node_state") if event["node"] == nodes[0].address]
         assert "out" not in states
+
+
+def test_a_worker_that_dies_takes_what_it_remembers_along(nodes: list[RedisNode]) -> None:
+    """Nobody knows what it wrote elsewhere, as if it were too much to remember: the node is emptied."""
+    with ProxyProcess(toml(shards_of(nodes), top="workers = 2", pool=POOL)) as proxy:
+        raws = [proxy.raw() for _ in range(12)]
+        try:
+            keys = on(raws[0], "a", 24)
+            for key in keys:
+                raws[0].ask("SET", key, "before")
+            nodes[0].pause()
+            raws[0].ask("GET", keys[0])
+            comes_to(raws[0], "a", "out")
+            for raw, key in zip(raws, keys, strict=False):
+                assert raw.ask("SET", key, "meanwhile") == b"+OK\r\n"
+            victim = proxy.events("worker_ready")[0]["pid"]
+            os.kill(victim, signal.SIGKILL)
+            until(lambda: len(proxy.events("worker_ready")) == 3, "it to be replaced")
+            nodes[0].resume()
+            with proxy.raw() as raw:
+                comes_to(raw, "a", "up")
+                assert raw.value("MGET", *keys) == [None] * 24
+            assert proxy.events("node_returns")[0]["flushed"]
+            assert all(found is None for node in nodes for found in values(node, keys))
+        finally:
+            for raw in raws:
+                raw.close()

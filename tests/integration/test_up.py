@@ -112,7 +112,7 @@ def test_it_serves_keys_of_all_its_nodes(up: Callable[..., Up]) -> None:
     found: list[str] = []
     for port, _ in here.nodes.values():
         with redis.Redis(port=port, decode_responses=True) as node:
-            mine = node.keys()
+            mine = [key for key in node.keys() if not key.startswith("shardproxy:")]  # noqa: SIM118  # not a dict
             assert len(mine) > 30
             found += mine
     assert sorted(found) == sorted(keys)
@@ -160,15 +160,8 @@ def test_a_node_that_dies_is_named_and_the_others_go_on(up: Callable[..., Up]) -
     here.until(lambda: " died: " in here.err.read_text())
     (line,) = (line for line in here.err.read_text().splitlines() if " died: " in line)
     assert f"node2 (127.0.0.1:{port}, pid {pid}) died: killed by SIGKILL. It said last: Ready" in line
-    with here.client() as client:
-        answers = []
-        for number in range(100):
-            try:
-                answers.append(client.set(f"key:{number}", "x"))
-            except redis.RedisError as error:
-                assert "node2" in str(error)
-                answers.append(False)
-        assert 0 < answers.count(False) < 90
+    with here.client() as client:  # a cache: its keys go elsewhere
+        assert all(client.set(f"key:{number}", "x") for number in range(100))
     assert here.stop() == 0
 
 

@@ -176,7 +176,7 @@ async def test_metrics_of_a_node() -> None:
     watched = FakeWatched()
     watched.states({B: "suspect"}, "slow")
     watched.states({B: "up"})
-    watched.transitions.mistaken[B] += 1
+    watched.mistaken[B] = 1
     watched.parts[0].nodes[1]["held"] = 3
     found = await samples(watched)
     b = (("node", B), ("pool", "main"), ("shard", "b"))
