@@ -141,7 +141,6 @@ def test_what_a_node_says_of_itself_is_evidence(code: str) -> None:
             assert raw.value("GET", key) == "2"
             ill = False
             fake.greet[b"PING"] = b"+PONG\r\n"
-            fake.greet[b"UNLINK"] = b":1\r\n"
             becomes(raw, "a", "up")
             assert [b"GET", key.encode()] not in fake.seen[-1:]
             raw.ask("GET", key)
