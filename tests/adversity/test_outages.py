@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 from asking import counters, node_of, shard_of
-from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
+from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 REHASH = 'kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"'
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "1s" }'
@@ -88,7 +88,7 @@ def test_killed_in_the_middle_of_a_pipeline_of_reads(stage: Stage) -> None:
         stage.raw.ask("SET", key, key)
     for _ in range(5):
         stage.nodes["a"].pause()
-        stage.raw.send(b"".join(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode() for key in KEYS))
+        stage.raw.send(b"".join(pack("GET", key) for key in KEYS))
         stage.nodes["a"].kill()
         for key, reply in zip(KEYS, stage.raw.frames(len(KEYS)), strict=True):
             if stage.homes[key] == "a":
@@ -112,13 +112,20 @@ def test_hung_two_errors_at_most(stage: Stage) -> None:
 def test_stopped_for_a_moment_ten_times_nothing_moves(stage: Stage) -> None:
     """Longer than the deadline: replies are late, no verdict falls, and no key is read elsewhere."""
     key = stage.keys_of("a")[0]
+    crowd = [stage.proxy.raw() for _ in range(20)]
     for _ in range(10):
         stage.nodes["a"].pause()
-        late = stage.raw.ask("GET", key)
+        for client in crowd:
+            client.send(pack("GET", key))
+        late = crowd[0].frame()
         stage.nodes["a"].resume()
         assert late.startswith(b"-TIMEOUT"), late
+        for client in crowd[1:]:
+            client.frame()
         until(lambda: stage.raw.ask("GET", key) == f"${len(key) + 3}\r\nof {key}\r\n".encode())
         stage.becomes("a", "up")
+    for client in crowd:
+        client.close()
     assert "out" not in stage.states("a")
     assert counters(stage.raw)["rehashed"] == 0
     assert not stage.read(*KEYS)
@@ -149,7 +156,7 @@ def test_a_write_that_may_have_run_is_not_sent_again(stage: Stage) -> None:
     for key in keys:
         stage.raw.ask("DEL", key)
     stage.nodes["a"].pause()
-    stage.raw.send(b"".join(f"*2\r\n$4\r\nINCR\r\n${len(key)}\r\n{key}\r\n".encode() for key in keys))
+    stage.raw.send(b"".join(pack("INCR", key) for key in keys))
     replies = stage.raw.frames(len(keys))
     assert all(reply.startswith((b"-TIMEOUT", b"-UNKNOWN", b":1\r\n")) for reply in replies), replies
     stage.becomes("a", "out")
