@@ -364,7 +364,7 @@ def bulk(value: bytes) -> bytes:
 
 
 async def obey(talk: Talk, args: list[bytes]) -> None:
-    """GET, SET, MGET and DEL as they should be; for what else a behaviour does not do itself."""
+    """GET, SET, MGET, DEL and UNLINK as they should be; for what else a behaviour does not do itself."""
     data, name = talk.node.data, args[0].upper()
     nil = b"_\r\n" if talk.proto == 3 else b"$-1\r\n"
     if name == b"SET":
@@ -373,10 +373,12 @@ async def obey(talk: Talk, args: list[bytes]) -> None:
     elif name == b"MGET":
         found = [bulk(data[key]) if key in data else nil for key in args[1:]]
         talk.write(b"*%d\r\n" % len(found) + b"".join(found))
-    elif name == b"DEL":
+    elif name in (b"DEL", b"UNLINK"):
         talk.write(b":%d\r\n" % sum(data.pop(key, None) is not None for key in args[1:]))
-    else:
+    elif len(args) > 1:
         talk.write(bulk(data[args[1]]) if args[1] in data else nil)
+    else:
+        talk.write(b"-ERR unknown command\r\n")
 
 
 class FakeNode(Server):
