@@ -3,11 +3,12 @@
     python tests/fuzz/failover.py --seconds 60          with AddressSanitizer and UBSan (tests/fuzz/build.py)
     python tests/fuzz/failover.py --plain --seed 7      the modules that are built in place
 
-A Reactor on this loop, three real Redis nodes, each also behind a relay that stalls and cuts connections. Dozens of times
-a second the topology is another: states, swept or not, shards added, removed, given other addresses and weights, another
-policy, drained ones. Meanwhile clients pipeline; every value begins with its key, every batch ends with a marker of its
-own, and every command must have one reply, in its order, that can be its own. After a lap, with all nodes up, everything
-that it took must be given back. What breaks a rule is told with its seed; exit code 1.
+A Reactor on this loop, three real Redis nodes, each also behind a relay that stalls and cuts connections.
+Dozens of times a second the topology is another: states, swept or not, shards added, removed, drained, given
+other addresses and weights, another policy. Meanwhile clients pipeline; every value begins with its key, every
+batch ends with a marker of its own, and every command must have one reply, in its order, that can be its own.
+After a lap, with all nodes up, everything that it took must be given back. What breaks a rule is told with its
+seed; exit code 1.
 """
 
 import argparse
@@ -22,29 +23,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import msgspec  # noqa: E402  # the paths come first
-
-import build  # noqa: E402
 from mutations import encode  # noqa: E402
 from servers import RedisNode, toml  # noqa: E402
 
+import build  # noqa: E402
 from shardproxy import config  # noqa: E402
 from shardproxy.core import commands, misses  # noqa: E402
 from shardproxy.core.resp import Scanner  # noqa: E402
-from shardproxy.core.topology import Topology  # noqa: E402
+from shardproxy.core.topology import State, Topology  # noqa: E402
 from shardproxy.dataplane.calls import Call  # noqa: E402
 from shardproxy.dataplane.reactor import Reactor  # noqa: E402
 
 PATIENCE = 60.0  # s; what takes longer hangs
+DESCRIPTORS = 100  # an upstream through a relay is three
 LAP = 3.0  # s between looks at whether everything is given back
 OURS = (b"-SHARDDOWN", b"-UNKNOWN", b"-TIMEOUT", b"-OVERLOADED", b"-EXECABORT", b"-CROSSSLOT")
 LARGE = 150_000
+STATES: tuple[State, ...] = ("up", "up", "up", "unknown", "suspect", "suspect", "out")
 Check = Callable[[bytes], bool]
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 
 
 class Broken(AssertionError):
@@ -105,7 +109,8 @@ class Field:
         self.rnd = rnd
         self.real = [RedisNode("--maxmemory", "200mb") for _ in range(3)]
         self.relays: list[Relay] = []
-        self.counts = {"topologies": 0, "batches": 0, "replies": 0, "errors": 0, "closed": 0, "events": 0, "laps": 0}
+        told = ("topologies", "batches", "replies", "errors", "closed", "events", "laps")
+        self.counts = dict.fromkeys(told, 0)
         self.calm = False
         self.reactor = Reactor(
             config.load(toml({"a": "127.0.0.1:1"}).encode()).limits,
@@ -158,15 +163,15 @@ class Field:
         pool = ['kind = "cache"', f'on_shard_down = "{rnd.choice(["error", "miss"] + ["rehash"] * 6)}"']
         pool += [f"retries = {rnd.choice([0, 1, 1, 2])}", f'partial = "{rnd.choice(["error", "nil"])}"']
         pool += [f'timeout = "{rnd.choice([80, 300, 300, 1000])}ms"', 'connect_timeout = "300ms"']
-        topology = Topology.from_config(config.load(toml(shards, pool="\n".join(pool)).encode()), self.generation)
+        text = toml(shards, pool="\n".join(pool))
+        topology = Topology.from_config(config.load(text.encode()), self.generation)
         if not self.calm:
             if rnd.random() < 0.2:
                 topology = self.weighed(topology)
             if rnd.random() < 0.1:
                 topology = topology.with_draining({"main": [rnd.choice(names)]})
             for address in list(topology.nodes):
-                state = rnd.choice(["up", "up", "up", "unknown", "suspect", "suspect", "out"])
-                topology = topology.with_node_state(address, state, "the fuzzer says so", swept=rnd.random() < 0.8)
+                topology = self.worse(topology, address)
         else:
             for address in list(topology.nodes):
                 topology = topology.with_node_state(address, "up")
@@ -174,6 +179,10 @@ class Field:
         self.generation = topology.generation + 1
         self.reactor.set_topology(topology, {})
         self.counts["topologies"] += 1
+
+    def worse(self, topology: Topology, address: str) -> Topology:
+        state = self.rnd.choice(STATES)
+        return topology.with_node_state(address, state, "the fuzzer says so", swept=self.rnd.random() < 0.8)
 
     def weighed(self, topology: Topology) -> Topology:
         replace, pool = msgspec.structs.replace, topology.pools[0]
@@ -192,8 +201,7 @@ class Field:
                 continue
             for address in self.topology.nodes:
                 if rnd.random() < 0.4:
-                    state = rnd.choice(["up", "up", "unknown", "suspect", "out"])
-                    self.topology = self.topology.with_node_state(address, state, "it says", swept=rnd.random() < 0.8)
+                    self.topology = self.worse(self.topology, address)
             self.reactor.set_topology(self.topology, {})
             self.counts["topologies"] += 1
             self.reactor.evidence()
@@ -262,7 +270,7 @@ class Field:
             return [(encode(b"MSET", *pairs), lambda frame: frame == b"+OK\r\n")]
         if what < 0.87:
             name = rnd.choice([b"DEL", b"UNLINK", b"EXISTS"])
-            return [(encode(name, *many), lambda frame: frame[:1] == b":" and 0 <= int(frame[1:]) <= len(many))]
+            return [(encode(name, *many), lambda frame: frame[:1] == b":" and int(frame[1:]) <= len(many))]
         if what < 0.93:
             tag = b"{%b}x" % one
             return [
@@ -294,9 +302,7 @@ class Field:
             if self.calm:
                 return
 
-    async def batch(
-        self, rnd: Random, who: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scanner: Scanner
-    ) -> bool:
+    async def batch(self, rnd: Random, who: bytes, reader: Reader, writer: Writer, scanner: Scanner) -> bool:
         """False: it has left, or the engine has closed it as it may."""
         asked = [each for _ in range(rnd.choice([1, 5, 30, 100])) for each in self.command(rnd, who)]
         end = b"end:%d" % rnd.randrange(1 << 60)
@@ -332,10 +338,10 @@ class Field:
             queues = [each for node in self.reactor.nodes() for each in node["upstreams"]]
             waiting = sum(each["in_flight"] + each["queue_bytes"] for each in queues)
             counters = self.reactor.counters()
-            gone = len(os.listdir("/proc/self/fd"))
-            left = f"{waiting} waiting, {counters['clients']} clients, {counters['buffer_bytes']} bytes, {gone} fds"
+            fds, held = len(os.listdir("/proc/self/fd")), counters["buffer_bytes"]
+            left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors"
             # each upstream keeps what it reads into; a node that has gone keeps none
-            if not waiting and not counters["clients"] and counters["buffer_bytes"] < 8 << 20 and gone < 200:
+            if not waiting and not counters["clients"] and held < 8 << 20 and fds < DESCRIPTORS:
                 return
             await asyncio.sleep(0.05)
         raise Broken(f"not given back: {left}")
@@ -375,7 +381,9 @@ async def fuzz(seconds: float, seed: int) -> dict[str, int]:
 
 def run(how: str, seconds: float, seed: int) -> subprocess.CompletedProcess[str]:
     """In a process of its own, with or without sanitizers."""
-    env = build.environment(build.build("asan")) if how == "asan" else dict(os.environ) | {"PYTHONPATH": str(build.ROOT)}
+    env = dict(os.environ) | {"PYTHONPATH": str(build.ROOT)}
+    if how == "asan":
+        env = build.environment(build.build("asan"))
     command = [sys.executable, __file__, "--inside", f"--seconds={seconds}", f"--seed={seed}"]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 

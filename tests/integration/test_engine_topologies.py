@@ -1,5 +1,6 @@
-"""An engine in this process, its topology replaced step by step: what becomes of requests that a change finds underway."""
+"""An engine in this process, its topology replaced step by step: what becomes of requests underway."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,7 +8,7 @@ from servers import Raw, RedisNode, frame_end, pack, redis_nodes, shards_of, tom
 
 from shardproxy import config
 from shardproxy.core import commands, misses
-from shardproxy.core.topology import Topology
+from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.proxy.listeners import bind_all
 
@@ -31,8 +32,8 @@ class Engine:
     def client(self) -> Raw:
         return Raw(self.bound.port)
 
-    def state(self, node: RedisNode, state: str, swept: bool = True) -> None:
-        self.topology = self.topology.with_node_state(node.address, state, "a test", swept=swept)  # type: ignore[arg-type]
+    def state(self, node: RedisNode, state: State, swept: bool = True) -> None:
+        self.topology = self.topology.with_node_state(node.address, state, "a test", swept=swept)
         self.reactor.set_topology(self.topology, {})
 
     def until(self, what: Callable[[], bool], because: str) -> None:
@@ -50,10 +51,8 @@ class Engine:
         raw.socket.setblocking(False)
 
         def whole() -> bool:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 raw.buffer += raw.socket.recv(1 << 16)
-            except BlockingIOError:
-                pass
             return bool(raw.buffer) and frame_end(raw.buffer) > 0
 
         self.until(whole, "a reply")
@@ -104,7 +103,7 @@ def test_what_a_shard_that_is_not_swept_holds_is_not_looked_for_elsewhere(
         assert engine.ask(raw, "SET", old, "new").startswith(b"-SHARDDOWN")
 
 
-def test_what_is_held_for_a_shard_goes_on_when_that_is_removed(engine: Engine, nodes: list[RedisNode]) -> None:
+def test_what_is_held_for_a_shard_goes_on_when_it_leaves(engine: Engine, nodes: list[RedisNode]) -> None:
     with engine.client() as raw:
         key = engine.home("c")
         engine.state(nodes[2], "suspect")
