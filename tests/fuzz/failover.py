@@ -4,10 +4,10 @@
     python tests/fuzz/failover.py --plain --seed 7      the modules that are built in place
 
 A Reactor on this loop, three real Redis nodes, each also behind a relay that stalls and cuts connections.
-Dozens of times a second the topology is another: states, swept or not, shards added, removed, drained, given
-other addresses and weights, another policy. Meanwhile clients pipeline; every value begins with its key, every
+Dozens of times a second the topology changes: states, swept or not, shards added, removed, drained, given
+other addresses and weights, another policy. Clients pipeline meanwhile; each value begins with its key, each
 batch ends with a marker of its own, and every command must have one reply, in its order, that can be its own.
-After a lap, with all nodes up, everything that it took must be given back. What breaks a rule is told with its
+After a lap, with all nodes up, all that it took must be given back. What breaks a rule is told with its
 seed; exit code 1.
 """
 
