@@ -174,7 +174,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason, bint begun) noexcept:
 
 
 cdef void prune(Engine e, Upstream *u) noexcept:
-    cdef uint32_t i = u.head, w
+    cdef uint32_t i = u.head, w, first
     cdef Entry entry
     cdef Entry *waiting
     cdef Buf out
@@ -183,7 +183,7 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         i += 1
     if u.late == u.head or i == u.tail or <int>(u.late - i) <= 0:
         return                  # none of them is late
-    w = i
+    w = first = i
     memset(&out, 0, sizeof(out))
     start = u.fifo[i & u.mask].start
     if start > u.base and buf_append(&out, buf_head(&u.out), start - u.base) < 0:
@@ -205,6 +205,8 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         w += 1
     u.tail = w
     u.late = u.head
+    if <int>(u.kept - first) > 0:       # past the +QUEUED of a transaction, which has no bytes of its own
+        u.kept = first
     buf_release(&u.out)
     u.out = out
     u.given = u.base + out.len

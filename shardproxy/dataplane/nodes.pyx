@@ -33,6 +33,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     cdef Node *node
     cdef dict numbers = {}, before = {shard: number for (shard, _), number in e.numbers.items()}
     cdef bint moved
+    cdef set gone
     if shards == NULL or absent == NULL:
         raise MemoryError
     for shard in pool.shards:
@@ -60,7 +61,8 @@ cdef int install(Engine e, topology, credentials) except -1:
     e.topology = topology
     e.displacing = False
     take_policy(e, pool)
-    for number in set(e.numbers.values()) - set(numbers.values()):
+    gone = set(e.numbers.values()) - set(numbers.values())
+    for number in gone:
         e.node_list[number].gone = True
         e.written.pop(number, None)
         e.written_bytes.pop(number, None)
@@ -76,6 +78,9 @@ cdef int install(Engine e, topology, credentials) except -1:
             leave(e, node)
         elif node.mode != HOLD:
             release(e, node)
+    for number in gone:
+        if e.node_list[number].mode == HOLD:
+            leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
     set_fence(e)
     e.wake()
     return 0

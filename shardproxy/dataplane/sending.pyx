@@ -18,7 +18,7 @@ from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, rem
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
-from shardproxy.dataplane.engine cimport SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
@@ -35,7 +35,7 @@ cdef enum:
 cdef inline int node_of(Engine e, const char *key, size_t n) noexcept:
     """The number of the node that has a key now; sets e.displaced when that is not its home."""
     cdef int shard = e.ring.shard_of(key, n), other
-    if e.displacing and e.absent[shard]:
+    if e.displacing and e.absent[shard] and e.node_list[e.shards[shard]].mode == MOVE:
         other = e.ring.stand_in(key, n, e.absent)
         if other >= 0:
             e.displaced = True

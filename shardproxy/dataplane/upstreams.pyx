@@ -16,7 +16,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.system cimport (
@@ -208,7 +208,7 @@ cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
-    e.missing = e.reads_miss
+    e.missing = e.reads_miss or node.mode == MISS
     e.down = True
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
@@ -336,7 +336,8 @@ cdef void upstreams_due(Engine e) noexcept:
     cdef uint32_t i
     for i in range(<uint32_t>e.node_count):
         node = e.node_list[i]
-        if node.follows != NOWHERE and idle(e, e.node_list[node.follows]):
+        # one that is not gone has the number of the one that was
+        if node.follows != NOWHERE and (not e.node_list[node.follows].gone or idle(e, e.node_list[node.follows])):
             node.follows = NOWHERE
             release(e, node)
     for i in range(e.upstream_count):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import engine
+import failover
 import pytest
 
 import build
@@ -51,3 +52,8 @@ def test_the_proxy_survives_hostile_clients_and_nodes(sanitized: Path) -> None:
     counts = asyncio.run(engine.fuzz("asan", seconds=600, rounds=len(engine.ROUNDS), seed=1))
     assert counts["rounds"] == len(engine.ROUNDS)
     assert counts["witnessed"] > 0
+
+
+def test_every_command_has_its_own_reply_while_the_topology_changes(sanitized: Path) -> None:
+    done = failover.run("asan", seconds=12, seed=1)
+    assert done.returncode == 0, done.stdout + done.stderr[-8000:]

@@ -1,0 +1,145 @@
+"""An engine in this process, its topology replaced step by step: what becomes of requests underway."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from servers import Raw, RedisNode, frame_end, pack, redis_nodes, shards_of, toml, until
+
+from shardproxy import config
+from shardproxy.core import commands, misses
+from shardproxy.core.topology import State, Topology
+from shardproxy.dataplane.reactor import Reactor
+from shardproxy.proxy.listeners import bind_all
+
+POOL = 'kind = "cache"\non_shard_down = "rehash"\ntimeout = "%s"\nreset_after = "0s"'
+
+
+class Engine:
+    """One reactor, driven by hand, and clients of it."""
+
+    def __init__(self, nodes: list[RedisNode], timeout: str) -> None:
+        self.config = config.load(toml(shards_of(nodes), pool=POOL % timeout).encode())
+        self.reactor = Reactor(
+            self.config.limits, lambda call: None, on_event=lambda name, fields: None, misses=misses.reply
+        )
+        self.reactor.set_commands(commands.builtin())
+        self.topology = Topology.from_config(self.config)
+        self.reactor.set_topology(self.topology, {})
+        self.bound = bind_all(["127.0.0.1:0"])[0]
+        self.reactor.listen(self.bound.sockets[0][0].fileno(), protected=False)
+
+    def client(self) -> Raw:
+        return Raw(self.bound.port)
+
+    def state(self, node: RedisNode, state: State, swept: bool = True) -> None:
+        self.topology = self.topology.with_node_state(node.address, state, "a test", swept=swept)
+        self.reactor.set_topology(self.topology, {})
+
+    def until(self, what: Callable[[], bool], because: str) -> None:
+        def turn() -> bool:
+            self.reactor.cron()
+            return what()
+
+        until(turn, because)
+
+    def taken(self, commands: int) -> None:
+        """So many commands have been read from clients since the beginning."""
+        self.until(lambda: self.reactor.counters()["commands"] == commands, f"{commands} commands")
+
+    def frame(self, raw: Raw) -> bytes:
+        raw.socket.setblocking(False)
+
+        def whole() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                raw.buffer += raw.socket.recv(1 << 16)
+            return bool(raw.buffer) and frame_end(raw.buffer) > 0
+
+        self.until(whole, "a reply")
+        raw.socket.settimeout(10)
+        return raw.frame()
+
+    def ask(self, raw: Raw, *args: str) -> bytes:
+        raw.send(pack(*args))
+        return self.frame(raw)
+
+    def home(self, shard: str) -> str:
+        names = (f"key:{number}" for number in range(1000))
+        return next(key for key in names if self.topology.pools[0].home(key.encode()).name == shard)
+
+    def close(self) -> None:
+        self.reactor.close()
+        for each in self.bound.sockets[0]:
+            each.close()
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[RedisNode]]:
+    with redis_nodes(3) as found:
+        yield found
+
+
+@pytest.fixture
+def engine(nodes: list[RedisNode], request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(nodes, getattr(request, "param", "20s"))
+    yield engine
+    engine.close()
+
+
+def test_what_a_shard_that_is_not_swept_holds_is_not_looked_for_elsewhere(
+    engine: Engine, nodes: list[RedisNode]
+) -> None:
+    """Though another shard's keys are with stand-ins at the same time."""
+    with engine.client() as raw:
+        swept, old = engine.home("a"), engine.home("b")
+        engine.state(nodes[0], "out")
+        engine.state(nodes[1], "out", swept=False)
+        with nodes[2].raw() as direct:
+            for key in (swept, old):
+                direct.ask("SET", key, "with c")
+        assert engine.ask(raw, "GET", swept) == b"$6\r\nwith c\r\n"
+        assert engine.ask(raw, "GET", old) == b"$-1\r\n"
+        assert engine.ask(raw, "MGET", swept, old) == b"*2\r\n$6\r\nwith c\r\n$-1\r\n"
+        assert engine.ask(raw, "SET", old, "new").startswith(b"-SHARDDOWN")
+
+
+def test_what_is_held_for_a_shard_goes_on_when_it_leaves(engine: Engine, nodes: list[RedisNode]) -> None:
+    with engine.client() as raw:
+        key = engine.home("c")
+        engine.state(nodes[2], "suspect")
+        raw.send(pack("SET", key, "1") + pack("GET", key))
+        engine.taken(2)
+        smaller = config.load(toml(shards_of(nodes[:2]), pool=POOL % "20s").encode())
+        engine.topology = engine.topology.with_config(smaller)
+        engine.reactor.set_topology(engine.topology, {})
+        assert engine.frame(raw) == b"+OK\r\n"
+        assert engine.frame(raw) == b"$1\r\n1\r\n"
+
+
+@pytest.mark.parametrize("engine", ["1s"], indirect=True)
+def test_a_transaction_that_was_held_too_long_leaves_the_reads_after_it_whole(
+    engine: Engine, nodes: list[RedisNode]
+) -> None:
+    """Its place in the queue goes with it; the bytes of what comes there are kept until that is answered."""
+    key = engine.home("a")
+    with engine.client() as raw, engine.client() as other:
+        assert engine.ask(raw, "GET", key) == b"$-1\r\n"
+        nodes[0].pause()
+        other.send(pack("GET", key))
+        engine.taken(2)
+        engine.state(nodes[0], "suspect")
+        raw.send(pack("MULTI") + pack("SET", key, "1") + pack("EXEC"))
+        engine.taken(5)
+        nodes[0].resume()
+        assert engine.frame(other) == b"$-1\r\n"
+        assert [engine.frame(raw) for _ in range(3)][2].startswith(b"-TIMEOUT")
+        engine.state(nodes[0], "up")
+        nodes[0].pause()
+        raw.send(pack("GET", key))
+        engine.taken(6)
+        other.send(pack("SET", key, "2"))
+        engine.taken(7)
+        nodes[0].kill()
+        nodes[0].start()
+        assert engine.frame(raw) == b"$-1\r\n"
+        assert engine.frame(other).startswith(b"-UNKNOWN")
