@@ -112,6 +112,8 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
     cdef bytes reason = record.reason.encode() or b"it is down"
     cdef int k
     cdef Upstream *u
+    if (mode == MOVE) != (node.mode == MOVE):
+        e.placement += 1        # a transaction that is being held may belong elsewhere now
     node.mode = mode
     node.out = record.state == "out"
     if mode != SERVE:

@@ -350,6 +350,8 @@ cdef class Reactor(Engine):
         self.table = table
 
     def set_topology(self, topology, credentials):
+        if self.in_tick:
+            raise RuntimeError("a topology is set between ticks: call_soon")
         self.now = monotonic_us()
         install(self, topology, credentials)
         self.budget.queue = self.budget.memory // 4

@@ -355,7 +355,8 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
         else:
             e.count[<int>REHASHED] += 1
             send_share(e, c, r, row, u, node, entry.slot, part, entry.tries)
-            u.fifo[(u.tail - 1) & u.mask].at = entry.at
+            if not c.dead:
+                u.fifo[(u.tail - 1) & u.mask].at = entry.at
         if c.dead or slot_at(c, entry.slot).fan == NULL:
             return
         part = <uint16_t>(f.parts - parts + 1) if part == entry.part else part + 1

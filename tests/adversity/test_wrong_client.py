@@ -157,7 +157,7 @@ def test_thousands_of_clients_in_trouble() -> None:
     court = hurt(2000)
     # else the run has shown nothing
     assert court.seen["replies"] > 20_000, court.seen
-    assert court.seen["TIMEOUT"] and court.seen["UNKNOWN"] and court.seen["SHARDDOWN"], court.seen
+    assert court.seen["TIMEOUT"] and court.seen["SHARDDOWN"], court.seen
     assert court.seen["connections"] > 2500, court.seen
 
 
