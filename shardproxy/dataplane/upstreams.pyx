@@ -202,7 +202,12 @@ cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread
 
 
 cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
-    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind."""
+    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind.
+
+    Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
+    """
+    if e.holds and e.now > u.progress + e.timeout // 4:
+        return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
             and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
 

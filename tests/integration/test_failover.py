@@ -91,7 +91,7 @@ def test_it_goes_and_comes_back_twice(proxy: ProxyProcess, nodes: list[RedisNode
             assert all(found is None for node in nodes[1:] for found in values(node, keys))
         assert len(proxy.events("node_returns")) == 2
         states = [event["state"] for event in proxy.events("node_state") if event["node"] == nodes[0].address]
-        assert [state for state in states if state != "suspect"] == ["up", "out", "up", "out", "up"]
+        assert [state for state in states if state != "suspect"] == ["out", "up", "out", "up"]
     finally:
         for each in raws:
             each.close()
