@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -268,6 +269,8 @@ def differences(old: Record, new: Record, path: str = "") -> Iterator[Difference
 def in_words(option: Option, value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, str) and "://" in value and option.extra.get("secret_path"):
+        return f"a URL at {urlsplit(value).hostname}"
     return "a password" if option.type is Secret else option.write(value)
 
 

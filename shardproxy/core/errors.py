@@ -79,6 +79,7 @@ def get_keys(reason: str) -> str:
 # --- The operator's: a change that cannot be ---------------------------------------------------------------
 
 NO_FILE = "ERR there is no file to load again: this proxy was given its configuration by a program"
+HANDED_OVER = "ERR another process has taken over: connect again, and ask that one"
 NO_OWNER = "ERR the supervisor does not answer: try again, and see its log"
 
 

@@ -128,9 +128,9 @@ class Health:
         if self._streak >= self.policy.consecutive:
             why = f"{self._streak} requests in a row failed: {evidence.reason}"
         elif total >= self.policy.minimum:
-            if failed >= self.policy.failure_rate * total:
+            if failed and failed >= self.policy.failure_rate * total:
                 why = f"{failed} of {total} requests failed: {evidence.reason}"
-            elif slow >= self.policy.slow_rate * total:
+            elif slow and slow >= self.policy.slow_rate * total:
                 why = f"{slow} of {total} requests took over {self.policy.slow_call:g} s"
         if why and self.state != "suspect":
             self._doubt = self._doubt or why

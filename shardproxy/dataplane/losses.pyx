@@ -158,7 +158,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason, bint begun) noexcept:
         end = end_of(u, i)
         i += 1
         if keep and repeatable(e, u, &entry) and \
-                buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) == 0:
+                (end == start or buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) == 0):
             entry.start = out.len - (end - start)
             u.fifo[w & u.mask] = entry
             w += 1
@@ -198,7 +198,7 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         i += 1
         if waiting.to == TO_LATE or e.client_at(waiting.client, waiting.generation) == NULL:
             continue
-        if buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) < 0:
+        if end > start and buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) < 0:
             u.doomed = True
         entry.start = u.base + out.len - (end - start)
         u.fifo[w & u.mask] = entry

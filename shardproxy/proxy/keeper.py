@@ -199,7 +199,9 @@ class Keeper:
         if place is None or place[0].on_return == "keep" or watch.health.state != "up":
             return
         if self._clock() >= watch.beat_at:
-            watch.beat_at = self._clock() + watch.health.policy.interval
+            watch.beat_at = (
+                self._clock() + watch.health.policy.interval / 2
+            )  # so that no probe just misses it
             self._keep(self._returns.beat(address))
 
     async def _bring_back(self, address: str, watch: Watch) -> None:

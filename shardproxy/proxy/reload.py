@@ -151,6 +151,8 @@ class Reloader:
         changes: dict[str, Callable[..., Awaitable[Outcome]]]
         changes = {"reload": self._reload, "drain": self._drain, "undrain": self._undrain}
         async with self._one:
+            if self._owner.handed_over.is_set():
+                return Outcome(errors.HANDED_OVER)
             try:
                 return await changes[what](*args)
             except Exception as error:

@@ -27,9 +27,9 @@ from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.probe import Line, NodeRefuses
 
 HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
-OURS = b"shardproxy:"  # keys of this beginning are no client's
+OURS = (HEARTBEATS, b"shardproxy:probe:")  # keys of these beginnings are no client's
 KEPT = 86400  # seconds that heartbeats stay
-USED = 1.5  # probe intervals: who uses a node says so at least once in these
+USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
 PER_KEY = 64  # bytes that a remembered key costs beside its own
@@ -84,6 +84,11 @@ class Owed:
 
     def merge(self, other: "Owed") -> None:
         self.add(other.keys, other.everything)
+
+
+def removes(pool: Pool) -> tuple[str, str, str]:
+    """All that decides what is removed, and whether anything may be."""
+    return pool.kind, pool.on_shard_down, pool.on_return
 
 
 def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
@@ -147,6 +152,8 @@ class Returns:
             fenced = time.monotonic()
             if not await fence():
                 raise NodeRefuses("not every worker acknowledged that it leaves the node alone")
+            if removes(self._place(address)[0]) != removes(pool):
+                raise NodeRefuses("the policy of its pool has just changed")
             await self._collect(pool, address)
             await self._kill_ghosts(line, address, away_for)
             if self._flushes(pool, address) and not flush:
@@ -305,7 +312,7 @@ class Returns:
         pool, home = self._place(address)
         shard = next((shard for shard in pool.shards if shard.name == name), None)
         owed = self._unswept.get(address)
-        if shard is None or owed is None or shard.protocol != home.protocol:
+        if shard is None or owed is None or shard.protocol != home.protocol or pool.on_return == "keep":
             return
         where = shard.node.address
         if shard.node.state == "out":
@@ -325,6 +332,8 @@ class Returns:
             assert isinstance(found, list)
             cursor, keys = found
             pool, shard = self._place(address)
+            if pool.on_return == "keep":
+                return  # since a moment ago
             await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
             if cursor == b"0":
                 return

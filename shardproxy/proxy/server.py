@@ -42,6 +42,7 @@ from shardproxy.proxy.watched import Around, WorkerRecord
 __all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
 
 CRON = 0.1  # seconds between two calls of reactor.cron
+TAKE_MOST = 64 << 20  # bytes of remembered keys that are handed over; more count as too many
 DRAIN_STEP = 0.01
 CLIENTS_AT_ONCE = 100  # records of them, between two turns of the loop
 ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
@@ -404,7 +405,10 @@ class Proxy:
 
     def taken(self, address: str) -> Taken:
         """What this worker remembers of a node that is out; it forgets it."""
-        return Taken(self.reactor.take_ghosts(address), *self.reactor.take_written(address))
+        keys, overflow = self.reactor.take_written(address)
+        if sum(map(len, keys)) > TAKE_MOST:
+            keys, overflow = [], True
+        return Taken(self.reactor.take_ghosts(address), keys, overflow)
 
     # --- what handlers ask (handlers.base.Server) ---
 
@@ -500,6 +504,8 @@ class Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._hit)
+        # until there is something to load again: by default it ends the process
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
     def _hit(self) -> None:
         self._count += 1

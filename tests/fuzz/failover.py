@@ -16,9 +16,11 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -385,7 +387,17 @@ def run(how: str, seconds: float, seed: int) -> subprocess.CompletedProcess[str]
     if how == "asan":
         env = build.environment(build.build("asan"))
     command = [sys.executable, __file__, "--inside", f"--seconds={seconds}", f"--seed={seed}"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    # not pipes: nodes that outlive a crash would hold them open, and nobody would hear of it
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=err, start_new_session=True)
+        try:
+            code = process.wait(10 * seconds + 300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read(), err.read())
 
 
 def main() -> None:
