@@ -27,7 +27,7 @@ def command(path: str, takeover: bool) -> None:
       shardproxy serve -c shardproxy.toml --takeover   # a new version goes on for the one that runs
     """
     try:
-        from shardproxy.proxy.server import run
+        from shardproxy.proxy.serving import run
     except ModuleNotFoundError as error:
         fail(f'{error.name} is missing: pip install "shardproxy[proxy]"')
     config = load_good(path)

@@ -49,7 +49,8 @@ def command(nodes: int, port: int, data: str | None) -> None:
     check_port(port)
     plain_console()  # what is missing is said now, not when everything runs
     from shardproxy.proxy.embedded import EmbeddedError
-    from shardproxy.proxy.server import StartError, loop_factory
+    from shardproxy.proxy.listeners import StartError
+    from shardproxy.proxy.serving import loop_factory
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

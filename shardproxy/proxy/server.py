@@ -8,15 +8,12 @@ changed but the limit of descriptors, so that a program can run a proxy inside i
 import asyncio
 import contextlib
 import functools
-import gc
 import os
 import secrets
-import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -29,17 +26,18 @@ from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
-from shardproxy.proxy.listeners import Listener, StartError
+from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
-from shardproxy.proxy.takeover import Sockets, take_over, until_over
+from shardproxy.proxy.takeover import Sockets
+from shardproxy.proxy.team import Team
 from shardproxy.proxy.transitions import Transition, Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record
-from shardproxy.proxy.watched import Around, WorkerRecord
+from shardproxy.proxy.watched import WorkerRecord
 
-__all__ = ["Peers", "Proxy", "StartError", "Team", "loop_factory", "run"]
+__all__ = ["Proxy", "StartError"]
 
 CRON = 0.1  # seconds between two calls of reactor.cron
 TAKE_MOST = 64 << 20  # bytes of remembered keys that are handed over; more count as too many
@@ -49,43 +47,6 @@ ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refu
 SETTLE_STEP = 0.005  # seconds between looks at what is in flight, behind a fence
 
 T = TypeVar("T")
-
-
-class Peers(Protocol):
-    """The other workers."""
-
-    async def ask(self, what: str) -> list[Any]:
-        """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
-
-    def counters(self) -> Mapping[str, int]:
-        """Over all workers, this one too."""
-
-    def latency(self) -> Mapping[str, Sequence[int]]:
-        """As counters."""
-
-    def evidence(self, found: list[Any]) -> None:
-        """What this one's engine has seen of the nodes, for the Keeper."""
-
-    async def operate(self, what: str, *args: Any) -> Outcome:
-        """Has the supervisor change what concerns all."""
-
-    def node_version(self, address: str, version: str) -> None:
-        """Has the supervisor make a new topology of it."""
-
-
-class Team(NamedTuple):
-    """What a worker under a supervisor is given."""
-
-    slot: int
-    workers: int
-    bound: Sequence[Listener]  # with this worker's sockets only
-    id_base: int
-    page: memoryview  # for the reactor's counters
-    run_id: str
-    started: float
-    pid: int  # the supervisor's
-    peers: Peers
-    transitions: Sequence[Transition] = ()  # the latest
 
 
 class Proxy:
@@ -481,104 +442,3 @@ class Proxy:
 def share_of(limits: Limits, workers: int) -> Limits:
     """The limits of one worker: clients are counted over all of them, and the kernel spreads them evenly."""
     return msgspec.structs.replace(limits, maxclients=-(-limits.maxclients // workers))
-
-
-# --- the command `serve` ---
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
-class Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second for an end at once."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self.first, self.second = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._hit)
-        # until there is something to load again: by default it ends the process
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-
-    def _hit(self) -> None:
-        self._count += 1
-        (self.first if self._count == 1 else self.second).set()
-
-    async def unless_first(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """What `work` returns; False when a signal came first, which cancels it."""
-        return await _unless(self.first, work)
-
-    async def unless_second(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """The same, of a second signal."""
-        return await _unless(self.second, work)
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool:
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if working.done():
-        return working.result()
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return False
-
-
-async def serve(
-    config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
-) -> int:
-    """One worker in this process, until a signal. Returns the exit code."""
-    signals = Signals()
-    proxy = Proxy(config, file=file, taken=taken)
-    async with around(proxy):
-        try:
-            proxy.start()
-            proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
-            settle()
-            await until_over(proxy, signals.first, taken)
-            proxy.log("draining")
-            clean = await signals.unless_second(proxy.drain())
-        finally:
-            await proxy.close()
-    proxy.log("stopped", clean=clean)
-    return 0 if clean else 1
-
-
-def settle() -> None:
-    """What there is at the start is there for good: the garbage collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-def _version() -> str:
-    from shardproxy import __version__
-
-    return __version__
-
-
-def run(config: Config, file: str = "", *, takeover: bool = False, around: Around = nullcontext) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code.
-
-    file: where the configuration is from; it is loaded again when it changes. takeover: goes on for the one
-    that runs, with its sockets. around: runs around the proxy, for its life.
-    """
-    main: Callable[[Config, str, Sockets | None, Around], Coroutine[Any, Any, int]] = serve
-    workers = 1
-    if config.workers != 1:
-        from shardproxy.proxy.supervisor import supervise, worker_count
-
-        main, workers = supervise, worker_count(config)
-    try:
-        taken = take_over(config, workers) if takeover else None
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main(config, file, taken, around))
-    except StartError as error:
-        Logger(config.log)("cannot_start", reason=str(error))
-        return 1

@@ -38,7 +38,7 @@ from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.returns import Taken
-from shardproxy.proxy.server import Signals, serve
+from shardproxy.proxy.serving import Signals, serve
 from shardproxy.proxy.takeover import Sockets, until_over
 from shardproxy.proxy.transitions import Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record

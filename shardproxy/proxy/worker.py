@@ -25,7 +25,9 @@ from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.reload import OPERATE
-from shardproxy.proxy.server import Proxy, Team, loop_factory, settle
+from shardproxy.proxy.server import Proxy
+from shardproxy.proxy.serving import loop_factory, settle
+from shardproxy.proxy.team import Team
 from shardproxy.proxy.transitions import Transition
 
 ASK_OTHERS = 2.0  # seconds; the supervisor gives each of the others half of it
