@@ -193,6 +193,10 @@ cdef struct Node:
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
 
+# All of a node's shared upstreams, of both protocols: k from 0 to 2 * MAX_SHARED; NULL where there is none.
+cdef inline Upstream *shared_at(Node *node, int k) noexcept nogil:
+    return node.shared[k // MAX_SHARED][k % MAX_SHARED]
+
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client

@@ -16,7 +16,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, MAX_SHARED, SERVE, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node, Upstream,
+    DOWN, HOLD, MAX_SHARED, SERVE, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node, Upstream, shared_at,
 )
 from shardproxy.dataplane.sending cimport send_again
 from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
@@ -75,7 +75,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         snprintf(u.why, TEXT, "%s", reason)
         if u.head != u.tail or begun:
             blame(e, node, reason, False)
-        sift(e, u, reason, False)
+        sift(e, u, reason)
     else:
         u.failures = failures
         failed(e, u, reason, False)
@@ -140,7 +140,7 @@ cdef void order(Engine e, Upstream *u) noexcept:
             entry.tries = 0
 
 
-cdef void sift(Engine e, Upstream *u, const char *reason, bint begun) noexcept:
+cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     cdef uint32_t i = u.head, w = u.head
     cdef Entry entry
     cdef Buf out
@@ -253,7 +253,7 @@ cdef void leave(Engine e, Node *node) noexcept:
     cdef int k
     cdef Upstream *u
     for k in range(2 * MAX_SHARED):
-        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        u = shared_at(node, k)
         if u != NULL:
             leave_upstream(e, node, u)
 

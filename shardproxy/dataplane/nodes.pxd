@@ -7,4 +7,4 @@ cdef bint settled(Engine e) noexcept
 # What a node's host name stands for now, "IP:PORT"; connections that are up stay.
 cdef void move(Engine e, str node, str address)
 # Fill in a node's socket address; False when its host name is not known now.
-cdef bint resolve(str address, Node *node)
+cdef bint resolve(str address, Node *node, bint names)

@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from shardproxy.dataplane.engine cimport (
-    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream,
+    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream, shared_at,
 )
 from shardproxy.dataplane.losses cimport leave
 from shardproxy.dataplane.stale cimport stale_free, stale_new
@@ -26,7 +26,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
-    cdef list placed = list(getattr(pool, "placed", pool.shards))
+    cdef tuple placed = pool.placed
     cdef int i, number, n = len(placed)
     cdef uint16_t *shards = <uint16_t *>calloc(n, sizeof(uint16_t))
     cdef unsigned char *absent = <unsigned char *>calloc(n, 1)
@@ -122,7 +122,7 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
         node.why[0] = 0
     if record.state == "up":
         for k in range(2 * MAX_SHARED):
-            u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+            u = shared_at(node, k)
             if u != NULL and u.state == DOWN:
                 u.failures = 0
                 u.retry_at = 0
@@ -192,13 +192,8 @@ cdef int node_new(Engine e, str shard, str address, bint may_wait, int follows) 
     snprintf(node.shard, sizeof(node.shard), "%s", <const char *>text)
     e.shard_names[number] = node.shard
     # a name is looked up by the server, which tells us (`move`); at the start there is nobody to hold up
-    node.resolved = (may_wait or numeric(address)) and resolve(address, node)
+    node.resolved = resolve(address, node, may_wait)
     return number
-
-
-cdef bint numeric(str address):
-    return address.startswith("/") or not address.rpartition(":")[0].strip("[]0123456789.:abcdefABCDEF") and (
-        "[" in address or not address.rpartition(":")[0].strip("0123456789."))
 
 
 cdef int shares_for(Engine e) except -1:
@@ -217,7 +212,7 @@ cdef void move(Engine e, str node, str address):
     cdef Node *here
     cdef Upstream *u
     cdef int i, k
-    if not resolve(address, &there):
+    if not resolve(address, &there, False):
         return
     for i in range(e.node_count):
         here = e.node_list[i]
@@ -229,12 +224,12 @@ cdef void move(Engine e, str node, str address):
         here.address_size = there.address_size
         here.resolved = True
         for k in range(2 * MAX_SHARED):
-            u = here.shared[k // MAX_SHARED][k % MAX_SHARED]
+            u = shared_at(here, k)
             if u != NULL and u.state == DOWN:
                 u.retry_at = 0
 
 
-cdef bint resolve(str address, Node *node):
+cdef bint resolve(str address, Node *node, bint names):
     """Fill in the node's socket address; False when its host name is not known now."""
     cdef sockaddr_in *four = <sockaddr_in *>&node.address
     cdef sockaddr_in6 *six = <sockaddr_in6 *>&node.address
@@ -251,7 +246,8 @@ cdef bint resolve(str address, Node *node):
         return True
     host, _, port = address.rpartition(":")
     try:
-        found = sockets.getaddrinfo(host.strip("[]"), int(port), type=sockets.SOCK_STREAM)
+        found = sockets.getaddrinfo(host.strip("[]"), int(port), type=sockets.SOCK_STREAM,
+                                    flags=0 if names else sockets.AI_NUMERICHOST)
     except OSError:
         return False
     family, _, _, _, where = found[0]

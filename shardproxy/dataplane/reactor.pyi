@@ -37,8 +37,8 @@ class Reactor:
     def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login."""
 
-    def settled(self, address: str) -> bool:
-        """Whether nothing is in flight on stand-ins for keys of this node's shard."""
+    def settled(self) -> bool:
+        """Whether all that was in flight when the last topology was set is done, or past its deadline."""
 
     def evidence(self) -> list[tuple[str, int, int, int, int, bool, str]]:
         """Nodes with news since the last call: (address, ok, failed, slow, streak, refused, reason)."""

@@ -356,7 +356,7 @@ cdef class Reactor(Engine):
         install(self, topology, credentials)
         self.budget.queue = self.budget.memory // 4
 
-    def settled(self, str address):
+    def settled(self):
         self.now = monotonic_us()
         return settled(self)
 

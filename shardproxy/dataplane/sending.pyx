@@ -175,11 +175,39 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
 
 # --- to several shards ---
 
+cdef int count_shares(Engine e, Request *r, const Row *row, int keys) noexcept:
+    """Fills e.owners, each key's node, and e.shares, how many each node has; how many nodes have any."""
+    cdef int i, at, node, parts = 0
+    memset(e.shares, 0, e.node_count * sizeof(uint32_t))
+    e.displaced = False
+    for i in range(keys):
+        at = row.first + i * row.step
+        node = node_of(e, r.argv[at], r.argl[at])
+        e.owners[i] = <uint16_t>node
+        parts += e.shares[node] == 0
+        e.shares[node] += 1
+    return parts
+
+
+cdef void sort_shares(Engine e, int keys) noexcept:
+    """The keys' numbers into e.positions, sorted by node; where each node's end, into the second half of e.shares."""
+    cdef int i, node
+    cdef uint32_t at = 0
+    cdef uint32_t *ends = e.shares + e.node_count
+    for node in range(e.node_count):
+        ends[node] = at
+        at += e.shares[node]
+    # each key goes where its node's next one goes
+    for i in range(keys):
+        e.positions[ends[e.owners[i]]] = i
+        ends[e.owners[i]] += 1
+
+
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """One request a node that has keys: e.owners has each key's node, e.shares how many each has."""
-    cdef int first = row.first, step = row.step, keys, i, shard, parts = 0, part
+    cdef int first = row.first, step = row.step, keys, i, shard, parts, part
     cdef Upstream *u
-    cdef uint32_t at = 0
+    cdef uint32_t at
     cdef uint32_t *ends = e.shares + e.node_count
     cdef int64_t slot
     cdef Fan *f
@@ -190,13 +218,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if room_for_keys(e, keys) < 0:
         refuse(e, c, "-ERR out of memory\r\n")
         return TAKEN
-    memset(e.shares, 0, e.node_count * sizeof(uint32_t))
-    e.displaced = False
-    for i in range(keys):
-        shard = node_of(e, r.argv[first + i * step], r.argl[first + i * step])
-        e.owners[i] = <uint16_t>shard
-        parts += e.shares[shard] == 0
-        e.shares[shard] += 1
+    parts = count_shares(e, r, row, keys)
     if parts == 1:
         return send_to(e, c, r, row, e.owners[0])
     if not row.flags & FLAG_READONLY:
@@ -217,15 +239,10 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     e.count[<int>FANNED_OUT] += 1
     part = 0
     for shard in range(e.node_count):
-        ends[shard] = at
-        at += e.shares[shard]
         if e.shares[shard]:
             f.part[part].shard = <uint16_t>shard
             part += 1
-    # the keys' numbers, sorted by shard: each one goes where its shard's next one goes
-    for i in range(keys):
-        e.positions[ends[e.owners[i]]] = i
-        ends[e.owners[i]] += 1
+    sort_shares(e, keys)
     if row.merge == MERGE_ARRAY:
         for part in range(parts):
             shard = f.part[part].shard
@@ -312,8 +329,8 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
 
 cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Entry *entry) noexcept:
     """A share of a split command: its keys may have as many stand-ins as there are."""
-    cdef int first = row.first, step = row.step, keys = (r.argc - first) // step, i, node, parts = 0
-    cdef uint32_t at = 0, k
+    cdef int first = row.first, step = row.step, keys = (r.argc - first) // step, i, node, parts
+    cdef uint32_t k
     cdef uint32_t *ends = e.shares + e.node_count
     cdef Fan *f = slot_at(c, entry.slot).fan
     cdef Upstream *u
@@ -321,13 +338,7 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
     if room_for_keys(e, keys) < 0:
         deliver_error(e, entry, False)
         return
-    memset(e.shares, 0, e.node_count * sizeof(uint32_t))
-    e.displaced = False
-    for i in range(keys):
-        node = node_of(e, r.argv[first + i * step], r.argl[first + i * step])
-        e.owners[i] = <uint16_t>node
-        parts += e.shares[node] == 0
-        e.shares[node] += 1
+    parts = count_shares(e, r, row, keys)
     if e.displaced and not row.flags & FLAG_READONLY:
         for i in range(keys):
             remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
@@ -336,12 +347,7 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
         deliver_error(e, entry, False)
         return
     slot_at(c, entry.slot).fan = f
-    for node in range(e.node_count):
-        ends[node] = at
-        at += e.shares[node]
-    for i in range(keys):
-        e.positions[ends[e.owners[i]]] = i
-        ends[e.owners[i]] += 1
+    sort_shares(e, keys)
     # the parts are numbered in the order in which their nodes first come among the keys
     for i in range(keys):
         node = e.owners[i]

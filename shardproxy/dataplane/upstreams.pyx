@@ -16,7 +16,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream, shared_at,
 )
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.system cimport (
@@ -52,7 +52,7 @@ cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
     cdef Upstream *other
     snprintf(u.why, TEXT, "%s", why)
     for k in range(2 * MAX_SHARED):
-        other = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        other = shared_at(node, k)
         if other != NULL and other.state == UP:
             return              # the node is there; it is this protocol, or this connection, that it refuses
     if strlen(node.why) == 0:
@@ -111,7 +111,7 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
     u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
     set_why(e, u, why)
     blame(e, e.node_list[u.node], why, refused)
-    sift(e, u, why, False)
+    sift(e, u, why)
 
 
 cdef void upstream_ready(Engine e, Upstream *u) noexcept:
@@ -385,7 +385,7 @@ cdef void upstreams_due(Engine e) noexcept:
 cdef bint empty(Node *node) noexcept nogil:
     cdef int k
     for k in range(2 * MAX_SHARED):
-        if node.shared[k // MAX_SHARED][k % MAX_SHARED] != NULL:
+        if shared_at(node, k) != NULL:
             return False
     return True
 
@@ -395,7 +395,7 @@ cdef bint idle(Engine e, Node *node) noexcept nogil:
     cdef int k
     cdef Upstream *u
     for k in range(2 * MAX_SHARED):
-        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        u = shared_at(node, k)
         if u != NULL and u.late != u.tail:
             return False
     return True
@@ -406,7 +406,7 @@ cdef void release(Engine e, Node *node) noexcept:
     cdef int k
     cdef Upstream *u
     for k in range(2 * MAX_SHARED):
-        u = node.shared[k // MAX_SHARED][k % MAX_SHARED]
+        u = shared_at(node, k)
         if u != NULL:
             prune(e, u)
             u.dirty = True
@@ -440,7 +440,7 @@ cdef void shrink(Upstream *u) noexcept:
 cdef void upstream_free(Engine e, Upstream *u) noexcept:
     if u.node != NOWHERE:
         upstream_lost(e, u, "shardproxy is closing the connection", False)
-        sift(e, u, "shardproxy is closing the connection", False)
+        sift(e, u, "shardproxy is closing the connection")
     buf_release(&u.out)
     queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
     e.upstreams[u.index] = NULL

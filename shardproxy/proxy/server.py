@@ -350,9 +350,9 @@ class Proxy:
         No longer than a request may take: what is later has been given up by who asked for it.
         """
         pool = topology.pools[0]
-        held = [shard.node.address for shard in pool.shards if pool.mode(shard) == "hold"]
+        held = any(pool.mode(shard) == "hold" for shard in pool.shards)
         limit = time.monotonic() + pool.timeout
-        while not all(map(self.reactor.settled, held)) and time.monotonic() < limit:
+        while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
 

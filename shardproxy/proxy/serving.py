@@ -6,17 +6,20 @@ than one the process is a supervisor (`proxy/supervisor`), else it is the worker
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
+from shardproxy import __version__
 from shardproxy.config import Config
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.reload import Owner
 from shardproxy.proxy.server import Proxy
 from shardproxy.proxy.takeover import Sockets, take_over, until_over
-from shardproxy.proxy.watched import Around
+from shardproxy.proxy.watched import Around, Watched
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -64,36 +67,58 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, bool]) -> bool
     return False
 
 
+class Lived(Owner, Watched, Protocol):
+    """What a process of `serve` is there for: the only worker, or the supervisor of many."""
+
+    log: Logger
+
+    async def drain(self) -> bool:
+        """Takes no more clients and finishes what is in flight; False when that took too long."""
+
+    async def close(self) -> None: ...
+
+
+async def live(
+    owner: Lived,
+    begin: Callable[[], Coroutine[Any, Any, bool]],
+    taken: Sockets | None,
+    around: Around,
+    **told: object,
+) -> int:
+    """Its whole life, until a signal. Returns the exit code. told: more for the log, when it listens."""
+    signals = Signals()
+    async with around(owner):
+        try:
+            if not await signals.unless_first(begin()):
+                return 1
+            owner.log("listening", addresses=owner.addresses, pid=os.getpid(), **told, version=__version__)
+            await until_over(owner, signals.first, taken)
+            owner.log("draining")
+            clean = await signals.unless_second(owner.drain())
+        finally:
+            await owner.close()
+    owner.log("stopped", clean=clean)
+    return 0 if clean else 1
+
+
 async def serve(
     config: Config, file: str = "", taken: Sockets | None = None, around: Around = nullcontext
 ) -> int:
     """One worker in this process, until a signal. Returns the exit code."""
-    signals = Signals()
     proxy = Proxy(config, file=file, taken=taken)
-    async with around(proxy):
-        try:
-            proxy.start()
-            proxy.log("listening", addresses=proxy.addresses, pid=proxy.pid, version=_version())
-            settle()
-            await until_over(proxy, signals.first, taken)
-            proxy.log("draining")
-            clean = await signals.unless_second(proxy.drain())
-        finally:
-            await proxy.close()
-    proxy.log("stopped", clean=clean)
-    return 0 if clean else 1
+
+    async def begin() -> bool:
+        proxy.start()
+        settle()
+        return True
+
+    return await live(proxy, begin, taken, around)
 
 
 def settle() -> None:
     """What there is at the start is there for good: the garbage collector need not look at it again."""
     gc.collect()
     gc.freeze()
-
-
-def _version() -> str:
-    from shardproxy import __version__
-
-    return __version__
 
 
 def run(config: Config, file: str = "", *, takeover: bool = False, around: Around = nullcontext) -> int:

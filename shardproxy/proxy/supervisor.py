@@ -38,8 +38,8 @@ from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.returns import Taken
-from shardproxy.proxy.serving import Signals, serve
-from shardproxy.proxy.takeover import Sockets, until_over
+from shardproxy.proxy.serving import live, serve
+from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.transitions import Transitions, hook_of
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import Around, WorkerRecord
@@ -381,23 +381,5 @@ async def supervise(
     count = worker_count(config)
     if count == 1:
         return await serve(config, file, taken, around)
-    signals = Signals()
     supervisor = Supervisor(config, count, file, taken)
-    async with around(supervisor):
-        try:
-            if not await signals.unless_first(supervisor.start()):
-                return 1
-            supervisor.log(
-                "listening",
-                addresses=supervisor.addresses,
-                pid=os.getpid(),
-                workers=count,
-                version=shardproxy.__version__,
-            )
-            await until_over(supervisor, signals.first, taken)
-            supervisor.log("draining")
-            clean = await signals.unless_second(supervisor.drain())
-        finally:
-            await supervisor.close()
-    supervisor.log("stopped", clean=clean)
-    return 0 if clean else 1
+    return await live(supervisor, supervisor.start, taken, around, workers=count)

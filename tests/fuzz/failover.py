@@ -208,7 +208,7 @@ class Field:
             self.counts["topologies"] += 1
             self.reactor.evidence()
             address = rnd.choice(list(self.topology.nodes))
-            self.reactor.settled(address)
+            self.reactor.settled()
             self.reactor.take_written(address)
             self.reactor.take_ghosts(address)
             self.reactor.nodes()
