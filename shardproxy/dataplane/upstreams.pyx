@@ -377,9 +377,12 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
 
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
-    cdef Node *node = e.node_list[u.node]
+    cdef Node *node
     u.dirty = False
-    if u.state != UP or u.doomed or node.mode == HOLD or node.follows != NOWHERE:
+    if u.state != UP or u.doomed:
+        return                  # it may be nobody's by now
+    node = e.node_list[u.node]
+    if node.mode == HOLD or node.follows != NOWHERE:
         return
     while u.written != u.given:
         n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
