@@ -122,6 +122,11 @@ def not_redis(said: bytes) -> str:
     return f"not a Redis server: it answered {said[:60]!r}"
 
 
+def bad_reply(frame: bytes) -> str:
+    said = frame[:60].partition(b"\r")[0].decode("ascii", "replace")
+    return f"ERR a node answered something else than this command answers: {said!r}"
+
+
 # --- Ours: a bug -------------------------------------------------------------------------------------------
 
 INTERNAL = "ERR internal error: see the log of shardproxy"

@@ -54,6 +54,10 @@ class Outcome(msgspec.Struct, frozen=True):
     answer: dict[str, Any] = {}
 
 
+class BadReply(Exception):
+    """A node answered what the command never answers; str(): what, for the client."""
+
+
 class Server(Protocol):
     """The proxy, as far as handlers may know it."""
 
@@ -143,6 +147,8 @@ def _no_handler(server: Server, call: "Call") -> bytes:
 async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:
     try:
         data = await answer
+    except BadReply as error:
+        call.reply(reply.error(str(error)))
     except Exception as error:
         _failed(server, call, error)
     except asyncio.CancelledError:
