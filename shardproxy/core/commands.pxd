@@ -22,6 +22,7 @@ cdef enum:
     FLAG_MOVABLE = 32       # keys are not at fixed positions: use keys()
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
+    FLAG_SCRIPT = 256       # runs code of the client's, for as long as that takes: EVAL, FCALL
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

@@ -83,7 +83,8 @@ cdef class Reactor(Engine):
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
         self.connections = 1
-        self.timeout = self.connect_timeout = 1000000
+        self.timeout = self.connect_timeout = self.longest = 1000000
+        self.allowed = [1000000, 1000000, 1000000]
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)

@@ -120,7 +120,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if sick == NULL:
             node.ok += 1
             node.streak = 0
-            node.slow += us > e.slow_call
+            # what may take longer than others is not slow when it does
+            node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1

@@ -5,7 +5,7 @@ a shard, whose arguments are the client's own bytes. A shard that is down answer
 elsewhere, what is written there is remembered.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
 from libc.string cimport memset
@@ -18,6 +18,7 @@ from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, rem
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
@@ -137,10 +138,11 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
     cdef Upstream *u
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
+    cdef uint64_t due = due_of(e, row)
     cdef Buf swap
     if write and e.stale != NULL:
         drop_stale(e, r, row)
-    u = upstream_for(e, node, c.proto, c.index)
+    u = upstream_for(e, node, c.proto, c.index, due)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -156,7 +158,7 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
         return TAKEN
     charge(c, <uint32_t>slot, r)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1, due) < 0:
         client_close(e, c, "out of memory")
         return TAKEN
     e.count[<int>FORWARDED] += 1
@@ -206,6 +208,7 @@ cdef void sort_shares(Engine e, int keys) noexcept:
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """One request a node that has keys: e.owners has each key's node, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts, part
+    cdef uint64_t due = due_of(e, row)
     cdef Upstream *u
     cdef uint32_t at
     cdef uint32_t *ends = e.shares + e.node_count
@@ -251,25 +254,25 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     # replies come after this tick's reads, so that f lives until its last part has failed or been sent
     for part in range(parts):
         shard = f.part[part].shard
-        u = upstream_for(e, shard, c.proto, c.index)
+        u = upstream_for(e, shard, c.proto, c.index, due)
         if u == NULL:
             part_missing(e, c, row, <uint32_t>slot, <uint16_t>part, e.shares[shard])
         else:
-            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1)
+            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1, due)
         if c.dead:
             return TAKEN
     return TAKEN
 
 
 cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *u, int shard, uint32_t slot,
-                     uint16_t part, uint8_t tries) noexcept:
+                     uint16_t part, uint8_t tries, uint64_t due) noexcept:
     cdef uint32_t k, end = e.shares[e.node_count + shard]
     cdef int i, step = row.step, first = row.first
     cdef size_t n, m
     cdef const char *p
     cdef char line[32]
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1) < 0:
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1, due) < 0:
         client_close(e, c, "out of memory")
         return
     n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)
@@ -312,7 +315,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
         share_again(e, c, r, row, entry)
         return
     node = locate(e, r, row)
-    u = upstream_for(e, node, proto, c.index) if node >= 0 else NULL
+    u = upstream_for(e, node, proto, c.index, entry.due) if node >= 0 else NULL
     if u == NULL:
         if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot, e.node_list[node].out)):
             deliver_error(e, entry, False)
@@ -320,7 +323,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
-    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
@@ -355,12 +358,12 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
         if k == 0 or e.positions[ends[node] - k] != i:
             continue
         f.part[part].shard = <uint16_t>node
-        u = upstream_for(e, node, f.proto, c.index)
+        u = upstream_for(e, node, f.proto, c.index, entry.due)
         if u == NULL:
             part_missing(e, c, row, entry.slot, part, k)
         else:
             e.count[<int>REHASHED] += 1
-            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries)
+            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
                 u.fifo[(u.tail - 1) & u.mask].at = entry.at
         if c.dead or slot_at(c, entry.slot).fan == NULL:

@@ -5,7 +5,7 @@ a node before EXEC, so a client that vanishes leaves nothing behind. The run is 
 upstream: nobody else's command can be inside it.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
@@ -14,6 +14,7 @@ from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
+from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, Client, Engine, Upstream
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
@@ -24,6 +25,7 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """MULTI, EXEC, DISCARD. Commands are held here and go to their shard as one run."""
     cdef Upstream *u
     cdef int64_t slot
+    cdef uint64_t due
     cdef int shard
     if memcmp(row.name, "multi", 6) == 0:
         if c.tx_state:
@@ -32,6 +34,7 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
         c.tx_state = TX_OPEN
         c.tx_shard = -1
         c.tx_count = 0
+        c.tx_allowed = 0
         if buf_append(&c.tx, r.raw, r.raw_size) < 0:
             client_close(e, c, "out of memory")
             return
@@ -50,15 +53,16 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
         say(e, c, "*0\r\n")
     else:
         shard = c.tx_shard if c.tx_shard >= 0 else e.shards[0]
-        u = upstream_for(e, shard, c.proto, c.index)
+        due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
+        u = upstream_for(e, shard, c.proto, c.index, due)
         if u == NULL:
             slot_answer(e, c, e.text, e.text_size)
         else:
             slot = slot_open(e, c)
             if slot >= 0:
                 # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-                if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count) < 0 or \
-                        promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1) < 0:
+                if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0 or \
+                        promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
                     u.doomed = True
                     client_close(e, c, "out of memory")
                 elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
@@ -110,4 +114,6 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
+        if due_of(e, row) - e.now > c.tx_allowed:
+            c.tx_allowed = due_of(e, row) - e.now
     say(e, c, "+QUEUED\r\n")

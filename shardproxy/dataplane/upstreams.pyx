@@ -18,6 +18,7 @@ from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREA
 from shardproxy.dataplane.engine cimport (
     CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream, shared_at,
 )
+from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
@@ -163,7 +164,7 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread) noexcept:
+cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread, uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     cdef Upstream *u = node.shared[proto - 2][k]
@@ -188,7 +189,7 @@ cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
                                node.shard, node.name, <unsigned long long>(u.given - u.written))
         return NULL
-    if u.tail - u.head > ALWAYS and late_for(e, u):
+    if u.tail - u.head > ALWAYS and late_for(e, u, due):
         e.crowded = True
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu requests wait for it, more than it "
@@ -201,15 +202,15 @@ cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread
     return u
 
 
-cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
-    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind.
+cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
+    """Little's law: what waits is more than the node answers until then; and it does lag behind.
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
-            and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
+            and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
@@ -249,7 +250,7 @@ cdef Upstream *upstream_new(Engine e, int node, uint8_t proto) noexcept:
 
 
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept:
+                 uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept:
     cdef Entry *entry
     if u.fifo == NULL or u.tail - u.head > u.mask:
         if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
@@ -268,6 +269,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
+    due_add(u, entry, due)
     return 0
 
 
@@ -364,7 +366,8 @@ cdef void upstreams_due(Engine e) noexcept:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            if u.state == UP and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written \
+            # what has time left may take it: one script, and no byte meanwhile
+            if u.state == UP and u.late != u.head and u.fifo[u.head & u.mask].start < u.written \
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
