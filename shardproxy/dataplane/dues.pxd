@@ -8,6 +8,11 @@ cdef extern from *:
     """
     const uint64_t NEVER "SP_NEVER"
 
+# The loop calls tick when something falls due, also when nothing else happens. `look`: of an upstream.
+cdef void due_alarm(Engine e, uint64_t look) noexcept
+# After a look at what has fallen due: the same, of the upstream with the earliest.
+cdef void due_alarms(Engine e) noexcept
+
 # One walk over what has fallen due.
 cdef struct Walk:
     uint32_t i

@@ -2,7 +2,8 @@
 
 Rules: nothing is reordered. Entries of one class fall due in their order, so that a walk from the front ends at the first
 that has not; `disorder` is where that holds from, and before it a walk goes on. Nothing is walked before `look`, and a
-long walk puts off the next, so that a queue of millions costs no more than a part of the time. No clock: `now` is given.
+long walk puts off the next, so that a queue of millions costs no more than a part of the time. The timer is set for the
+earliest `look` and left there while requests come and are answered: it is moved when it has gone off, once a timeout.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -10,10 +11,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from shardproxy.core.buffers cimport queue_free, queue_grow
-from shardproxy.dataplane.engine cimport TO_LATE, Entry, Upstream
+from shardproxy.dataplane.engine cimport TO_LATE, Engine, Entry, Upstream
+from shardproxy.dataplane.system cimport TFD_TIMER_ABSTIME, itimerspec, timerfd_settime
 
 cdef enum:
     PER_US = 16                 # entries that a walk may look at for each microsecond until the next one
+    ALARM_STEP = 5000           # us: the timer goes off no sooner, and so no more often
 
 
 cdef void due_anew(Upstream *u) noexcept nogil:
@@ -52,6 +55,30 @@ cdef Entry *walk_on(Upstream *u, Walk *w, uint64_t now) noexcept nogil:
     u.walked = now
     due_front(u)
     return NULL
+
+
+# --- the timer ---
+
+cdef void due_alarm(Engine e, uint64_t look) noexcept:
+    cdef itimerspec when
+    cdef uint64_t at = look if look > e.now + ALARM_STEP else e.now + ALARM_STEP
+    e.armed = look
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long>(at // 1000000)
+    when.it_value.tv_nsec = <long>(at % 1000000 * 1000)
+    timerfd_settime(e.timer_fd, TFD_TIMER_ABSTIME, &when, NULL)
+
+
+cdef void due_alarms(Engine e) noexcept:
+    cdef uint64_t soonest = NEVER
+    cdef uint32_t i
+    cdef Upstream *u
+    for i in range(e.upstream_count):
+        u = e.upstreams[i]
+        if u.head != u.tail and u.look < soonest:
+            soonest = u.look
+    if soonest < e.armed:
+        due_alarm(e, soonest)
 
 
 # --- for tests ---

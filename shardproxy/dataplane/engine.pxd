@@ -25,7 +25,7 @@ cdef enum:
     OF_CLIENT = 0
     OF_UPSTREAM = 1
     OF_LISTENER = 2
-    OF_WAKE = 3
+    OF_WAKE = 3                 # or, with index 1, the timer
 
 cdef enum:
     REPLY_ON = 0
@@ -217,6 +217,8 @@ cdef struct Budget:
 cdef class Engine:
     cdef int epoll
     cdef int wake_fd
+    cdef int timer_fd
+    cdef uint64_t armed                     # the time that the timer was set for; dues.NEVER: it is off
     cdef bint in_tick
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed

@@ -18,6 +18,7 @@ from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connec
 from shardproxy.dataplane.calls cimport client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
+from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
     CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
@@ -28,7 +29,8 @@ from shardproxy.dataplane.slots cimport client_close, client_flush, client_free,
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
+    EPOLLOUT, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
+    timerfd_create,
 )
 from shardproxy.dataplane.upstreams cimport (
     upstream_flush, upstream_free, upstream_writable, upstreams_due,
@@ -59,7 +61,7 @@ cdef class Reactor(Engine):
     cdef uint64_t trim_at
 
     def __cinit__(self):
-        self.epoll = self.wake_fd = self.spare_fd = -1
+        self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
     def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
         cdef epoll_event ev
@@ -96,12 +98,16 @@ cdef class Reactor(Engine):
         self.now = monotonic_us()
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.epoll < 0 or self.wake_fd < 0:
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        self.armed = NEVER
+        if self.epoll < 0 or self.wake_fd < 0 or self.timer_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.spare_fd = open_spare()
         ev.events = EPOLLIN
         ev.data.u64 = tag(OF_WAKE, 0, 0)
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.wake_fd, &ev)
+        ev.data.u64 = tag(OF_WAKE, 1, 0)
+        epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.timer_fd, &ev)
 
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
@@ -184,13 +190,18 @@ cdef class Reactor(Engine):
                     upstream_readable(self, u)
             elif kind == OF_LISTENER:
                 take_connections(self, <int>index)
-            else:
+            elif index == 0:
                 self.awake = False
                 read(self.wake_fd, &data, 8)
+            else:
+                read(self.timer_fd, &data, 8)
+                self.armed = NEVER
+                self.deadline_check = self.deadline_check if self.deadline_check < self.now else self.now
         # after the reads, and only when every ready socket has had its turn
         if self.now >= self.deadline_check and (n < EVENTS or self.now > self.deadline_check + DEADLINE_LATEST):
             self.deadline_check = self.now + DEADLINE_STEP
             upstreams_due(self)
+            due_alarms(self)
         self.finish()
         self.in_tick = False
 
@@ -269,6 +280,8 @@ cdef class Reactor(Engine):
             u = self.upstreams[i]
             if u.dirty:
                 upstream_flush(self, u)
+                if u.look < self.armed and u.head != u.tail:
+                    due_alarm(self, u.look)
 
     cdef void close_greediest(self) noexcept:
         """Over the process's budget: whoever holds most goes, until the rest fits."""
@@ -479,4 +492,5 @@ cdef class Reactor(Engine):
         self.closed = True
         close(self.epoll)
         close(self.wake_fd)
+        close(self.timer_fd)
         close(self.spare_fd)
