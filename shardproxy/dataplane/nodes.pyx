@@ -89,6 +89,8 @@ cdef int install(Engine e, topology, credentials) except -1:
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
+    e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
+    e.longest = int(pool.longest * 1e6) or e.timeout
     e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
     e.connect_timeout = int(pool.connect_timeout * 1e6)
     e.reset_after = int(pool.reset_after * 1e6) or 1 << 60
@@ -100,7 +102,7 @@ cdef take_policy(Engine e, pool):
     e.holds = pool.on_shard_down == "rehash"
     e.reads_miss = pool.on_shard_down == "miss"
     # a write may be on its way for as long as its deadline, and some more until its bytes have run
-    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), int(pool.timeout * 2e6))
+    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), 2 * e.longest)
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
@@ -138,7 +140,7 @@ cdef void set_fence(Engine e) noexcept:
         u.fence = u.tail
         # what blocks is not waited for: its keys are the client's to fear for, as on a Redis that fails over
         u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD and not u.lease & WAITING
-    e.fence_ends = e.now + e.timeout
+    e.fence_ends = e.now + e.longest
 
 
 cdef bint settled(Engine e) noexcept:

@@ -68,11 +68,12 @@ class Reactor:
         write: bool = True,
         frames: int = 1,
         keys: Iterable[bytes] = (),
+        timeout: float = -1,
     ) -> None:
         """A request of a handler's own, on the client's own way to the node (client) or a shared upstream.
 
         done gets the reply's bytes, or an error line as a client would get it, after the tick.
-        keys: those it writes.
+        keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
         """
 
     def open_link(

@@ -351,7 +351,7 @@ class Proxy:
         """
         pool = topology.pools[0]
         held = any(pool.mode(shard) == "hold" for shard in pool.shards)
-        limit = time.monotonic() + pool.timeout
+        limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
