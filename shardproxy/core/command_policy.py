@@ -84,7 +84,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     # Answered here
     ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
     ("hello select reset", LOCAL | {"barrier": True}),
-    ("auth quit info client command proxy", LOCAL),
+    ("acl auth quit info client command proxy", LOCAL),
     ("multi exec discard", MULTI),
     # Containers with subcommands that are forwarded
     ("object memory xinfo xgroup", _CONTAINER),
@@ -108,7 +108,6 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
     ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
-    ("acl", _refused("the proxy has no users of its own")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
     ("monitor slowlog latency", _NODE),

@@ -36,5 +36,13 @@ class ClientHandle:
     no_touch: bool
     reply_mode: str
     total_commands: int
+    user: bytes
+    def login(self, name: bytes) -> None:
+        """It is this user from now on; b"": nobody, which makes it the default user."""
+
+    def login_failed(self) -> None:
+        """Counted; what it sends from now on waits until `release`."""
+
+    def release(self) -> None: ...
     def close_after_reply(self, reason: str | None = None) -> None: ...
     def reset(self) -> None: ...

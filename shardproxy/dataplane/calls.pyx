@@ -9,10 +9,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from shardproxy.core.buffers cimport buf_release
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.counters cimport ANSWERED_HERE
+from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
     REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
 )
+from shardproxy.dataplane.permissions cimport assign, hold, note_login
 from shardproxy.dataplane.slots cimport in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
@@ -176,6 +177,30 @@ cdef class ClientHandle:
         self.set_text("lib_ver", value)
 
     @property
+    def user(self):
+        """Whom it has logged in as; b"": nobody, so it is the default user."""
+        return self.text("user")
+
+    def login(self, bytes name):
+        """It is this user from now on; b"": nobody."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            note_login(self.engine, c, name or None)
+            assign(self.engine, c)
+
+    def login_failed(self):
+        """What it sends from now on waits until `release`."""
+        cdef Client *c = self.at()
+        self.engine.count[<int>FAILED_LOGINS] += 1
+        if c != NULL:
+            hold(self.engine, c)
+
+    def release(self):
+        cdef Client *c = self.at()
+        if c != NULL:
+            assign(self.engine, c)
+
+    @property
     def proto(self):
         cdef Client *c = self.at()
         return c.proto if c != NULL else 2
@@ -307,7 +332,7 @@ cdef class ClientHandle:
                 self.engine.event("client_closed", {"client": c.id, "reason": reason})
 
     def reset(self):
-        """What RESET undoes: transaction, protocol, reply mode, name."""
+        """What RESET undoes: login, transaction, protocol, reply mode, name."""
         cdef Client *c = self.at()
         if c != NULL:
             c.tx_state = TX_NONE
@@ -318,3 +343,4 @@ cdef class ClientHandle:
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
                 self.engine.meta[self.number].pop("name", None)
+            self.login(b"")

@@ -23,6 +23,7 @@ from shardproxy.dataplane.engine cimport (
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
@@ -68,6 +69,8 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
+        self.permits = {}
+        self.logins_of = {}
         self.addresses = {}
         self.origins = {}
         self.greetings = {}
@@ -348,6 +351,15 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_users(self)
+
+    def logins(self, bytes user):
+        return self.logins_of.get(user, 0)
+
+    def set_users(self, users):
+        self.users = users
+        install_users(self)
+        self.wake()
 
     def set_topology(self, topology, credentials):
         if self.in_tick:

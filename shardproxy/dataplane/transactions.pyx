@@ -70,8 +70,8 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
     buf_release(&c.tx)
 
 
-cdef void abort_exec(Engine e, Client *c) noexcept:
-    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
+    refuse_bytes(e, c, b"-EXECABORT Transaction discarded because of: %b\r\n" % why)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
 

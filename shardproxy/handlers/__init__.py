@@ -1,6 +1,7 @@
 """What is answered here and not by a node: a family of commands a file.
 
 base         the registry, the guard, and `Server`: what a handler may ask of the proxy
+acl          ACL and its subcommands; accesslog: the entries of ACL LOG
 connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
@@ -9,10 +10,10 @@ proxy        PROXY and its subcommands that show
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import client, command, connection, info, operate, proxy
+from shardproxy.handlers import acl, client, command, connection, info, operate, proxy
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
-    "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
+    "NodeInfo", "Server", "acl", "client", "command", "connection", "dispatch", "handled", "handles", "info",
     "operate", "proxy",
 ]  # fmt: skip
