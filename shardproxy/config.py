@@ -18,7 +18,7 @@ from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
 from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
-from shardproxy.config_users import NAME, USER_RULES, UserConfig, read_acl_file, users_of
+from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
 from shardproxy.core.acl import Users
 
 __all__ = [
@@ -350,7 +350,7 @@ def _twice(pool: PoolConfig) -> str:
 def _warnings(config: Config) -> Iterator[str]:
     if config.admin and not text.is_local(config.admin):
         yield f"admin on {config.admin}: it has no login; who reaches it sees nodes, counters and load"
-    for address in (each for each in config.listen if not text.is_local(each)):
+    for address in (each for each in config.listen if not text.is_local(each) and not guarded(config)):
         yield f"listen on {address}: " + (
             "protected_mode turns away clients of other machines; on a network you trust, set it to false"
             if config.protected_mode

@@ -46,11 +46,16 @@ def read_rules(value: object) -> Rules:
     return Rules(value)
 
 
+def public(rules: Rules | str) -> str:
+    """What may be shown of them."""
+    return rules.public if isinstance(rules, Rules) else rules
+
+
 RuleText = Annotated[
     Rules,
     Meta(
-        extra={"read": read_rules, "write": lambda rules: rules.public, "allowed": RULES},
-        examples=[Rules("on ~app:* &* +@all -@dangerous")],
+        extra={"read": read_rules, "write": public, "allowed": RULES},
+        examples=["on ~app:* &* +@all -@dangerous"],
     ),
 ]
 
@@ -81,6 +86,12 @@ USER_RULES = (
         "one of them",
     ),
 )
+
+
+def guarded(config: "Config") -> bool:
+    """Whether who does not log in may do nothing; of a file that is not read here, it is taken to say so."""
+    default = config.users.get(acl.DEFAULT)
+    return bool(config.acl_file) or (default is not None and not acl.parse("", default.acl.words)[0].open)
 
 
 def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> acl.Users:

@@ -258,7 +258,7 @@ ENGINE = (
     "ERR BY option of SORT denied due to insufficient ACL permissions.",
     "ERR GET option of SORT denied due to insufficient ACL permissions.",
     "NOPERM '{}' of a user who may not do everything: a node would run the script without this user's rules. "
-    'If its scripts are to be trusted: user_scripts = "trust" in shardproxy.toml',
+    "If its scripts are to be trusted: user_scripts = 'trust' in shardproxy.toml",
     # the client's: it is not to be served
     "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "
     "machine are served. Connect over the loopback interface or a unix socket, or set protected_mode = false "

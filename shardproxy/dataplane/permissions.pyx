@@ -36,27 +36,27 @@ cdef bint permitted(Engine e, Client *c, Request *r, const Row *row) noexcept:
         tell(e, c, r, row, verdict, at)
     why = reason(row, verdict)
     if row.kind == KIND_MULTI and row.name[0] == c'e':
-        abort_exec(e, c, why)
+        abort_exec(e, c, why[1:])
     else:
-        refuse_bytes(e, c, b"-%b\r\n" % why)
+        refuse_bytes(e, c, why + b"\r\n")
     return False
 
 
 cdef bytes reason(const Row *row, int verdict):
     if verdict == NOT_LOGGED_IN:
-        return b"NOAUTH Authentication required."
+        return b"-NOAUTH Authentication required."
     if verdict == DENIED_COMMAND:
-        return b"NOPERM this user has no permissions to run the '%b' command" % row.name
+        return b"-NOPERM this user has no permissions to run the '%b' command" % row.name
     if verdict == DENIED_KEY:
-        return b"NOPERM this user has no permissions to access one of the keys used as arguments"
+        return b"-NOPERM this user has no permissions to access one of the keys used as arguments"
     if verdict == DENIED_CHANNEL:
-        return b"NOPERM this user has no permissions to access one of the channels used as arguments"
+        return b"-NOPERM this user has no permissions to access one of the channels used as arguments"
     if verdict == DENIED_BY:
-        return b"ERR BY option of SORT denied due to insufficient ACL permissions."
+        return b"-ERR BY option of SORT denied due to insufficient ACL permissions."
     if verdict == DENIED_GET:
-        return b"ERR GET option of SORT denied due to insufficient ACL permissions."
-    return (b"NOPERM '%b' of a user who may not do everything: a node would run the script without this user's rules. "
-            b'If its scripts are to be trusted: user_scripts = "trust" in shardproxy.toml' % row.name)
+        return b"-ERR GET option of SORT denied due to insufficient ACL permissions."
+    return (b"-NOPERM '%b' of a user who may not do everything: a node would run the script without this user's rules. "
+            b"If its scripts are to be trusted: user_scripts = 'trust' in shardproxy.toml" % row.name)
 
 
 cdef void tell(Engine e, Client *c, Request *r, const Row *row, int verdict, int at) noexcept:

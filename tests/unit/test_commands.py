@@ -209,14 +209,15 @@ def test_what_is_split() -> None:
 
 
 def test_what_is_answered_here() -> None:
-    containers = {"client", "command", "proxy"}
+    containers = {"acl", "client", "command", "proxy"}
     alone = {"ping", "echo", "hello", "auth", "select", "reset", "quit", "time", "info"}
     client = "id getname setname setinfo info list no-evict no-touch reply help"
     command = "count docs getkeys getkeysandflags help info list"
     proxy = "help info nodes locate commands topology reload drain undrain"
+    acl = "cat deluser dryrun genpass getuser help list load log save setuser users whoami"
     subs = {
         f"{c}|{sub}"
-        for c, text in [("client", client), ("command", command), ("proxy", proxy)]
+        for c, text in [("acl", acl), ("client", client), ("command", command), ("proxy", proxy)]
         for sub in text.split()
     }
     assert names(kind="local") == containers | alone | subs
