@@ -307,9 +307,10 @@ def _add_command(selector: Selector, sign: str, name: str) -> Selector:
         _check_command(sign, name)
     # what it replaces goes: itself, and rules for its subcommands
     kept = [rule for rule in selector.commands if rule[1:] != name and not rule[1:].startswith(name + "|")]
-    if sign == "-" and not kept:
-        return msgspec.structs.replace(selector, commands=())  # nothing is allowed, so nothing to forbid
-    return msgspec.structs.replace(selector, commands=(*kept, sign + name))
+    commands = [*kept, sign + name]
+    while commands and commands[0][0] == "-":  # nothing is allowed yet, so nothing to forbid
+        del commands[0]
+    return msgspec.structs.replace(selector, commands=tuple(commands))
 
 
 def _check_command(sign: str, name: str) -> None:

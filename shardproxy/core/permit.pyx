@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp
 
 from shardproxy.core import acl
-from shardproxy.core.commands cimport CommandTable, Found, Row
+from shardproxy.core.commands cimport CommandTable, Found, Rest, Row
 from shardproxy.core.glob cimport glob_match
 
 VERDICTS = ("allowed", "command", "key", "auth", "channel", "by", "get", "script")
@@ -155,6 +155,7 @@ cdef class Permit:
                        int *keys, int *which, int *status) noexcept nogil:
         """How many there are; those of malformed arguments as far as Redis would find them."""
         cdef Found found = Found(keys, which, argc, 0)
+        cdef const Rest *rest = &self.table.rest[row.id]
         cdef int last, at
         status[0] = self.table.search(row, argc, argv, argl, &found)
         if status[0] != BAD:
@@ -162,7 +163,7 @@ cdef class Permit:
                 status[0] = PATTERN     # Redis forbids GET # as well
             return found.n if found.n <= argc else argc
         found.n = 0
-        if row.first > 0 and row.step > 0:
+        if rest.specs == 1 and self.table.specs[rest.spec].find == 0 and row.first > 0:    # MSET k v k
             last = row.last if row.last >= 0 else argc + row.last
             at = row.first
             while at <= last and at < argc:
@@ -170,7 +171,7 @@ cdef class Permit:
                 which[found.n] = 0
                 found.n += 1
                 at += row.step
-        elif self.table.rest[row.id].learned:
+        elif rest.learned:
             return -2
         return found.n
 
