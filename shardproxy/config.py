@@ -286,9 +286,9 @@ class Config(Record, frozen=True, kw_only=True):
     state: Annotated[
         text.FilePath | None, "where the last good configuration is kept, for a start when the file is broken"
     ] = None
-    protected_mode: Annotated[
-        bool, "serve only clients of this machine, as long as nobody has to log in"
-    ] = True
+    protected_mode: Annotated[bool, "serve only clients of this machine, as long as nobody has to log in"] = (
+        True
+    )
     acl_file: Annotated[
         text.FilePath | None, "users as in Redis's ACL file (user NAME RULES...), instead of [users]"
     ] = None

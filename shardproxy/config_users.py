@@ -68,7 +68,9 @@ class UserConfig(Record, frozen=True, kw_only=True):
     password_file: Annotated[text.FilePath | None, "the file that holds its password"] = None
     password: Annotated[Password | None, "its password, only in a file that others cannot read"] = None
     clients: Annotated[
-        int, Meta(ge=0, le=10**9), "connections logged in as this user at once, over all workers; 0: any number"
+        int,
+        Meta(ge=0, le=10**9),
+        "connections logged in as this user at once, over all workers; 0: any number",
     ] = 0
 
     short: ClassVar[str] = "acl"
@@ -137,4 +139,3 @@ def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
                     where, "a password in a file that others can read", f"#SHA256, or chmod 600 {path}"
                 )
     return acl.Users(found, config.user_scripts == "trust")
-

@@ -59,16 +59,12 @@ class FakeClient:
     leaving: bool = False
     user: bytes = b""
     failed: int = 0
-    held: bool = False
 
     def login(self, name: bytes) -> None:
-        self.user, self.held = name, False
+        self.user = name
 
     def login_failed(self) -> None:
-        self.failed, self.held = self.failed + 1, True
-
-    def release(self) -> None:
-        self.held = False
+        self.failed += 1
 
     def close_after_reply(self, reason: str | None = None) -> None:
         self.leaving = True

@@ -53,7 +53,9 @@ class KeyPattern(msgspec.Struct, frozen=True):
 class Selector(msgspec.Struct, frozen=True):
     """One set of permissions: the user's own, or one in parentheses. Nothing is allowed but what it says."""
 
-    commands: tuple[str, ...] = ()  # rules in order: "+@all", "-flushall", "+config|get"; they begin from -@all
+    commands: tuple[
+        str, ...
+    ] = ()  # rules in order: "+@all", "-flushall", "+config|get"; they begin from -@all
     all_keys: bool = False
     keys: tuple[KeyPattern, ...] = ()
     all_channels: bool = False
@@ -135,7 +137,9 @@ class Users(msgspec.Struct, frozen=True):
     """All of them. Without any, everybody is `default` and may do everything, as in Redis."""
 
     by_name: Mapping[str, User] = msgspec.field(default_factory=dict)
-    trust_scripts: bool = False  # who is restricted may run scripts all the same: nodes do not hold them to rules
+    trust_scripts: bool = (
+        False  # who is restricted may run scripts all the same: nodes do not hold them to rules
+    )
     limits: Mapping[str, int] = msgspec.field(default_factory=dict)  # name → connections at once
 
     def __post_init__(self) -> None:
@@ -230,7 +234,9 @@ def _account(user: User, word: str) -> User | None:
             return replace(user, nopass=False, passwords=())
         case "clearselectors":
             return replace(user, selectors=())
-        case "reset" | "sanitize-payload" | "skip-sanitize-payload":  # the payload of RESTORE is a node's matter
+        case (
+            "reset" | "sanitize-payload" | "skip-sanitize-payload"
+        ):  # the payload of RESTORE is a node's matter
             return user
     if word[:1] in (">", "#"):
         if word[0] == "#" and not _HASH.fullmatch(value):
@@ -302,7 +308,9 @@ def _add_command(selector: Selector, sign: str, name: str) -> Selector:
     if name.startswith("@"):
         if name[1:] not in CATEGORIES and name[1:] not in NEWER_CATEGORIES:
             near = difflib.get_close_matches(name[1:], CATEGORIES, n=1)
-            raise ValueError("a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else ""))
+            raise ValueError(
+                "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else "")
+            )
     else:
         _check_command(sign, name)
     # what it replaces goes: itself, and rules for its subcommands

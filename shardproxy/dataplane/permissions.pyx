@@ -26,8 +26,6 @@ cdef bint permitted(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int at = 0
     cdef int verdict
     cdef bytes why
-    if c.logging_in:
-        return False
     verdict = (<Permit>c.permit).check(row, r.argc, r.argv, r.argl, &at)
     if verdict == ALLOWED:
         return True
@@ -87,13 +85,7 @@ cdef void note_login(Engine e, Client *c, bytes name) noexcept:
 cdef void assign(Engine e, Client *c) noexcept:
     cdef dict mine = e.meta.get(c.id)
     cdef bytes name = mine.get("user") if mine is not None else None
-    c.logging_in = False
     c.permit = e.newcomer if name is None else pointer(e.permits[name.decode(errors="surrogateescape")])
-
-
-cdef void hold(Engine e, Client *c) noexcept:
-    c.logging_in = True
-    c.permit = <void *>e.permits[None]
 
 
 cdef void *pointer(object permit) noexcept:
@@ -126,8 +118,5 @@ cdef int install_users(Engine e) except -1:
         known = before.get(text)
         if c.tx_state and known is not None and known.user != permits[text].user:
             c.tx_state = TX_BROKEN      # what it has queued may not be its to run any more
-        if c.logging_in:
-            hold(e, c)
-        else:
-            assign(e, c)
+        assign(e, c)
     return 0

@@ -43,6 +43,11 @@ def lowest_version(server: Server) -> str:
     return min(versions, key=version_order, default="7.0.15")
 
 
+def databases(server: Server) -> int:
+    """So many has every node, as far as they have said; Redis's default before that."""
+    return min((info.databases for info in server.node_info.values() if info.databases), default=16)
+
+
 def version_order(version: str) -> list[int]:
     return [int(part) if part.isdigit() else 0 for part in version.split(".")]
 
@@ -91,7 +96,6 @@ def failed(server: Server, call: "Call", text: str) -> Answer:
     wait = server.failures.failed(call.client.addr.rpartition(":")[0], asyncio.get_running_loop().time())
     call.client.login_failed()
     if server.failures.waiting >= MOST_FAILURES:
-        call.client.release()
         call.client.close_after_reply("too many failed logins at once")
         return reply.error(text)
     return _later(server, call, wait, text)
@@ -103,7 +107,6 @@ async def _later(server: Server, call: "Call", wait: float, text: str) -> bytes:
         await asyncio.sleep(wait)
     finally:
         server.failures.waiting -= 1
-        call.client.release()
     return reply.error(text)
 
 
@@ -176,7 +179,11 @@ def select(server: Server, call: "Call") -> bytes:
         return reply.error(errors.NOT_AN_INT)
     if number < 0:
         return reply.error(errors.DB_RANGE)
-    return reply.OK if number == 0 else reply.error(errors.DATABASES)
+    most = databases(server)
+    if number >= most:
+        return reply.error(errors.DB_RANGE)
+    call.client.db = number
+    return reply.OK
 
 
 @handles("reset")

@@ -25,7 +25,13 @@ WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 FILE_CHANGED = "the file changed"
-RUNNING = ("pool", "state", "users", "acl_file", "user_scripts")  # tables and options that change without a restart
+RUNNING = (
+    "pool",
+    "state",
+    "users",
+    "acl_file",
+    "user_scripts",
+)  # tables and options that change without a restart
 
 
 class Owner(Protocol):

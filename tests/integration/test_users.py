@@ -155,7 +155,21 @@ SKIP = {
     "multi", "exec", "discard", "watch", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "acl|log",
 }  # fmt: skip
 OURS = {"proxy", "client|no-touch", "client|setinfo"}
-KEYS = [b"app:1", b"app:2", b"x", b"ro:1", b"wo:1", b"tmp:1", b"chan1", b"other", b"1", b"2", b"0", b"any1", b"pub:1"]
+KEYS = [
+    b"app:1",
+    b"app:2",
+    b"x",
+    b"ro:1",
+    b"wo:1",
+    b"tmp:1",
+    b"chan1",
+    b"other",
+    b"1",
+    b"2",
+    b"0",
+    b"any1",
+    b"pub:1",
+]
 DENIALS = (b"-NOAUTH", b"-NOPERM", b"-WRONGPASS", b"-EXECABORT Transaction discarded because of")
 
 
@@ -200,7 +214,9 @@ def test_a_random_program_is_denied_the_same(seed: int, plain: RedisNode, guarde
         elif kind < 0.05:
             steps.append(pack(rng.choice(["RESET", "MULTI", "EXEC", "EXEC", "DISCARD"])))
         elif kind < 0.15:
-            line = b" ".join(b'"%b"' % arg if rng.random() < 0.3 else arg for arg in random_command(rows, rng))
+            line = b" ".join(
+                b'"%b"' % arg if rng.random() < 0.3 else arg for arg in random_command(rows, rng)
+            )
             steps.append(line + b"\r\n")
         else:
             steps.append(pack(*random_command(rows, rng)))
@@ -305,7 +321,10 @@ def test_what_is_denied_never_reaches_a_node(guarded: ProxyProcess, node: RedisN
                     for piece in pieces:
                         raw.send(piece)
                         frames.append(raw.frame())
-            assert any(denial(frame) or frame.startswith((b"-EXECABORT", b"-ERR")) for frame in frames), (way, frames)
+            assert any(denial(frame) or frame.startswith((b"-EXECABORT", b"-ERR")) for frame in frames), (
+                way,
+                frames,
+            )
             if not any(b"wrong" in piece or b"admin" in piece for piece in pieces):
                 seen = reached(watcher, node, b"mark-%d-%d" % (number, pipelined))
                 assert FORBIDDEN.encode() not in seen, (way, seen)
@@ -314,12 +333,16 @@ def test_what_is_denied_never_reaches_a_node(guarded: ProxyProcess, node: RedisN
 
 def test_who_has_not_logged_in_reaches_no_node(guarded: ProxyProcess, node: RedisNode, watcher: Raw) -> None:
     rng = random.Random(23)
-    rows = [row for row in builtin().records if row.name not in ("quit", "auth", "hello") and not row.subcommands]
+    rows = [
+        row for row in builtin().records if row.name not in ("quit", "auth", "hello") and not row.subcommands
+    ]
     with guarded.raw() as raw:
         for row in rows:
             args = random_command([row], rng)
             frame = raw.ask(*args[:1], *(arg.replace(b"app:", b"forbidden:") for arg in args[1:]))
-            assert frame.startswith((b"-NOAUTH", b"-ERR wrong number", b"-ERR unknown", b"-EXECABORT", b"+RESET")), frame
+            assert frame.startswith(
+                (b"-NOAUTH", b"-ERR wrong number", b"-ERR unknown", b"-EXECABORT", b"+RESET")
+            ), frame
     assert b"forbidden" not in reached(watcher, node, b"no login")
 
 
@@ -341,8 +364,16 @@ def test_learned_commands_are_under_the_rules() -> None:
         with ProxyProcess(toml({"a": relay.address}) + users) as proxy, proxy.raw() as raw:
             until(lambda: b"x.grab" in raw.ask("COMMAND", "LIST"), "the proxy to learn")
             for user, key, said in (
-                ("full", "x", b"-NOPERM this user has no permissions to access one of the keys used as arguments"),
-                ("looks", "app:1", b"-NOPERM this user has no permissions to access one of the keys used as arguments"),
+                (
+                    "full",
+                    "x",
+                    b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+                ),
+                (
+                    "looks",
+                    "app:1",
+                    b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+                ),
                 ("reads", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
                 ("others", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
                 ("full", "app:1", b"$5\r\nhello"),
@@ -372,7 +403,11 @@ def test_what_follows_a_login_waits_for_it(guarded: ProxyProcess) -> None:
 
 def test_a_wrong_password_makes_its_client_wait_and_nobody_else(node: RedisNode) -> None:
     users = '[users]\ndefault = "on nopass ~* &* +@all"\napp = "on #' + "ab" * 32 + ' ~* +@all"\n'
-    with ProxyProcess(toml({"a": node.address}) + users) as proxy, proxy.raw() as guesser, proxy.raw() as other:
+    with (
+        ProxyProcess(toml({"a": node.address}) + users) as proxy,
+        proxy.raw() as guesser,
+        proxy.raw() as other,
+    ):
         for _ in range(4):
             assert guesser.ask("AUTH", "app", "wrong-guess").startswith(b"-WRONGPASS")
         guesser.send(pack("AUTH", "app", "wrong-guess") + pack("GET", "x"))
@@ -456,7 +491,9 @@ def test_a_reload_changes_users_at_once(workers: int, node: RedisNode) -> None:
 def test_mistakes_are_refused_all_at_once(node: RedisNode) -> None:
     good = f'[users]\nadmin = "on #{SHA["admin"]} ~* &* +@all"\n'
     with ProxyProcess(toml({"a": node.address}) + good) as proxy:
-        said = str(rewrite(proxy, toml({"a": node.address}) + good + 'a = "on +gte ~* ~x hunter2"\nb = "(on)"\n'))
+        said = str(
+            rewrite(proxy, toml({"a": node.address}) + good + 'a = "on +gte ~* ~x hunter2"\nb = "(on)"\n')
+        )
         assert "4 mistakes" in said and "did you mean get" in said and "hunter2" not in said
         assert "users.a" in said and "users.b" in said and "hunter2" not in proxy.log_text()
 
@@ -464,14 +501,21 @@ def test_mistakes_are_refused_all_at_once(node: RedisNode) -> None:
 def test_a_changed_acl_file_is_seen(node: RedisNode, tmp_path: Path) -> None:
     path = tmp_path / "users.acl"
     path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~* +@all\n")
-    with ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{path}"')) as proxy, logged_in(proxy, "app", "x") as app:
+    with (
+        ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{path}"')) as proxy,
+        logged_in(proxy, "app", "x") as app,
+    ):
         until(lambda: proxy.raw().ask("PING") == b"+PONG\r\n")
         path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~app:* +@all\n")
         until(lambda: app.ask("GET", "x").startswith(b"-NOPERM"), "the changed file to be seen")
         path.write_text("user app on nopass ~*\nuser app off +nope\nmore\n")
         until(lambda: proxy.events("reload_refused"), "the bad file to be refused")
         (event,) = proxy.events("reload_refused")
-        assert len(event["mistakes"]) == 2 and "line 2" in str(event["mistakes"]) and "line 3" in str(event["mistakes"])
+        assert (
+            len(event["mistakes"]) == 2
+            and "line 2" in str(event["mistakes"])
+            and "line 3" in str(event["mistakes"])
+        )
         assert app.ask("GET", "app:x") == b"$-1\r\n"
         path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~b:* +@all\n")
         with proxy.raw() as raw:
@@ -515,8 +559,10 @@ def test_a_file_that_others_can_read_has_no_password(node: RedisNode, tmp_path: 
     proxy = ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{path}"')).launch()
     try:
         assert proxy.wait() == 2
-        assert "a password in a file that others can read" in proxy.log_text() and "secret" not in proxy.log_text()
+        assert (
+            "a password in a file that others can read" in proxy.log_text()
+            and "secret" not in proxy.log_text()
+        )
         assert os.stat(path).st_mode & 0o044
     finally:
         proxy.stop()
-

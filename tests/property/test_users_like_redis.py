@@ -19,7 +19,10 @@ from shardproxy.core.permit import Permit
 
 TABLE = builtin()
 ROWS = [row for row in TABLE.records if not row.subcommands and row.name != "quit"]
-OURS = {row.name for row in TABLE.records if row.name.split("|")[0] == "proxy"} | {"client|no-touch", "client|setinfo"}
+OURS = {row.name for row in TABLE.records if row.name.split("|")[0] == "proxy"} | {
+    "client|no-touch",
+    "client|setinfo",
+}
 
 
 class Oracle:
@@ -57,12 +60,16 @@ def test_patterns_match_as_in_redis(oracle: Oracle) -> None:
     tried = hits = 0
     for _ in range(400):
         pattern = bytes(rng.choice(letters) for _ in range(rng.randint(0, 9)))
-        texts = {bytes(rng.choice(b"aabbc-]\\^*[\x80\xff") for _ in range(rng.randint(0, 6))) for _ in range(8)}
+        texts = {
+            bytes(rng.choice(b"aabbc-]\\^*[\x80\xff") for _ in range(rng.randint(0, 6))) for _ in range(8)
+        }
         # what the pattern itself looks like is more often matched
         texts |= {bytes(c for c in pattern if rng.random() < 0.8) for _ in range(4)}
         texts |= {pattern.replace(b"*", b"ab").replace(b"?", b"c").replace(b"\\", b"")}
         assert oracle.one("ACL", "SETUSER", "u", "reset", "+get", b"%R~" + pattern) == b"OK"
-        for text, reply in zip(texts, oracle.run([("ACL", "DRYRUN", "u", "get", text) for text in texts]), strict=True):
+        for text, reply in zip(
+            texts, oracle.run([("ACL", "DRYRUN", "u", "get", text) for text in texts]), strict=True
+        ):
             assert glob.matches(pattern, text) == (reply == b"OK"), (pattern, text)
             tried, hits = tried + 1, hits + (reply == b"OK")
     assert hits > 200 and tried - hits > 200
@@ -70,7 +77,9 @@ def test_patterns_match_as_in_redis(oracle: Oracle) -> None:
 
 # --- rules ---
 
-COMMANDS = "get set del config config|get config|set client client|kill select eval sort acl|whoami publish".split()
+COMMANDS = (
+    "get set del config config|get config|set client client|kill select eval sort acl|whoami publish".split()
+)
 WORDS = [
     *("on", "off", "nopass", "resetpass", "allkeys", "resetkeys", "allchannels", "resetchannels", "clearselectors"),
     *("allcommands", "nocommands", "~*", "&*", "+@all", "-@all", "ON", "AllKeys", "RESETCHANNELS", "sanitize-payload"),
@@ -110,7 +119,9 @@ def test_what_is_described_means_the_same(oracle: Oracle) -> None:
         if wrong:
             continue
         assert oracle.one("ACL", "SETUSER", "u", "reset", *words) == b"OK", words
-        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.split(user.describe())[2:]) == b"OK", user.describe()
+        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.split(user.describe())[2:]) == b"OK", (
+            user.describe()
+        )
         (first,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user u ")]
         (second,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user v ")]
         assert read_back(first[7:]) == read_back(second[7:]), (words, user.describe())
@@ -120,7 +131,23 @@ def test_what_is_described_means_the_same(oracle: Oracle) -> None:
 
 # --- verdicts ---
 
-KEYS = [b"a", b"a1", b"b", b"c", b"s1", b"r2", b"", b"x\0y", b"ch1", b"p:a", b"0", b"1", b"2", b"streams", b"get"]
+KEYS = [
+    b"a",
+    b"a1",
+    b"b",
+    b"c",
+    b"s1",
+    b"r2",
+    b"",
+    b"x\0y",
+    b"ch1",
+    b"p:a",
+    b"0",
+    b"1",
+    b"2",
+    b"streams",
+    b"get",
+]
 
 
 def random_args(row: Row, rng: random.Random) -> list[bytes]:
@@ -137,7 +164,9 @@ def random_args(row: Row, rng: random.Random) -> list[bytes]:
         group = [b"GROUP", b"g", b"c"] if row.name == "xreadgroup" else []
         args = [row.name.encode(), *group, b"COUNT", b"1", b"STREAMS", *keys, *[b"0"] * len(keys)]
     if row.walk.startswith("geo"):
-        args += rng.choice([[], [b"STORE", rng.choice(KEYS)], [b"count", b"1", b"STOREDIST", rng.choice(KEYS)]])
+        args += rng.choice(
+            [[], [b"STORE", rng.choice(KEYS)], [b"count", b"1", b"STOREDIST", rng.choice(KEYS)]]
+        )
     return args
 
 
@@ -171,7 +200,9 @@ def test_verdicts_are_those_of_redis(oracle: Oracle) -> None:
     seen: dict[str, int] = {}
     rows = [row for row in ROWS if row.name not in OURS]
     for _ in range(120):
-        words = ["+@all"] * rng.randint(0, 1) + [w for w in some_words(rng) if not acl.parse("u", ["~b", w])[1]]
+        words = ["+@all"] * rng.randint(0, 1) + [
+            w for w in some_words(rng) if not acl.parse("u", ["~b", w])[1]
+        ]
         user, wrong = acl.parse("u", words)
         if wrong:
             continue
@@ -182,7 +213,11 @@ def test_verdicts_are_those_of_redis(oracle: Oracle) -> None:
         for (row, args), reply in zip(picked, replies, strict=True):
             verdict, at = permit.examine(args)
             told = expected(reply, row, args)
-            if redis_is_wrong(args) or verdict in ("by", "get") or (verdict == "allowed" != told[0] and loosely_malformed(args)):
+            if (
+                redis_is_wrong(args)
+                or verdict in ("by", "get")
+                or (verdict == "allowed" != told[0] and loosely_malformed(args))
+            ):
                 continue
             seen[verdict] = seen.get(verdict, 0) + 1
             named = args[at].partition(b"\0")[0] if verdict in ("key", "channel") else b""
@@ -193,11 +228,15 @@ def test_verdicts_are_those_of_redis(oracle: Oracle) -> None:
 def test_every_command_is_in_the_bitmap_of_redis(oracle: Oracle) -> None:
     """Each category, added and taken away: every command of the table."""
     rows = [row for row in ROWS if row.name not in OURS]
-    lists = [[*row.name.encode().split(b"|"), *[b"k"] * (abs(row.arity) - row.name.count("|") - 1)] for row in rows]
+    lists = [
+        [*row.name.encode().split(b"|"), *[b"k"] * (abs(row.arity) - row.name.count("|") - 1)] for row in rows
+    ]
     for category in acl.CATEGORIES:
         for words in (["~*", "&*", f"+@{category}"], ["~*", "&*", "+@all", f"-@{category}"]):
             user, _ = acl.parse("u", words)
             oracle.one("ACL", "SETUSER", "u", "reset", *words)
             permit = Permit(user, TABLE, trust_scripts=True)
-            for args, reply in zip(lists, oracle.run([("ACL", "DRYRUN", "u", *args) for args in lists]), strict=True):
+            for args, reply in zip(
+                lists, oracle.run([("ACL", "DRYRUN", "u", *args) for args in lists]), strict=True
+            ):
                 assert (permit.examine(args)[0] == "allowed") == (reply == b"OK"), (words, args, reply)
