@@ -494,6 +494,7 @@ cdef int fill_spec(Spec *spec, record) except -1:
     spec.begin = BEGINS[record.begin]
     spec.find = FINDS[record.find]
     spec.is_key = record.is_key
+    spec.access = record.access
     memcpy(spec.keyword, <const char *> keyword, len(keyword))
     spec.size = len(keyword)
     spec.index = record.index

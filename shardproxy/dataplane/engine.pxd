@@ -99,6 +99,7 @@ cdef struct Client:
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
     Buf tx                      # MULTI and the commands after it, as they came
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
@@ -315,6 +316,11 @@ cdef class Engine:
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
+    cdef object users                       # core/acl.Users
+    cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
+    cdef dict logins_of                     # user name -> clients that have logged in as it
+    cdef void *newcomer                     # the permit of a client that has just come
+    cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
     cdef uint32_t *resuming

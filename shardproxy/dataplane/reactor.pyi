@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shardproxy.config import Limits
+from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.calls import Call, ClientHandle
@@ -94,6 +95,15 @@ class Reactor:
         """
 
     def set_commands(self, table: CommandTable) -> None: ...
+    def set_users(self, users: Users) -> None:
+        """Who may do what from now on; before the first call everybody may do everything.
+
+        Clients whose user is gone are closed. A denial comes to `on_event` as "denied".
+        """
+
+    def logins(self, user: bytes) -> int:
+        """Clients that have logged in as this user."""
+
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 

@@ -26,6 +26,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.sending cimport node_of
@@ -74,6 +75,8 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
+        self.permits = {}
+        self.logins_of = {}
         self.addresses = {}
         self.origins = {}
         self.greetings = {}
@@ -379,6 +382,15 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_users(self)
+
+    def logins(self, bytes user):
+        return self.logins_of.get(user, 0)
+
+    def set_users(self, users):
+        self.users = users
+        install_users(self)
+        self.wake()
 
     def set_topology(self, topology, credentials):
         if self.in_tick:

@@ -149,8 +149,8 @@ cdef void forget_watched(Engine e, Client *c) noexcept:
         give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
-cdef void abort_exec(Engine e, Client *c) noexcept:
-    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
+    refuse_bytes(e, c, b"-EXECABORT Transaction discarded because of: %b\r\n" % why)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
     if c.watching >= 0:
