@@ -15,7 +15,7 @@ from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, Client, Engine, Upstream
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
@@ -49,7 +49,7 @@ cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
     elif c.tx_count == 0:
         say(e, c, "*0\r\n")
     else:
-        shard = c.tx_shard if c.tx_shard >= 0 else e.shards[0]
+        shard = c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)]
         u = upstream_for(e, shard, c.proto, c.index)
         if u == NULL:
             slot_answer(e, c, e.text, e.text_size)

@@ -15,7 +15,7 @@ import msgspec
 from shardproxy.config import Config, ConfigError, Credentials, Source, load
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
-from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
 from shardproxy.proxy.listeners import Listener
@@ -24,6 +24,7 @@ from shardproxy.proxy.logs import Logger
 WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
+TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
 RUNNING = ("pool", "state")  # tables and options that change without a restart
 
@@ -40,6 +41,9 @@ class Owner(Protocol):
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
+
+    async def tidied(self, patience: float) -> bool:
+        """Waits until nodes keep nothing that the change before has left; False: not so long (seconds)."""
 
     async def linger(self) -> None:
         """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
@@ -71,6 +75,14 @@ def moved(old: Topology, new: Topology) -> list[str]:
         for pool in new.pools
         if pool.kind == "durable" and before.get(pool.name) not in (None, pool.ring.fingerprint)
     ]
+
+
+def moves(old: Topology, new: Topology) -> bool:
+    """Whether keys move between nodes of a pool where none must find what it had of them before."""
+    before = {pool.name: pool for pool in old.pools}
+    return any(
+        pool.removes and pool.name in before and replaced(before[pool.name], pool) for pool in new.pools
+    )
 
 
 class Reloader:
@@ -114,8 +126,9 @@ class Reloader:
                 continue
             await asyncio.sleep(SETTLED)
             if self._look() == now:
-                seen = now
-                await self.operate("reload", FILE_CHANGED)
+                outcome = await self.operate("reload", FILE_CHANGED)
+                if outcome.error != errors.NOT_TIDIED:  # else the same again, in a moment
+                    seen = now
 
     async def _first(self) -> None:
         """The file is worth keeping only if it is what runs: we may have been started without it."""
@@ -168,6 +181,9 @@ class Reloader:
             new = await asyncio.to_thread(load, source)
             credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            if moves(owner.topology, owner.topology.with_config(config)) and not await owner.tidied(TIDY):
+                owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
+                return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)
         except (ConfigError, ValueError) as error:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]

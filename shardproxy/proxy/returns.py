@@ -7,8 +7,10 @@
  4. it is up, and its keys come back to it;
  5. what stand-ins keep of its keys is deleted; until then it is not `swept`.
 
-Owns what is owed: keys taken and not yet deleted everywhere, and debts, what a node that was itself out has
-to delete before it comes back. Both are bounded; beyond the bound everything is looked through instead.
+A shard that drained returns in the same way. When keys are looked for elsewhere because weights or shards
+have changed, every node that stays is looked through for what it does not serve any more.
+Owns what is owed: keys taken and not yet deleted everywhere, and debts, what a node has to delete: at once,
+or if it is out, before it comes back. Both are bounded; beyond that everything is looked through instead.
 Anything that fails ends the return, and what is owed is kept. Nothing is removed on a pool with on_return =
 "keep".
 """
@@ -93,7 +95,7 @@ def removes(pool: Pool) -> tuple[str, str, str]:
 
 def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
     """Whether a shard has a key that is not, or no longer, its to serve."""
-    home = pool.home(key)
+    home = pool.home(key, shard.name)
     if home.name == shard.name or key.startswith(OURS):
         return False
     if home.node.state not in ("out", "suspect"):
@@ -112,12 +114,28 @@ class Returns:
         self._ghosts: dict[str, set[int]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
-        self._debts: dict[str, Owed] = {}  # on nodes that are out
+        self._debts: dict[str, Owed] = {}  # of each node
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
         for each in (self._ghosts, self._owed, self._unswept, self._debts):
             each.pop(address, None)
+
+    def move(self, old: str, new: str) -> None:
+        """Another node has taken its place."""
+        for owed in (self._owed, self._unswept):
+            if old in owed:
+                owed[new] = owed.pop(old)
+
+    def lack(self, address: str) -> None:
+        """Nobody knows what was written elsewhere: it was drained before we started."""
+        pool, _ = self._place(address)
+        self._owed.setdefault(address, Owed(pool.remember)).add((), pool.on_return == "invalidate")
+
+    def owe_all(self, address: str) -> None:
+        """It may hold keys that are others' now."""
+        pool, _ = self._place(address)
+        self._debts.setdefault(address, Owed(pool.remember)).add((), everything=True)
 
     def _place(self, address: str) -> tuple[Pool, Shard]:
         for pool in self._fleet.topology.pools:
@@ -137,7 +155,7 @@ class Returns:
 
         Nothing waits between its last look at what the node has to delete and its end. away_for: seconds.
         """
-        pool, _ = self._place(address)
+        pool, shard = self._place(address)
         started = time.monotonic()
         deleted: set[bytes] = set()  # over this very connection: to this life of the node
         async with self._line(address) as line:
@@ -160,7 +178,7 @@ class Returns:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
             if unused:
                 await call(line, ("FLUSHDB", "ASYNC"))
-            if pool.on_return != "keep":
+            if pool.removes:
                 await self._tell_use(line)
             while self._to_delete(pool, address, deleted) or self._must_look_through(address):
                 await self._delete(line, pool, address, deleted)
@@ -179,11 +197,11 @@ class Returns:
             seconds=round(time.monotonic() - started, 3),
             fenced=round(time.monotonic() - fenced, 3),
         )
-        return pool.on_return != "keep" and pool.on_shard_down == "rehash" and bool(unswept)
+        return pool.removes and bool(unswept) and (pool.on_shard_down == "rehash" or shard.draining)
 
     async def _collect(self, pool: Pool, address: str) -> None:
         """From the workers: of this node, and of others that are out, whose keys it may have stood in for."""
-        away = [shard.node.address for shard in pool.shards if shard.node.state == "out"]
+        away = [shard.node.address for shard in pool.shards if pool.elsewhere(shard)]
         for each in {address, *away} if pool.on_return == "invalidate" else {address}:
             owed = self._owed.setdefault(each, Owed(pool.remember))
             for taken in await self._fleet.take(each):
@@ -191,11 +209,13 @@ class Returns:
                 self._ghosts.setdefault(each, set()).update(taken.ghosts)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
-        """What is owed to other nodes that are out now."""
+        """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
+        if pool.on_shard_down != "rehash":
+            return []
         return [
             self._owed[other]
             for shard in pool.shards
-            if (other := shard.node.address) != address and shard.node.state == "out" and other in self._owed
+            if (other := shard.node.address) != address and pool.elsewhere(shard) and other in self._owed
         ]
 
     def _flushes(self, pool: Pool, address: str) -> bool:
@@ -219,7 +239,7 @@ class Returns:
 
     def _to_delete(self, pool: Pool, address: str, deleted: Collection[bytes]) -> list[bytes]:
         """Keys that are known: its own, those it stood in for, its debts."""
-        if pool.on_return == "keep":
+        if not pool.removes:
             return []
         sources = [self._owed[address], *self._guests(pool, address)]
         if address in self._debts:
@@ -235,12 +255,19 @@ class Returns:
         await unlink(line, keys)
         deleted.update(keys)
         if self._must_look_through(address):
-            debt = self._debts.pop(address)
-            try:
+            await self._pay(line, pool, address)
+
+    async def _pay(self, line: Line, pool: Pool, address: str) -> None:
+        debt = self._debts.pop(address)
+        try:
+            if debt.everything:
                 await self._look_through(line, address)
-            except BaseException:
-                self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
-                raise
+            else:
+                pool, shard = self._place(address)
+                await unlink(line, [key for key in debt.keys if misplaced(pool, shard, key)])
+        except BaseException:
+            self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
+            raise
 
     # --- who else uses the node ---
 
@@ -308,11 +335,26 @@ class Returns:
         self._unswept.pop(address, None)
         self._log("swept", node=address, seconds=round(time.monotonic() - started, 3))
 
+    async def tidy(self, address: str) -> None:
+        """Pays its debts, and tries until it is done; what is out or drains pays before it comes back."""
+        wait = RETRY
+        while address in self._debts and address in self._fleet.topology.nodes:
+            pool, shard = self._place(address)
+            if shard.node.state == "out" or shard.draining:
+                return
+            try:
+                async with self._line(address) as line:
+                    await self._pay(line, pool, address)
+            except NodeRefuses as failure:
+                self._log("not_tidied", node=address, reason=str(failure))
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_MOST)
+
     async def _sweep_one(self, address: str, name: str) -> None:
         pool, home = self._place(address)
         shard = next((shard for shard in pool.shards if shard.name == name), None)
         owed = self._unswept.get(address)
-        if shard is None or owed is None or shard.protocol != home.protocol or pool.on_return == "keep":
+        if shard is None or owed is None or shard.protocol != home.protocol or not pool.removes:
             return
         where = shard.node.address
         if shard.node.state == "out":
@@ -332,7 +374,7 @@ class Returns:
             assert isinstance(found, list)
             cursor, keys = found
             pool, shard = self._place(address)
-            if pool.on_return == "keep":
+            if not pool.removes:
                 return  # since a moment ago
             await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
             if cursor == b"0":

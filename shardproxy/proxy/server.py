@@ -234,6 +234,9 @@ class Proxy:
         self.reconfigure(config, topology)
         return []
 
+    async def tidied(self, patience: float) -> bool:
+        return self._keeper is None or await self._keeper.tidied(patience)
+
     async def operate(self, what: str, *args: Any) -> Outcome:
         """A change for all workers; who owns the topology makes it."""
         return await (self._peers or self.reloader).operate(what, *args)

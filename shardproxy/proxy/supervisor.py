@@ -99,7 +99,9 @@ class Supervisor:
         self.spawns = 0
         self.stopping = False
         self.keeper = Keeper(self, self.run_id, self.log)
-        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
+        self._forgotten: set[str] = (
+            set()
+        )  # nodes whose keys were elsewhere when a worker died, which knew them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, file)
@@ -196,7 +198,12 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
-            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
+            self._forgotten |= {
+                shard.node.address
+                for pool in self.topology.pools
+                for shard in pool.shards
+                if pool.elsewhere(shard)
+            }
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -294,6 +301,9 @@ class Supervisor:
         told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
         self.keeper.follow(credentials)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
+
+    async def tidied(self, patience: float) -> bool:
+        return await self.keeper.tidied(patience)
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
