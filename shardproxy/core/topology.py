@@ -284,6 +284,23 @@ class Topology(msgspec.Struct, frozen=True):
         }
         return {name: names for name, names in found.items() if names}
 
+    @property
+    def away(self) -> dict[str, tuple[str, bool]]:
+        """By address: nodes that are out, with the reason, or whose stand-ins are not swept (False)."""
+        return {
+            address: ("" if node.state not in ("out", "suspect") else node.reason or "out", node.swept)
+            for address, node in self.nodes.items()
+            if node.state == "out" or node.reason == RETURNING or not node.swept
+        }
+
+    def with_away(self, away: Mapping[str, tuple[str, bool]]) -> Self:
+        """The next snapshot, where these nodes are so again, as far as they are in it."""
+        made = self
+        for address in away.keys() & self.nodes.keys():
+            reason, swept = away[address]
+            made = made.with_node_state(address, "out" if reason else "unknown", reason, swept=swept)
+        return made
+
     def with_draining(self, drained: Mapping[str, Collection[str]]) -> Self:
         """The next snapshot, where of each pool exactly these shards drain; `self` if nothing changes.
 

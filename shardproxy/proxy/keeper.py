@@ -19,7 +19,7 @@ from shardproxy.core.health import Evidence, Health, fail_open
 from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import probe
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import Fleet, Returns
+from shardproxy.proxy.returns import Fleet, Known, Returns
 
 LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
@@ -67,6 +67,7 @@ class Keeper:
         log: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        inherits: bool = False,
     ) -> None:
         self._fleet, self._run_id, self._log = fleet, run_id, log
         self._clock, self._chance = clock, chance
@@ -78,6 +79,11 @@ class Keeper:
         self._ignored: set[str] = set()  # fail open
         self._pools: dict[str, Pool] = {}  # as they were when `follow` was last called
         self._tidying: dict[str, asyncio.Task[None]] = {}  # by pool
+        # set: what the process before knows has been told, and nodes may return
+        self._told = asyncio.Event()
+        if not inherits:
+            self._told.set()
+        self._retired = False  # another process has taken over: what returns, returns there
         self._meter: asyncio.Task[None] | None = None
         self._lags: list[tuple[float, float]] = []  # our loop's: (when, how late)
 
@@ -129,7 +135,7 @@ class Keeper:
         if shard.node.state == "out":
             watch.health.put_out(self._clock(), shard.node.reason)
             watch.away = True
-        if shard.draining and not self._meter:
+        if shard.draining and not self._meter and self._told.is_set():
             self._returns.lack(address)
         watch.swept = shard.node.swept
         if not watch.swept:
@@ -157,6 +163,44 @@ class Keeper:
                 self._watches[address].tidied = True
         self._log("tidied", pool=pool.name, nodes=addresses, seconds=round(self._clock() - started, 3))
         self._publish()
+
+    # --- from one process to the next ---
+
+    async def bequeath(self) -> list[Known]:
+        """What the process that has taken over has to know; nothing returns here from now on."""
+        self._retired = True
+        return await self._returns.known()
+
+    def inherit(self, known: Known) -> None:
+        """What the process before knows. After `all_told` it is new: a node that is back returns again."""
+        watch = self._watches.get(known.address)
+        if watch is None:
+            return
+        self._returns.inherit(known)
+        _, shard = places_of(self._fleet.topology)[known.address]
+        late = self._told.is_set() and known.kind == "owed" and (known.keys or known.everything)
+        if late and not watch.away and not shard.draining:
+            watch.away = True
+            watch.health.put_out(self._clock(), "the process before has written keys of it elsewhere")
+            watch.wake.set()
+            self._publish()
+
+    def all_told(self, complete: bool) -> None:
+        """complete: False: the process before has ended too early, and nobody knows all."""
+        if self._told.is_set():
+            return
+        for pool in self._fleet.topology.pools:
+            addresses = {shard.node.address for shard in pool.shards}
+            for shard in pool.shards if pool.removes and not complete else ():
+                if pool.elsewhere(shard):
+                    self._returns.lack(shard.node.address)
+                if not shard.node.swept:
+                    self._returns.inherit(Known("unswept", shard.node.address, [], True))
+            if addresses.intersection(self._returns.in_debt):
+                self._tidy(pool, addresses)
+        self._told.set()
+        for watch in self._watches.values():
+            watch.wake.set()
 
     async def tidied(self, patience: float) -> bool:
         """Waits until no node has to be looked through any more; False: not so long (seconds)."""
@@ -214,7 +258,8 @@ class Keeper:
                 await self._until_due(watch)
                 await self._probe(address, watch)
                 self._publish()
-                if watch.health.returning or self._undrained(address, watch):
+                returns = watch.health.returning or self._undrained(address, watch)
+                if returns and self._told.is_set() and not self._retired:
                     await self._bring_back(address, watch)
             except Exception as error:  # ours: the node must not stay unwatched for it
                 self._log("keeper_failed", node=address, exc_info=error)
@@ -312,6 +357,7 @@ class Keeper:
         return acknowledged is not None and await acknowledged
 
     async def _sweep(self, address: str, watch: Watch) -> None:
+        await self._told.wait()
         await self._returns.sweep(address)
         watch.swept = True
         self._publish()

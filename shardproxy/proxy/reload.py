@@ -18,6 +18,7 @@ from shardproxy.core import errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 
@@ -42,8 +43,9 @@ class Owner(Protocol):
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
 
-    async def tidied(self, patience: float) -> bool:
-        """Waits until nodes keep nothing that the change before has left; False: not so long (seconds)."""
+    @property
+    def keeper(self) -> Keeper | None:
+        """None: a worker, which owns nothing."""
 
     async def linger(self) -> None:
         """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
@@ -97,9 +99,12 @@ class Reloader:
 
     # --- start ---
 
-    def restore(self, drained: Mapping[str, Any] | None = None) -> None:
-        """Shards that were drained are so again: these, else those of the state file."""
+    def restore(
+        self, drained: Mapping[str, Any] | None = None, away: Mapping[str, tuple[str, bool]] | None = None
+    ) -> None:
+        """Shards that were drained are so again (these, else the state file's), and nodes that were out."""
         owner = self._owner
+        owner.topology = owner.topology.with_away(away or {})
         if drained is None and owner.config.state:
             try:
                 kept = state.read(owner.config.state)
@@ -181,7 +186,8 @@ class Reloader:
             new = await asyncio.to_thread(load, source)
             credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
             config, changed, restart = change(owner.config, new)
-            if moves(owner.topology, owner.topology.with_config(config)) and not await owner.tidied(TIDY):
+            moving = moves(owner.topology, owner.topology.with_config(config))
+            if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
                 owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
                 return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)

@@ -24,6 +24,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeAlias
 
 import hiredis
+import msgspec
 
 from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.probe import Line, NodeRefuses
@@ -34,6 +35,7 @@ KEPT = 86400  # seconds that heartbeats stay
 USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
+KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 PER_KEY = 64  # bytes that a remembered key costs beside its own
 
 Login: TypeAlias = tuple[str, str] | None
@@ -45,6 +47,16 @@ class Taken(NamedTuple):
     ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
+
+
+class Known(msgspec.Struct, array_like=True, frozen=True):
+    """A part of what is owed, for the process that takes over. kind: "owed", "unswept", "debts"."""
+
+    kind: str
+    address: str
+    keys: list[bytes] = []
+    everything: bool = False
+    ghosts: list[int] = []
 
 
 class Fleet(Protocol):
@@ -131,6 +143,39 @@ class Returns:
         """Nobody knows what was written elsewhere: it was drained before we started."""
         pool, _ = self._place(address)
         self._owed.setdefault(address, Owed(pool.remember)).add((), pool.on_return == "invalidate")
+
+    async def known(self) -> list[Known]:
+        """All of it, in small parts, after the workers have told what they know."""
+        for pool in self._fleet.topology.pools:
+            for shard in pool.shards if pool.removes else ():
+                if pool.elsewhere(shard):
+                    try:
+                        await self._collect(pool, shard.node.address)
+                    except NodeRefuses:
+                        self.lack(shard.node.address)
+        found = [Known("owed", address, ghosts=sorted(ids)) for address, ids in self._ghosts.items()]
+        for kind, table in (("owed", self._owed), ("unswept", self._unswept), ("debts", self._debts)):
+            for address, owed in table.items():
+                keys = [key for key in owed.keys if len(key) <= KNOWN_BYTES]
+                found.append(Known(kind, address, [], owed.everything or len(keys) < len(owed.keys)))
+                while keys:
+                    part, size = 0, 0
+                    while part < len(keys) and (size := size + len(keys[part]) + 8) <= 2 * KNOWN_BYTES:
+                        part += 1
+                    found.append(Known(kind, address, keys[:part]))
+                    keys = keys[part:]
+        return found
+
+    def inherit(self, known: Known) -> None:
+        """What `known` of the process before has found, of a node that is ours as well."""
+        pool, _ = self._place(known.address)
+        table = {"owed": self._owed, "unswept": self._unswept, "debts": self._debts}[known.kind]
+        table.setdefault(known.address, Owed(pool.remember)).add(known.keys, known.everything)
+        self._ghosts.setdefault(known.address, set()).update(known.ghosts)
+
+    @property
+    def in_debt(self) -> Collection[str]:
+        return [address for address, debt in self._debts.items() if debt]
 
     def owe_all(self, address: str) -> None:
         """It may hold keys that are others' now."""
@@ -263,8 +308,7 @@ class Returns:
             if debt.everything:
                 await self._look_through(line, address)
             else:
-                pool, shard = self._place(address)
-                await unlink(line, [key for key in debt.keys if misplaced(pool, shard, key)])
+                await unlink(line, debt.keys)
         except BaseException:
             self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
             raise

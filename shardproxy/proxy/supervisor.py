@@ -98,7 +98,8 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
-        self.keeper = Keeper(self, self.run_id, self.log)
+        inherits = taken is not None and taken.knows
+        self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
@@ -122,7 +123,7 @@ class Supervisor:
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
-        self.reloader.restore(taken.drained if taken else None)
+        self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.keeper.follow(credentials)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
@@ -301,9 +302,6 @@ class Supervisor:
         told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
         self.keeper.follow(credentials)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
-
-    async def tidied(self, patience: float) -> bool:
-        return await self.keeper.tidied(patience)
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         """The next snapshot, for all workers; who does not acknowledge its generation is named in the log."""
