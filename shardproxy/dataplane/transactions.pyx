@@ -18,7 +18,7 @@ from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
@@ -77,7 +77,8 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
         say(e, c, "*0\r\n")
         return
     due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
-    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[0], c, due)
+    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)],
+                     c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
         return
