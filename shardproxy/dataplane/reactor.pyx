@@ -70,7 +70,6 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
-        self.addresses = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -112,6 +111,8 @@ cdef class Reactor(Engine):
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
         self.budget.per_address = limits.clients_per_address
+        self.budget.address_requests = limits.address_requests
+        self.budget.address_bytes = limits.address_bytes
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
