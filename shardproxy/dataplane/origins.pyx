@@ -5,7 +5,7 @@ room, in the order in which they came to wait. A client's part is brought up to 
 commands and after its replies, so that nothing else has to know; without a limit no client has an origin.
 """
 
-from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -54,9 +54,10 @@ cdef void depart(Engine e, Origin *o, Client *c) noexcept:
 
 cdef void account(Client *c) noexcept nogil:
     cdef Origin *o = c.origin
-    o.requests += in_flight(c) - c.counted_requests
+    cdef uint64_t requests = 0 if c.waiting else in_flight(c)       # what waits for data holds up nobody
+    o.requests += requests - c.counted_requests
     o.bytes += bytes_of(c) - c.counted_bytes
-    c.counted_requests = in_flight(c)
+    c.counted_requests = requests
     c.counted_bytes = bytes_of(c)
 
 
@@ -75,7 +76,7 @@ cdef bint has_room(Engine e, Client *c) noexcept:
     account(c)
     if not full(e, o):
         return True
-    if not c.waiting:
+    if not c.in_line:
         if o.waiting == NULL or o.tail - o.head > o.mask:
             if queue_grow(<void **>&o.waiting, &o.mask, o.head, o.tail, sizeof(Waiter), 4) < 0:
                 client_close(e, c, "out of memory")
@@ -83,7 +84,7 @@ cdef bint has_room(Engine e, Client *c) noexcept:
         o.waiting[o.tail & o.mask].index = c.index
         o.waiting[o.tail & o.mask].generation = c.generation
         o.tail += 1
-        c.waiting = True
+        c.in_line = True
     return False
 
 
@@ -96,7 +97,7 @@ cdef bint let_in(Engine e, Origin *o) noexcept:
         c = e.client_at(first.index, first.generation)
         if c != NULL:
             # one at a time: what it takes is known when it is flushed, and the next has its turn then
-            c.waiting = False
+            c.in_line = False
             e.mark_resuming(c)
             return True
     return False

@@ -33,6 +33,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     version: str = ""
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
+    databases: int = 0  # how many it has; 0: it does not say
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -51,6 +52,10 @@ class Outcome(msgspec.Struct, frozen=True):
 
     error: str = ""  # it was refused
     answer: dict[str, Any] = {}
+
+
+class BadReply(Exception):
+    """A node answered what the command never answers; str(): what, for the client."""
 
 
 class Server(Protocol):
@@ -142,6 +147,8 @@ def _no_handler(server: Server, call: "Call") -> bytes:
 async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:
     try:
         data = await answer
+    except BadReply as error:
+        call.reply(reply.error(str(error)))
     except Exception as error:
         _failed(server, call, error)
     except asyncio.CancelledError:

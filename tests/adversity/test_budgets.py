@@ -403,6 +403,7 @@ def test_an_address_that_has_as_much_in_flight_as_it_may_waits(
         elsewhere(proxy) as other,
     ):
         a, b = key_on(other, "a"), key_on(other, "b")
+        other.ask("DEL", b)
         one.ask("SET", a, "1")
         nodes[0].pause()
         before = counters(other)
