@@ -17,7 +17,7 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
 from shardproxy.core.acl import Users
 
@@ -57,6 +57,14 @@ class Limits(Record, frozen=True, kw_only=True):
     ] = 1 << 30
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
+    ] = 0
+    address_requests: Annotated[
+        int,
+        Meta(ge=0, le=10**9),
+        "with so many in flight of one address, to a worker, its clients' next requests wait; 0: any number",
+    ] = 0
+    address_bytes: Annotated[
+        SizeOrNone, "the same for request and reply bytes outstanding; 0: any number"
     ] = 0
     idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
     tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
