@@ -49,6 +49,9 @@ class Reactor:
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
+    def connection_ids(self) -> dict[str, list[int]]:
+        """CLIENT IDs there of the connections to each node that are up."""
+
     def set_commands(self, table: CommandTable) -> None: ...
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""

@@ -33,7 +33,7 @@ from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.team import Team
-from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of, password_variables
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -73,19 +73,21 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        hidden = password_variables(config)
         self.transitions = Transitions(
-            self.log, None if team else hook_of(config), team.transitions if team else ()
+            self.log, None if team else hook_of(config, hidden), team.transitions if team else (), hidden
         )
         self.draining = False
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
-        self._credentials = Credentials.read(config)
+        self._credentials = team.credentials if team else Credentials.read(config)
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, file)
+        self.reloader = Reloader(self, self._credentials, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
@@ -218,9 +220,8 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def reconfigure(self, config: Config, topology: Topology) -> None:
-        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        credentials = Credentials.read(config)
+    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
+        """A new configuration, its topology and its logins, in one step."""
         before = self.config, self.topology, self._credentials
         self.config, self._credentials = config, credentials
         try:
@@ -228,11 +229,12 @@ class Proxy:
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        self.transitions.hide(config)
         self._follow()
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.reconfigure(config, topology)
+        self.reconfigure(config, topology, credentials)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
@@ -275,7 +277,12 @@ class Proxy:
 
     def _report(self) -> None:
         """What the engine has seen of the nodes goes to whoever decides."""
-        if self._closing or not (found := self.reactor.evidence()):
+        if self._closing:
+            return
+        if self._peers and (ids := self.reactor.connection_ids()) != self._connections:
+            self._connections = ids
+            self._peers.connections(ids)
+        if not (found := self.reactor.evidence()):
             return
         if self.keeper:
             self.keeper.observe(found)
