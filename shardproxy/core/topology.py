@@ -43,6 +43,14 @@ class Shard(msgspec.Struct, frozen=True):
     returning: bool = False  # PROXY UNDRAIN: it drains until its node has been brought back
 
 
+class Timeouts(msgspec.Struct, frozen=True):
+    """How long a request may take in all, by its class. Seconds."""
+
+    read: float
+    write: float
+    script: float
+
+
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """The shards of one ring and what holds for all of them. Times are seconds."""
 
@@ -56,6 +64,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     virtual_nodes: int
     partial: str
     timeout: float
+    timeouts: Timeouts
     attempt_timeout: float
     connect_timeout: float
     reset_after: float
@@ -68,6 +77,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     resolve_every: float
     health: Policy
     shards: tuple[Shard, ...]
+
+    @property
+    def longest(self) -> float:
+        """What any request may take in all."""
+        return max(self.timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
 
     @property
     def ring(self) -> Ring:
@@ -193,11 +207,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         same = {
             field: getattr(config, field)
             for field in cls.__struct_fields__
-            if field not in ("name", "shards", "health")
+            if field not in ("name", "shards", "health", "timeouts")
         }
         health = {field: getattr(config.health, field) for field in Policy.__struct_fields__}
         health["slow_call"] = health["slow_call"] or config.timeout / 2
-        pool = cls(name=name, shards=shards, health=Policy(**health), **same)
+        timeouts = Timeouts(*(getattr(config.timeouts, field) for field in Timeouts.__struct_fields__))
+        pool = cls(name=name, shards=shards, health=Policy(**health), timeouts=timeouts, **same)
         try:
             pool.ring  # noqa: B018  # built here, so that a mistake is found now
         except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Credentials, Source, load
+from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
 from shardproxy.core.topology import Pool, Topology, replaced
@@ -27,7 +27,13 @@ SETTLED = 0.2  # a file that changed must not change again for so long: it may b
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
-RUNNING = ("pool", "state")  # tables and options that change without a restart
+RUNNING = (
+    "pool",
+    "state",
+    "users",
+    "acl_file",
+    "user_scripts",
+)  # tables and options that change without a restart
 
 
 class Owner(Protocol):
@@ -92,7 +98,7 @@ class Reloader:
 
     def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials = credentials
+        self._credentials, self._users = credentials, read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -149,12 +155,14 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file; None: it is not there, as while an editor replaces it."""
+        """What changes with the file, and with the users' own; None: one is not there, as while an editor replaces it."""
         try:
-            found = os.stat(self._file)
+            found = [os.stat(path) for path in (self._file, self._owner.config.acl_file) if path]
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+        return tuple(
+            number for each in found for number in (each.st_mtime_ns, each.st_size, each.st_ino, each.st_dev)
+        )
 
     # --- changes ---
 
@@ -185,6 +193,7 @@ class Reloader:
             source = await asyncio.to_thread(Source.read, self._file)
             new = await asyncio.to_thread(load, source)
             credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
+            users = await asyncio.to_thread(read_users, new, file=self._file)
             config, changed, restart = change(owner.config, new)
             moving = moves(owner.topology, owner.topology.with_config(config))
             if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
@@ -197,7 +206,9 @@ class Reloader:
             return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
         if credentials != self._credentials:
             changed.append("the passwords of nodes")
-        self._content, self._credentials = source.content, credentials
+        if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
+            changed.append("users")
+        self._content, self._credentials, self._users = source.content, credentials, users
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:

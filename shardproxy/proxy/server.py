@@ -18,10 +18,13 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Credentials, Limits
+from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.core import commands, misses
+from shardproxy.core.acl import Users
+from shardproxy.core.logins import Failures
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
@@ -81,7 +84,10 @@ class Proxy:
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
+        self.users = self._users_of(config)
         self._credentials = team.credentials if team else Credentials.read(config)
+        self.access_log = AccessLog()
+        self.failures = Failures()
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._credentials, file)
         self._taken = taken
@@ -139,6 +145,7 @@ class Proxy:
             self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
+        self.reactor.set_users(self.users)
         self.apply(self.topology)
         for listener in self.bound:
             for each in listener.sockets[0]:
@@ -221,7 +228,8 @@ class Proxy:
     # --- what changes while it runs ---
 
     def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
-        """A new configuration, its topology and its logins, in one step."""
+        """A new configuration and what belongs to it, in one step. Raises ConfigError, and changes nothing."""
+        users = self._users_of(config)
         before = self.config, self.topology, self._credentials
         self.config, self._credentials = config, credentials
         try:
@@ -229,8 +237,17 @@ class Proxy:
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        if users != self.users:
+            self.users = users
+            self.reactor.set_users(users)
         self.transitions.hide(config)
         self._follow()
+
+    def _users_of(self, config: Config) -> Users:
+        """With this worker's part of their limits. Raises ConfigError."""
+        users, workers = read_users(config), self._team.workers if self._team else 1
+        limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
+        return msgspec.structs.replace(users, limits=limits)
 
     async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """The same, as a `reload.Owner` does it."""
@@ -267,6 +284,9 @@ class Proxy:
         """From the engine, within a tick."""
         if self._closing:
             return  # what is lost now we have closed ourselves
+        if event == "denied":
+            self.access_log.denied(time.time(), **fields)
+            return
         self.log(event, **fields)
         if event in ("node_down", "node_failing", "upstream_lost"):
             self._resolver.lost(fields["node"])
@@ -321,7 +341,7 @@ class Proxy:
             self.log("node_refuses", node=address, reason=reason)
 
     def _learnt(self, address: str, told: probe.Told) -> None:
-        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
+        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases)
         self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
@@ -359,7 +379,7 @@ class Proxy:
         """
         pool = topology.pools[0]
         held = any(pool.mode(shard) == "hold" for shard in pool.shards)
-        limit = time.monotonic() + pool.timeout
+        limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
@@ -388,10 +408,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+        return {
+            "nodes": self.reactor.nodes,
+            "process": self._process,
+            "worker": self._worker,
+            "denials": self.access_log.entries,
+            "forget denials": self.access_log.clear,
+        }[what]()
 
     def _process(self) -> ProcessRecord:
         return process_record(self._lag)
@@ -422,6 +448,13 @@ class Proxy:
 
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
+
+    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
+        if forget:
+            await self._all("forget denials", None)
+            return []
+        found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
+        return sorted(found, key=lambda entry: -entry.updated)
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)

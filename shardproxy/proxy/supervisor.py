@@ -333,7 +333,7 @@ class Supervisor:
     async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
         """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
-        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        patience = ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
         acks = await self.broadcast(name, body, timeout=patience)
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
