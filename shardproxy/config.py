@@ -6,7 +6,7 @@ no message and no output; the records hold plain units (bytes, seconds) whatever
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -403,6 +403,14 @@ class Credentials:
 
     def __repr__(self) -> str:
         return f"Credentials({len(self._logins)} logins)"
+
+    def to_wire(self) -> list[list[str]]:
+        """In clear, for a child of ours and nobody else."""
+        return [[*where, *login] for where, login in self._logins.items()]
+
+    @classmethod
+    def from_wire(cls, rows: Sequence[Sequence[str]]) -> "Credentials":
+        return cls({(pool, shard): (username, password) for pool, shard, username, password in rows})
 
     @classmethod
     def read(

@@ -84,6 +84,7 @@ cdef struct Client:
     uint64_t created            # us, as everything that is a time here
     uint64_t active
     uint64_t commands
+    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
     uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order

@@ -428,6 +428,16 @@ cdef class Reactor(Engine):
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
 
+    def connection_ids(self):
+        cdef uint32_t i
+        cdef Upstream *u
+        found = {}
+        for i in range(self.upstream_count):
+            u = self.upstreams[i]
+            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+        return found
+
     def set_address(self, str node, str address):
         move(self, node, address)
 

@@ -27,7 +27,7 @@ from shardproxy.dataplane.private cimport lease, unlease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
 
 
 cdef enum:
@@ -290,6 +290,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
             if e.stale != NULL:
                 stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
+    keep_lane(e, c)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN

@@ -4,6 +4,8 @@ from shardproxy.dataplane.engine cimport Client, Engine, Node, Upstream
 # The upstream that this client's commands for that node, due then, travel on; NULL: e.text is the error line, e.missing says whether
 # reads find nothing instead, e.crowded whether a client that has requests in flight should rather wait.
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept
+# Before a request: a client takes to another number of connections a node when all it has asked for is answered.
+cdef void keep_lane(Engine e, Client *c) noexcept nogil
 # The same for who is no client.
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept
 cdef Upstream *own_of(Client *c, int number) noexcept nogil
