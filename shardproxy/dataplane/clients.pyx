@@ -111,6 +111,7 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
                 or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE):
             stall(e, c)
             break
+        r.limits.stranger = c.permit != NULL and c.permit == e.stranger
         status = parse_request(r, &c.progress, p + at, n - at)
         if status == REQ_MORE:
             break
