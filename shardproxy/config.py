@@ -149,6 +149,14 @@ class HealthConfig(Record, frozen=True, kw_only=True):
     )
 
 
+class TimeoutsConfig(Record, frozen=True, kw_only=True):
+    """How long a request may take in all, where its class is not as the others."""
+
+    read: Annotated[Duration, "for commands that only read; 0s: as the pool's timeout"] = 0.0
+    write: Annotated[Duration, "for the others, and transactions; 0s: as the pool's timeout"] = 0.0
+    script: Annotated[Duration, "for EVAL, EVALSHA, FCALL and theirs; 0s: as the pool's timeout"] = 0.0
+
+
 class PoolConfig(Record, frozen=True, kw_only=True):
     """The shards of one ring, and what becomes of their keys when nodes fail."""
 
@@ -175,6 +183,7 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         Literal["error", "nil"], "when one of several shards fails a command: an error, or nil for its keys"
     ] = "error"
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
+    timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0
     connect_timeout: Annotated[Timeout, "for connecting to a node and logging in"] = 1.0
     reset_after: Annotated[
@@ -263,6 +272,8 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         ):
             if getattr(self, key) == unset:
                 msgspec.structs.force_setattr(self, key, value)
+        times = {key: getattr(self.timeouts, key) or self.timeout for key in self.timeouts.__struct_fields__}
+        msgspec.structs.force_setattr(self, "timeouts", TimeoutsConfig(**times))
 
     @property
     def points(self) -> int:
@@ -548,7 +559,7 @@ def reference() -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of shardproxy.toml, for editors."""
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
-    for record in (Config, Log, Limits, PoolConfig, ShardConfig, UserConfig):
+    for record in (Config, Log, Limits, PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig, UserConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help

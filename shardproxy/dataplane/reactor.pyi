@@ -52,7 +52,7 @@ class Reactor:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
     def placed(self) -> list[tuple[int, str]]:
-        """(node number, shard name) in the order of the ring."""
+        """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
 
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
@@ -69,11 +69,12 @@ class Reactor:
         write: bool = True,
         frames: int = 1,
         keys: Iterable[bytes] = (),
+        timeout: float = -1,
     ) -> None:
         """A request of a handler's own, on the client's own way to the node (client) or a shared upstream.
 
         done gets the reply's bytes, or an error line as a client would get it, after the tick.
-        keys: those it writes.
+        keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
         """
 
     def open_link(
