@@ -441,9 +441,12 @@ class Credentials:
 
 
 def read_users(
-    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration", secrets: bool = True
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    file: str = "configuration",
+    secrets: bool = True,
 ) -> Users:
-    """Who may log in. Raises ConfigError for rules that are wrong, and a password or file that cannot be read.
+    """Who may log in. Raises ConfigError: rules are wrong, a password or a file cannot be read.
 
     `secrets=False`: rules are checked, passwords and the file are left alone.
     """

@@ -113,6 +113,7 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
                 or c.origin != NULL and is_full(e, c)):
             stall(e, c)
             break
+        r.limits.stranger = c.permit != NULL and c.permit == e.stranger
         status = parse_request(r, &c.progress, p + at, n - at)
         if status == REQ_MORE:
             break

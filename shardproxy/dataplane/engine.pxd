@@ -345,6 +345,7 @@ cdef class Engine:
     cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
     cdef dict logins_of                     # user name -> clients that have logged in as it
     cdef void *newcomer                     # the permit of a client that has just come
+    cdef void *stranger                     # the permit of who must log in first
     cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
