@@ -34,6 +34,7 @@ cdef enum:
     CROSS = -4                  # its keys have no node in common
     PATTERN = -5
     NO_MEMORY = -6
+    PATIENCE = 1000000          # us that a node may be late with what blocks, beyond the timeout
 
 
 cdef int node_of(Engine e, const char *key, size_t n) noexcept:
@@ -214,7 +215,8 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
         unlease(e, u, WAITING)
         return TAKEN
     seconds = patience(r, row)
-    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout if 0 < seconds < 1e9 else 0
+    # a node looks at what waits ten times a second, and less often when it has much to do
+    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout + PATIENCE if 0 < seconds < 1e9 else 0
     c.holding = c.waiting = True
     e.mark_dirty(c)             # epoll is to say when it leaves
     return TAKEN
