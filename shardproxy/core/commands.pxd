@@ -43,6 +43,7 @@ cdef struct Spec:
     uint8_t find            # 0: range; 1: keynum; 2: unknown
     uint8_t is_key          # 0: it only looks like a key (a channel)
     uint8_t size            # of `keyword`
+    uint8_t access          # what is done with its keys: 1 they are read, 2 written (as acl.READ and acl.WRITE)
     int16_t index
     int16_t last
     int16_t step

@@ -120,6 +120,7 @@ cdef struct Client:
     size_t counted_bytes
     bint in_line                # at its origin
     Buf tx                      # MULTI and the commands after it, as they came
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
@@ -332,12 +333,18 @@ cdef class Engine:
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
+    cdef object users                       # core/acl.Users
+    cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
+    cdef dict logins_of                     # user name -> clients that have logged in as it
+    cdef void *newcomer                     # the permit of a client that has just come
+    cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
     cdef uint32_t *resuming

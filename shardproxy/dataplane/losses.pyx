@@ -17,7 +17,7 @@ from shardproxy.dataplane.counters cimport (
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport Walk, due_anew, due_front, walk_from, walk_on
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, WAITING, Client, Engine, Entry, Node,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node,
     Upstream,
 )
 from shardproxy.dataplane.private cimport private_lost

@@ -21,11 +21,12 @@ from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, open_link, tell
+from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.sending cimport node_of
@@ -33,7 +34,7 @@ from shardproxy.dataplane.slots cimport client_close, client_flush, client_free,
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    CLOCK_MONOTONIC, EPOLLOUT, EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    EPOLLOUT, EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, tag, timerfd_create,
 )
 from shardproxy.dataplane.upstreams cimport (
@@ -61,19 +62,22 @@ cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
+    cdef uint64_t[::1] stamp_words  # and that of `stamps`
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, stamps=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
+        self.permits = {}
+        self.logins_of = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -97,6 +101,9 @@ cdef class Reactor(Engine):
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
+        if stamps is not None:
+            self.stamp_words = memoryview(stamps).cast("B").cast("Q")
+            self.stamps = &self.stamp_words[0]
         self.scratch = <char *>malloc(SCRATCH)
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
@@ -380,6 +387,15 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_users(self)
+
+    def logins(self, bytes user):
+        return self.logins_of.get(user, 0)
+
+    def set_users(self, users):
+        self.users = users
+        install_users(self)
+        self.wake()
 
     def set_topology(self, topology, credentials):
         if self.in_tick:
@@ -423,21 +439,23 @@ cdef class Reactor(Engine):
 
     def placed(self):
         cdef int i
-        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)]
+        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
+                if self.node_list[self.shards[i]].mode != MOVE]
 
     def node_of(self, bytes key):
         return node_of(self, key, len(key))
 
     def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
-            int frames=1, keys=()):
+            int frames=1, keys=(), double timeout=-1):
         cdef Client *c = client.at() if client is not None else NULL
         cdef Upstream *u
-        cdef uint64_t due
+        cdef uint64_t due = due_in(self, timeout, write)
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
-        self.now = self.now if self.in_tick else monotonic_us()
-        due = self.now + self.allowed[write]
-        u = upstream_for(self, node, c, due) if c != NULL else upstream_at(self, node, <uint8_t>proto, <uint16_t>db, due)
+        if c != NULL:
+            u = upstream_for(self, node, c, due)
+        else:
+            u = upstream_at(self, node, <uint8_t>proto, <uint16_t>db, due)
         if u == NULL:
             self.told.append((done, (self.text[:self.text_size],)))
         else:
@@ -446,7 +464,7 @@ cdef class Reactor(Engine):
                     wrote(self, key, len(key))
                 if c != NULL:
                     c.wrote |= <uint64_t>1 << (node & 63)
-            ask(self, u, c, request, len(request), frames, write, done)
+            ask(self, u, c, request, len(request), frames, write, due, done)
         self.wake()
 
     def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):

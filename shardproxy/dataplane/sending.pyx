@@ -46,6 +46,15 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
     return e.shards[shard]
 
 
+cdef int anywhere(Engine e) noexcept:
+    """The first shard whose keys are with it."""
+    cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i]:
+            return i
+    return 0
+
+
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
     """The node of all keys of a command; NO_KEY, or what else stands in its way."""
     cdef int i, n, node, other
@@ -121,7 +130,7 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int node = node_of_command(e, c, r, row)
     if node == MALFORMED:
-        node = e.shards[0]      # any node says what is wrong with it, in its own words
+        node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
     if node >= 0 and e.blocks:
         return block(e, c, r, row, node)
     if node >= 0:
@@ -141,7 +150,7 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     cdef Upstream *u
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
-    cdef uint64_t due = due_of(e, row)
+    cdef uint64_t due = 0 if e.blocks else due_of(e, row)
     cdef Buf swap
     if write and e.stale != NULL:
         drop_stale(e, r, row)
@@ -224,7 +233,7 @@ cdef int count_shares(Engine e, Request *r, const Row *row, int keys) noexcept:
     """Fills e.owners, each key's node, and e.shares, how many each node has; how many nodes have any."""
     cdef int i, at, node, parts = 0
     memset(e.shares, 0, e.node_count * sizeof(uint32_t))
-    e.displaced = False
+    e.displaced = e.blocks = False
     for i in range(keys):
         at = row.first + i * row.step
         node = node_of(e, r.argv[at], r.argl[at])

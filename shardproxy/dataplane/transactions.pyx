@@ -18,7 +18,7 @@ from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
@@ -52,7 +52,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_state = TX_OPEN
     c.tx_shard = -1
     c.tx_count = 0
-    c.tx_allowed = e.allowed[1]
+    c.tx_allowed = 0
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -63,7 +63,7 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     """The run: MULTI, what was queued, EXEC, in one block of bytes."""
     cdef Upstream *u
     cdef int64_t slot
-    cdef uint64_t due = e.now + c.tx_allowed
+    cdef uint64_t due
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -76,7 +76,9 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[0], c, due)
+    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
+    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)],
+                     c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
         return
@@ -148,8 +150,8 @@ cdef void forget_watched(Engine e, Client *c) noexcept:
         give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
-cdef void abort_exec(Engine e, Client *c) noexcept:
-    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
+    refuse_bytes(e, c, b"-EXECABORT Transaction discarded because of: %b\r\n" % why)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
     if c.watching >= 0:

@@ -198,7 +198,8 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k
     return NULL
 
 
-cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread, uint64_t due) noexcept:
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread,
+                      uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     if u == NULL:
@@ -296,7 +297,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = 0
+    u.base = u.written = u.given = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -442,7 +443,7 @@ cdef void upstreams_due(Engine e) noexcept:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            # what has time left may take it: one script, and no byte meanwhile
+            # what has time left may take it: one script, and no byte meanwhile; nor is what blocks ever late
             if u.state == UP and u.late != u.head and u.fifo[u.head & u.mask].start < u.written \
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)

@@ -76,6 +76,7 @@ async def ask(
     db: int = 0,
     write: bool = True,
     keys: Iterable[bytes] = (),
+    timeout: float = -1,
 ) -> bytes:
     """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one."""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -88,22 +89,25 @@ async def ask(
         db=db,
         write=write,
         keys=keys,
+        timeout=timeout,
     )
     return await future
 
 
-async def ask_all(server: "Server", call: "Call", *args: Argument, write: bool = True) -> list[Answer]:
+async def ask_all(
+    server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
+) -> list[Answer]:
     """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
     client = call.client
     places = server.reactor.placed()
     frames = await asyncio.gather(
-        *(ask(server, node, *args, client=client, write=write) for node, _ in places)
+        *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
     )
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 
 
-async def ask_link(link: "Link", *args: Argument) -> bytes:
+async def ask_link(link: "Link", *args: Argument, timeout: float = -1) -> bytes:
     """On a connection of the handler's own."""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    link.ask(pack(*args), _fill(future))
+    link.ask(pack(*args), _fill(future), timeout=timeout)
     return await future

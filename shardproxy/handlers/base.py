@@ -17,10 +17,13 @@ from shardproxy.core import errors, reply
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
+    from shardproxy.core.acl import Users
     from shardproxy.core.commands import CommandTable
+    from shardproxy.core.logins import Failures
     from shardproxy.core.topology import Topology
     from shardproxy.dataplane.calls import Call
     from shardproxy.dataplane.reactor import Reactor
+    from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
@@ -69,6 +72,9 @@ class Server(Protocol):
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none
     pid: int  # the supervisor's, if there is one
+    users: "Users"  # limits are this worker's part
+    access_log: "AccessLog"  # this worker's
+    failures: "Failures"  # logins that failed, this worker's
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -89,6 +95,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
+        """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""

@@ -12,7 +12,10 @@ import pytest
 from shardproxy import config, config_tables, config_text
 from shardproxy.config import Config, ConfigError, Credentials, Limits, PoolConfig, ShardConfig, load
 
-RECORDS = (Config, config.Log, Limits, PoolConfig, config.TimeoutsConfig, config.HealthConfig, ShardConfig)
+RECORDS = (
+    *(Config, config.Log, Limits, PoolConfig, config.TimeoutsConfig, config.HealthConfig, ShardConfig),
+    config.UserConfig,
+)
 SHARD = '[pool.main.shards]\na = "redis://127.0.0.1:7001"\n'
 
 
@@ -216,7 +219,6 @@ MISTAKES = [
     (POOL, "x1 = 1", "pool.main.x1: found an unknown key; expected one of kind, ", "shards"),
     # designed, not built
     (TOP, "tls = {}", "tls: found TLS, not supported yet", "this key left out"),
-    (TOP, "users = {}", "users: ", "not supported yet"),
     (
         NODES,
         'a = { primary = "redis://h:1", replicas = ["x"] }',
