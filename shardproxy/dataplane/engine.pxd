@@ -206,6 +206,7 @@ cdef struct Upstream:
     uint64_t base               # where out begins in all that this upstream was given
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
