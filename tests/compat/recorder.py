@@ -47,7 +47,7 @@ def pytest_runtest_setup(item):
 
 def pytest_runtest_logreport(report):
     text = ""
-    if report.failed:
+    if report.failed or hasattr(report, "wasxfail"):
         crash = getattr(report.longrepr, "reprcrash", None)
         text = crash.message if crash else str(report.longrepr)
     write(

@@ -5,7 +5,7 @@ import collections
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--accept", action="store_true", help="write what fails into the expected differences")
     parser.add_argument("--fresh", action="store_true", help="run the plain Redis again, too")
     parser.add_argument("--once", action="store_true", help="do not run again what differs")
+    parser.add_argument("-v", "--verbose", action="store_true", help="name every test that fails")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what differs there, by cause")
     return parser.parse_args(arguments)
 
@@ -100,6 +101,16 @@ def by_cause(fails: dict[str, Outcome]) -> Iterator[str]:
         yield f"- {len(tests)} × {cause}: " + ", ".join(t.removeprefix("tests/") for t in tests[:4])
 
 
+def said(verdict: expected.Verdict, reasons: Mapping[str, str], verbose: bool) -> Iterator[str]:
+    """What is not as expected: by cause, or with -v test by test."""
+    if verbose:
+        yield from (f"  fails        {test}   {expected.guess(it)}" for test, it in verdict.new.items())
+    else:
+        yield from by_cause(verdict.new)
+    for word, tests in (("passes now ", verdict.mended), ("not counted", verdict.stale)):
+        yield from (f"  {word}  {test}   was expected: {reasons[test]}" for test in tests)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     suite.fetch()
@@ -116,11 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fails = verdict.new | verdict.known
             report += [f"## {summary(nodes, proto, verdict)}", "", *by_cause(fails), ""]
             if not options.accept:
-                for test, it in verdict.new.items():
-                    print(f"  fails       {test}   {expected.guess(it)}")
-                for word, tests in (("passes now", verdict.mended), ("not counted", verdict.stale)):
-                    for test in tests:
-                        print(f"  {word}  {test}   was expected: {reasons[test]}")
+                for line in said(verdict, reasons, options.verbose):
+                    print(line, flush=True)
                 well = well and verdict.well
             for test in reasons:
                 if test not in fails and not reasons[test].startswith(expected.SOMETIMES):

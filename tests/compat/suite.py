@@ -20,7 +20,7 @@ BUILD = HERE.parent.parent / "build" / "compat"
 VERSION = importlib.metadata.version("redis")
 SOURCE = BUILD / f"redis-{VERSION}"
 PYTHON = BUILD / "venv" / "bin" / "python"
-NEEDS = ["pytest", "pytest-asyncio", "pytest-timeout", "packaging", "xxhash", "numpy", "pybreaker", "PyJWT"]
+NEEDS = ["pytest", "pytest-asyncio", "pytest-timeout", "packaging", "xxhash", "numpy", "pybreaker", "redis-entraid"]
 
 ONE_TEST = 10  # seconds
 STUCK = 60  # seconds without any progress, until the process is killed
@@ -82,7 +82,7 @@ def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) 
     while True:
         command = [
             *(str(PYTHON), "-m", "pytest", "-q", "-p", "recorder", "-p", "no:cacheprovider", "-p", "no:warnings"),
-            *("--tb=short", "--redis-url", f"redis://127.0.0.1:{port}/0", "--redis-mod-url", "redis://127.0.0.1:1"),
+            *("--tb=native", "--redis-url", f"redis://127.0.0.1:{port}/0", "--redis-mod-url", "redis://127.0.0.1:1"),
             *("--protocol", str(proto), f"--timeout={ONE_TEST}", "--timeout-method=signal"),
             *(f"--deselect={test}" for test in found),
             *what,
