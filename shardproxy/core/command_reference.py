@@ -1,6 +1,6 @@
 """The command table in words, for people: what becomes of each command here, and why.
 
-Derived from rows alone, so that page, command line and `PROXY COMMANDS` cannot say what the engine does not do.
+Derived from rows alone, so that neither page nor command line can say what the engine does not do.
 """
 
 import itertools
@@ -11,7 +11,10 @@ from shardproxy.core.command_rows import KindName, Row
 # kind → (a word or two, what it means). "forward" is told apart by the number of keys
 MEANINGS: dict[KindName | None, tuple[str, str]] = {
     None: ("works", "one key, so one shard: the request goes there untouched, and so does the reply back"),
-    "forward": ("one shard", "works when all of its keys are on one shard; otherwise `CROSSSLOT`, as in a cluster"),
+    "forward": (
+        "one shard",
+        "works when all its keys are on one shard; otherwise `CROSSSLOT`, as in a cluster",
+    ),
     "fanout": ("split", "its keys may be on any shards: split by shard, the replies merged into one"),
     "local": ("here", "answered by the proxy itself, as Redis would"),
     "multi": ("one shard", "what stands between `MULTI` and `EXEC` runs as one on one shard"),
@@ -25,7 +28,7 @@ def status(row: Row) -> str:
 
 
 def callable_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """Commands that a client can send: containers give way to their subcommands, unless they stand alone, too."""
+    """What a client can send: containers give way to their subcommands, unless they stand alone, too."""
     for row in rows:
         yield from (each for each in row.flat() if not each.subcommands or each.arity == -1)
 
@@ -58,7 +61,7 @@ def reference(rows: Sequence[Row]) -> str:
     parts = [f"{served} of {len(shown)} commands and subcommands are served.\n"]
     for group, members in itertools.groupby(shown, key=lambda row: row.group):
         parts.append(f"\n### {group}\n\n| command | here | in `MULTI` | |\n|---|---|---|---|\n")
-        parts += [
-            f"| `{typed(row)}` | {status(row)} | {'yes' if row.in_multi else ''} | {note(row)} |\n" for row in members
-        ]
+        for row in members:
+            cells = (f"`{typed(row)}`", status(row), "yes" if row.in_multi else "", note(row))
+            parts.append(f"| {' | '.join(cells)} |\n")
     return "".join(parts)

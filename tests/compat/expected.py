@@ -2,8 +2,8 @@
 
     both   tests/test_commands.py::TestRedisCommands::test_x   why it cannot pass, or not yet
 
-The first word is the protocol: resp2, resp3 or both; then the test, then the reason. A reason that begins with
-"now and then:" says that the test may pass, too. Lines that begin with # are comments.
+The first word is the protocol: resp2, resp3 or both; then the test, then the reason. A reason that begins
+with "now and then:" says that the test may pass, too. Lines that begin with # are comments.
 """
 
 import re
@@ -87,7 +87,7 @@ def compare(
     return Verdict(
         counted=len(counted),
         new={test: it for test, it in fail.items() if test not in reasons},
-        mended=[t for t in counted if t in reasons and t not in fail and not reasons[t].startswith(SOMETIMES)],
+        mended=[t for t in counted if not reasons.get(t, SOMETIMES).startswith(SOMETIMES) and t not in fail],
         stale=[test for test in reasons if test not in counted],
         known={test: it for test, it in fail.items() if test in reasons},
     )

@@ -1,7 +1,7 @@
 """A pytest plugin for redis-py's suite: one JSON line a test begun, one a phase ended, written as they come.
 
-COMPAT_RESULTS names the file. COMPAT_NODES are the ports of the Redis servers at the far end: each test begins
-with all of them empty and configured as at their start, whatever the test before it left behind.
+COMPAT_RESULTS names the file. COMPAT_NODES are the ports of the Redis servers at the far end: each test
+begins with all of them empty and configured as at their start, whatever the test before it left behind.
 Imports nothing of this project: it runs in the suite's own environment.
 """
 
@@ -50,9 +50,8 @@ def pytest_runtest_logreport(report):
     if report.failed or hasattr(report, "wasxfail"):
         crash = getattr(report.longrepr, "reprcrash", None)
         text = crash.message if crash else str(report.longrepr)
-    write(
-        test=report.nodeid, when=report.when, outcome=report.outcome, seconds=report.duration, text=text[:2000]
-    )
+    seconds = report.duration
+    write(test=report.nodeid, when=report.when, outcome=report.outcome, seconds=seconds, text=text[:2000])
 
 
 def by_fixture():
@@ -66,7 +65,7 @@ def by_fixture():
 
 
 def pytest_configure(config):
-    """While the proxy has no FLUSHDB: fixtures get on without, for the nodes are emptied; tests see the refusal."""
+    """While the proxy has no FLUSHDB: fixtures get on without, for the nodes are emptied; tests see it."""
     import redis
     import redis.asyncio
 

@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("only", nargs="*", help="parts: files of the suite whose names match one of these")
     parser.add_argument("--nodes", type=int, nargs="+", choices=(1, 3), default=[1, 3])
     parser.add_argument("--proto", type=int, nargs="+", choices=(2, 3), default=[2, 3])
-    parser.add_argument("--accept", action="store_true", help="write what fails into the expected differences")
+    parser.add_argument("--accept", action="store_true", help="write what fails into the lists")
     parser.add_argument("--fresh", action="store_true", help="run the plain Redis again, too")
     parser.add_argument("--once", action="store_true", help="do not run again what differs")
     parser.add_argument("-v", "--verbose", action="store_true", help="name every test that fails")
@@ -40,13 +40,15 @@ def files_of(only: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def proxied(nodes: int) -> Iterator[tuple[int, list[int]]]:
     """The port of a proxy, and those of the nodes behind it."""
-    with redis_nodes(nodes, *OPTIONS) as servers:
-        with ProxyProcess(toml(shards_of(servers), top=TOP, pool=POOL)) as proxy:
-            yield proxy.port, [server.port for server in servers]
+    with (
+        redis_nodes(nodes, *OPTIONS) as servers,
+        ProxyProcess(toml(shards_of(servers), top=TOP, pool=POOL)) as proxy,
+    ):
+        yield proxy.port, [server.port for server in servers]
 
 
 def again(found: dict[str, Outcome], tests: Sequence[str], port: int, nodes: list[int], proto: int) -> None:
-    """What differs is run once more, alone: what passes then is not counted as failed, and the other way round."""
+    """What differs is run once more, alone: what passes then is not counted as failed."""
     if tests:
         found |= suite.run(port, nodes, proto, tests)
 
@@ -88,8 +90,8 @@ def summary(nodes: int, proto: int, verdict: expected.Verdict) -> str:
     failing = len(verdict.new) + len(verdict.known)
     share = 100 * failing / max(1, verdict.counted)
     return (
-        f"{nodes} node{'s' * (nodes > 1)}, RESP{proto}: {verdict.counted} pass directly; through the proxy {failing} "
-        f"of them do not ({share:.1f} %): {len(verdict.known)} as expected, {len(verdict.new)} not"
+        f"{nodes} node{'s' * (nodes > 1)}, RESP{proto}: {verdict.counted} pass directly; through the proxy "
+        f"{failing} of them do not ({share:.1f} %): {len(verdict.known)} as expected, {len(verdict.new)} not"
     )
 
 
@@ -98,7 +100,7 @@ def by_cause(fails: dict[str, Outcome]) -> Iterator[str]:
     for test, it in fails.items():
         causes[expected.guess(it)].append(test)
     for cause, tests in sorted(causes.items(), key=lambda each: -len(each[1])):
-        yield f"- {len(tests)} × {cause}: " + ", ".join(t.removeprefix("tests/") for t in tests[:4])
+        yield f"- {len(tests)} of them: {cause}: " + ", ".join(t.removeprefix("tests/") for t in tests[:4])
 
 
 def said(verdict: expected.Verdict, reasons: Mapping[str, str], verbose: bool) -> Iterator[str]:

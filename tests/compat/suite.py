@@ -1,4 +1,4 @@
-"""redis-py's suite: fetched from PyPI into build/compat, with an environment of its own, and run file by file.
+"""redis-py's suite: fetched from PyPI into build/compat, with an environment of its own, run file by file.
 
 The version is the one that is installed here. Nothing of it is committed. A run is a pytest of its own with
 recorder.py loaded; a test that cannot be stopped is named, and the rest of its file run without it.
@@ -20,7 +20,16 @@ BUILD = HERE.parent.parent / "build" / "compat"
 VERSION = importlib.metadata.version("redis")
 SOURCE = BUILD / f"redis-{VERSION}"
 PYTHON = BUILD / "venv" / "bin" / "python"
-NEEDS = ["pytest", "pytest-asyncio", "pytest-timeout", "packaging", "xxhash", "numpy", "pybreaker", "redis-entraid"]
+NEEDS = [
+    "pytest",
+    "pytest-asyncio",
+    "pytest-timeout",
+    "packaging",
+    "xxhash",
+    "numpy",
+    "pybreaker",
+    "redis-entraid",
+]
 
 ONE_TEST = 10  # seconds
 STUCK = 60  # seconds without any progress, until the process is killed
@@ -67,7 +76,7 @@ def fetch() -> None:
 
 
 def run(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) -> dict[str, Outcome]:
-    """Runs files or single tests against the server on `port`; nodes: the Redis servers behind it, or itself."""
+    """Runs files or single tests against `port`; nodes: the ports of the Redis behind it, or itself."""
     found: dict[str, Outcome] = {}
     for file in dict.fromkeys(each.partition("::")[0] for each in what):
         chosen = [each for each in what if each.partition("::")[0] == file]
@@ -81,8 +90,25 @@ def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) 
     found: dict[str, Outcome] = {}
     while True:
         command = [
-            *(str(PYTHON), "-m", "pytest", "-q", "-p", "recorder", "-p", "no:cacheprovider", "-p", "no:warnings"),
-            *("--tb=native", "--redis-url", f"redis://127.0.0.1:{port}/0", "--redis-mod-url", "redis://127.0.0.1:1"),
+            *(
+                str(PYTHON),
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "recorder",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:warnings",
+            ),
+            *(
+                "--tb=native",
+                "--redis-url",
+                f"redis://127.0.0.1:{port}/0",
+                "--redis-mod-url",
+                "redis://127.0.0.1:1",
+            ),
             *("--protocol", str(proto), f"--timeout={ONE_TEST}", "--timeout-method=signal"),
             *(f"--deselect={test}" for test in found),
             *what,
@@ -104,13 +130,14 @@ def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) 
         if running is not None:
             found[running] = Outcome("hung", "the whole process had to be killed")
             with results.open("a") as file:
-                file.write(json.dumps({"test": running, "when": "call", "outcome": "hung", "text": "hung"}) + "\n")
+                record = {"test": running, "when": "call", "outcome": "hung", "text": found[running].text}
+                file.write(json.dumps(record) + "\n")
         if len(found) == before:
             raise RuntimeError(f"pytest got nowhere with {what}: see {BUILD / 'pytest.log'}")
 
 
 def _wait(process: "subprocess.Popen[bytes]", results: Path) -> bool:
-    """True when the session came to its end; False when it crashed, or was killed because nothing happened."""
+    """True when the session came to its end; False when it crashed, or was killed as nothing happened."""
     size = -1
     while True:
         try:

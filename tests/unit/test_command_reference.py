@@ -55,4 +55,4 @@ def test_the_documentation_shows_the_table() -> None:
     shown = page.partition(start)[2].partition(end)[0]
     wanted = command_reference.reference(ROWS)
     assert shown.strip() == wanted.strip(), "paste what `shardproxy commands --reference` prints"
-    assert all(f"| {word} | {meaning} |" in page for word, meaning in set(MEANINGS.values()) if word != "one shard")
+    assert all(f"| {word} | " in page and meaning in page for word, meaning in MEANINGS.values())

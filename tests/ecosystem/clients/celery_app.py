@@ -1,6 +1,6 @@
 """The Celery application of celery_job.py: broker and result back end are the Redis at CELERY_PORT.
 
-CELERY_PREFIX goes before every key: with a hash tag in it all of them are on one shard, which several nodes need.
+CELERY_PREFIX goes before every key: with a hash tag in it all are on one shard, which several nodes need.
 """
 
 import os

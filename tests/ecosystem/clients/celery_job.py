@@ -9,14 +9,17 @@ import sys
 import tempfile
 
 PORT, JOB = sys.argv[1:3]
-os.environ["CELERY_PORT"], os.environ["CELERY_PREFIX"] = PORT, "{celery}:" if JOB == "job_tagged" else f"c{PORT}:"
+os.environ["CELERY_PORT"], os.environ["CELERY_PREFIX"] = (
+    PORT,
+    "{celery}:" if JOB == "job_tagged" else f"c{PORT}:",
+)
 
 from celery import chain, chord, group  # noqa: E402  # the application reads the environment
 from celery_app import add, app, stubborn, total  # noqa: E402
 
 with tempfile.TemporaryFile() as log:
     worker = subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-P", "threads", "-c", "2", "-l", "WARNING"],
+        [sys.executable, "-m", "celery", "-A", "celery_app", "worker", *"-P threads -c 2 -l WARNING".split()],
         cwd=os.path.dirname(__file__), stdout=log, stderr=log,
     )  # fmt: skip
     try:

@@ -1,0 +1,125 @@
+"""Every command and subcommand, through the proxy and to a plain Redis: what the command table says is true.
+
+It follows the table: a row that says "refused" must be refused in the words of its reason and touch no node;
+any other must answer what a plain Redis answers, and refuse what `status` says it refuses: keys on several
+shards.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import pytest
+from every_command import CALLS, LOOSE, OURS, SEEDS
+from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml
+
+from shardproxy.core.command_reference import callable_rows, status
+from shardproxy.core.command_rows import Row
+from shardproxy.core.commands import builtin
+
+TABLE = builtin()
+ROWS = {row.name: row for row in callable_rows(TABLE.rows())}
+
+
+def words(line: str, key: str = "{every}%s") -> list[bytes]:
+    """A line as arguments; escapes as in Python."""
+    found = []
+    for word in line.split():
+        word = re.sub(r"\\x(..)|\\n", lambda m: chr(int(m[1], 16)) if m[1] else "\n", word)
+        found.append(((key % word[1:]) if word[0] == "@" else word).encode("latin-1"))
+    return found
+
+
+def row_of(args: list[bytes]) -> Row:
+    row = TABLE.row(*args[:2])
+    assert row is not None, args
+    return row
+
+
+LINES = {row_of(words(line)).name: line for line in CALLS.splitlines() if line}
+
+
+class Sides:
+    """A plain Redis, and a proxy in front of three nodes."""
+
+    def __init__(self, plain: RedisNode, nodes: list[RedisNode], proxy: ProxyProcess) -> None:
+        self.plain, self.nodes, self.proxy = plain, nodes, proxy
+        self.oracle, self.admins, self.door = plain.raw(), [node.raw() for node in nodes], proxy.raw()
+
+    def seed(self, key: str = "{every}%s") -> None:
+        for raw in (self.oracle, *self.admins):
+            raw.ask("FLUSHALL")
+        for raw in (self.oracle, self.door):
+            lines = [words(line, key) for line in SEEDS.splitlines() if line]
+            raw.send(b"".join(pack(*args) for args in lines))
+            assert not [frame for frame in raw.frames(len(lines)) if frame[:1] == b"-"]
+
+    def keys(self) -> int:
+        return sum(raw.value("DBSIZE") for raw in self.admins)
+
+    def shards(self, keys: Iterable[bytes]) -> set[str]:
+        return {msgspec.json.decode(self.door.value("PROXY", "LOCATE", key))["shard"] for key in keys}
+
+
+@pytest.fixture(scope="module")
+def sides() -> Iterator[Sides]:
+    with RedisNode() as plain, redis_nodes(3) as nodes, ProxyProcess(toml(shards_of(nodes))) as proxy:
+        yield Sides(plain, nodes, proxy)
+
+
+def ask(port: int, proto: int, args: list[bytes]) -> bytes:
+    with Raw(port) as raw:
+        raw.value("HELLO", str(proto))
+        return raw.ask(*args)
+
+
+def test_there_is_a_call_of_every_command() -> None:
+    assert set(LINES) == set(ROWS)
+
+
+@pytest.mark.parametrize("proto", [2, 3], ids=["RESP2", "RESP3"])
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_the_row_is_true(name: str, proto: int, sides: Sides) -> None:
+    row, args = ROWS[name], words(LINES[name])
+    sides.seed()
+    before = sides.keys()
+    ours = ask(sides.proxy.port, proto, args)
+    refusal = re.match(rb"-(ERR|NOPERM) '[^']+' is not supported", ours)
+    if row.kind == "refused":
+        assert refusal, ours
+        assert row.why.encode() in ours
+        assert sides.keys() == before
+        return
+    assert not refusal, ours
+    if name in OURS or name.startswith("proxy"):
+        assert ours[:1] != b"-" or name in ("proxy|drain", "proxy|undrain", "proxy|reload"), ours
+        return
+    alike(name, ours, ask(sides.plain.port, proto, args))
+
+
+def alike(name: str, ours: bytes, theirs: bytes) -> None:
+    if name in LOOSE:
+        ours, theirs = ours[:1], theirs[:1]
+    assert ours == theirs
+
+
+def keys_of(name: str) -> list[int]:
+    return TABLE.keys_of(words(LINES[name])) if ROWS[name].has_keys else []
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, row in ROWS.items() if row.kind != "refused" and len(keys_of(name)) > 1)
+)
+def test_keys_on_several_shards(name: str, sides: Sides) -> None:
+    """One shard: refused as a cluster refuses it. Split, or emulated: answered as by one Redis."""
+    args, keys = words(LINES[name], "%s"), keys_of(name)
+    last, number = args[keys[-1]], 0
+    while len(sides.shards(args[at] for at in keys)) == 1:
+        number += 1  # the last key is called something else, until it lives elsewhere
+        args[keys[-1]] = last + b"%d" % number
+    sides.seed("%s")
+    ours = ask(sides.proxy.port, 2, args)
+    if status(ROWS[name]) == "one shard":
+        assert ours.startswith(b"-CROSSSLOT "), ours
+    else:
+        alike(name, ours, ask(sides.plain.port, 2, args))
