@@ -19,7 +19,7 @@ from celery_app import add, app, stubborn, total  # noqa: E402
 
 with tempfile.TemporaryFile() as log:
     worker = subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "celery_app", "worker", *"-P threads -c 2 -l WARNING".split()],
+        [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-P", "threads", "-c", "2"],
         cwd=os.path.dirname(__file__), stdout=log, stderr=log,
     )  # fmt: skip
     try:
