@@ -21,6 +21,8 @@ cdef enum:
     FLAG_CONTAINER = 16     # has subcommands: look args[1] up with find_sub
     FLAG_MOVABLE = 32       # keys are not at fixed positions: use keys()
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
+    FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
+    FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
 
 cdef struct Row:

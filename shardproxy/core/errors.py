@@ -108,8 +108,6 @@ def not_drained(reason: str) -> str:
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------
 
-DATABASES = "ERR SELECT is not supported yet for databases other than 0: shardproxy serves database 0 only"
-
 
 def not_supported(name: str, why: str) -> str:
     """name: as in the command table; why: the row's."""
@@ -216,12 +214,12 @@ ENGINE = (
     # ours: it could be answered one day
     "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",
-    "ERR '{}' with BLOCK is not supported yet: it needs a connection of its own",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",
     # a node's: (shard, address, ...)
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN its shard is down, and its keys have no other place in common",
+    "OVERLOADED shard '{}' at {}: {} private connections are in use",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",
     "OVERLOADED shard '{}' at {}: {} requests wait for it, more than it answers in time",
     "TIMEOUT shard '{}' at {} could not be asked within {} ms; the command has not run",
@@ -230,4 +228,7 @@ ENGINE = (
     # ours
     "ERR internal error: see the log of shardproxy",
     "ERR out of memory",
+    "ERR the reply of a node is too large",
+    "ERR the connection was closed before it answered",
+    "ERR the connection is closed",
 )

@@ -6,3 +6,11 @@ from shardproxy.dataplane.engine cimport Client, Engine
 # Opens the command's slot and hands it to the handlers.
 cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
 cdef object client_handle(Engine e, Client *c)
+
+cdef class ClientHandle:
+    cdef Engine engine
+    cdef uint32_t index, generation
+    cdef unsigned long long number
+    cdef Client *at(self)
+    cdef bytes text(self, str what)
+    cdef void set_text(self, str what, bytes value)

@@ -15,6 +15,7 @@ cdef extern from "<sys/socket.h>" nogil:
         unsigned short ss_family
 
 cdef enum:
+    MAX_UPSTREAMS = 65536
     MAX_SHARED = 16             # shared upstreams of one node and protocol
     SCRATCH = 65536             # one read from a client
     STREAM_ABOVE = 65536        # a frame larger than this is passed on as it comes
@@ -36,6 +37,9 @@ cdef enum:
     TX_NONE = 0
     TX_OPEN = 1
     TX_BROKEN = 2               # a command could not be queued: EXEC answers EXECABORT
+
+# Defined below
+cdef struct Upstream
 
 # The place in a client's reply queue that one command fills, with 0 to n frames.
 cdef struct Slot:
@@ -67,7 +71,17 @@ cdef struct Client:
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
     uint8_t proto
+    uint16_t db
     uint8_t reply_mode
+    Upstream *own               # its private upstreams, one a node at most, chained by next_own
+    Buf aside                   # pushes that wait until the frame that is going out is complete
+    uint64_t wrote              # bit (number of a node) % 64: it has written there
+    bint midway                 # part of the reply at the head of its queue is out
+    bint holding                # its next commands wait until all before them are answered
+    bint waiting                # a blocking command of its waits on a private upstream
+    bint unwatched              # what it watches may have changed unseen: its EXEC finds nothing
+    int32_t watching            # the node on which it watches keys; -1: none
+    uint32_t watch_placement    # Engine.placement at its first WATCH
     bint dirty                  # has output, or interest to change, at the end of the tick
     bint resuming               # in the list of those whose input is looked at again
     bint stalled                # its input waits: budget, or a barrier
@@ -90,6 +104,7 @@ cdef enum:
     TO_PART = 1                 # of a split command
     TO_NOBODY = 2               # thrown away
     TO_LATE = 3                 # its deadline has passed: thrown away, and counted
+    TO_ASK = 4                  # a handler's own request: `slot` is its number in Engine.asks
 
 # Who an upstream's next reply is for.
 cdef struct Entry:
@@ -110,19 +125,40 @@ cdef enum:
     GREETING = 2                # connected; HELLO and AUTH are not answered yet
     UP = 3
 
+# Why a private upstream is still its client's
+cdef enum:
+    WATCHING = 1                # keys are watched on it
+    WAITING = 2                 # a blocking command is on it
+    KEPT = 4                    # a handler's: until it says otherwise
+
 cdef struct Upstream:
     int fd
     uint32_t index
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
-    uint8_t place               # which of the node's shared ones of its protocol
+    uint16_t db
+    uint8_t place               # which of the node's shared ones of its protocol and database
+    bint private                # one client's, or a handler's, at a time
+    bint owned                  # some client's: of this index and generation
+    uint32_t owner
+    uint32_t owner_generation
+    Upstream *next_own
+    uint8_t lease               # WATCHING | WAITING | KEPT
+    uint64_t wait_until         # us: when what blocks must have been answered; 0: never
+    bint linked                 # Engine.links has a Link for it, which gets its pushes
+    bint stream                 # every frame goes to the Link: no reply belongs to a request
+    bint over                   # private, and lost: to be given up at the end of the tick
+    uint64_t idle_since         # of one that waits in the pool for its next client
+    Upstream *before            # in the list of its node's
+    Upstream *after
     uint8_t state
     bint dirty
     bint doomed                 # to be reset at the end of the tick, for `why`
     bint wanted                 # somebody has asked for it: kept connected
     uint32_t events
     int greetings               # replies to the greeting still to come
+    int extras                  # and to what follows it: SELECT, a Link's setup
     Buf inp
     Buf out
     Entry *fifo                 # fifo[head .. tail), each at [number & mask]
@@ -175,7 +211,10 @@ cdef struct Node:
     bint resolved
     char name[256]              # host:port, for people
     char shard[128]             # whose node it is
-    Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3
+    Upstream *first                         # all its upstreams, chained by `after`
+    Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3, database 0: the quick way to most
+    Upstream *pool                          # private ones that are nobody's, chained by next_own
+    uint32_t privates                       # all private ones
     char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
     uint64_t requests
     uint64_t errors
@@ -192,10 +231,6 @@ cdef struct Node:
     bint refused                # a connection was refused
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
-
-# All of a node's shared upstreams, of both protocols: k from 0 to 2 * MAX_SHARED; NULL where there is none.
-cdef inline Upstream *shared_at(Node *node, int k) noexcept nogil:
-    return node.shared[k // MAX_SHARED][k % MAX_SHARED]
 
 cdef struct Budget:
     uint32_t clients
@@ -224,7 +259,19 @@ cdef class Engine:
     cdef uint32_t *free_clients
     cdef uint32_t free_count
     cdef Upstream **upstreams
-    cdef uint32_t upstream_count
+    cdef uint32_t upstream_count            # numbers up to here have been used
+    cdef uint32_t shared_count              # upstreams that many clients share
+    cdef uint32_t *dirty_upstreams          # indices; an upstream is in there once (its flag)
+    cdef uint32_t dirty_upstream_count
+    cdef uint32_t *spare_upstreams          # indices of those that are nobody's
+    cdef uint32_t spare_upstream_count
+    cdef uint32_t over_count                # private ones to be given up at the end of the tick
+    cdef uint32_t private_most              # private ones of one node
+    cdef dict asks                          # number -> Ask
+    cdef uint32_t next_ask
+    cdef dict links                         # upstream index -> Link
+    cdef list told                          # (callback, arguments): for the end of the tick
+    cdef bint blocks                        # what was located last waits for data
     cdef Node **node_list                   # by number; a number is used again, the memory never moves
     cdef int node_count                     # numbers up to here have been used
     cdef const char **shard_names           # by node number
@@ -304,5 +351,6 @@ cdef class Engine:
     cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil
     cdef void mark_dirty(self, Client *c) noexcept nogil
     cdef void mark_resuming(self, Client *c) noexcept nogil
+    cdef void mark_upstream(self, Upstream *u) noexcept nogil
 
 cdef uint64_t monotonic_us() noexcept nogil

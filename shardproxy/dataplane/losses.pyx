@@ -16,8 +16,10 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, MAX_SHARED, SERVE, TEXT, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node, Upstream, shared_at,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, WAITING, Client, Engine, Entry, Node,
+    Upstream,
 )
+from shardproxy.dataplane.private cimport private_lost
 from shardproxy.dataplane.sending cimport send_again
 from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
 
@@ -97,7 +99,7 @@ cdef void lost_error(Engine e, Upstream *u, Entry *entry, const char *reason, bi
 
 cdef bint repeatable(Engine e, Upstream *u, Entry *entry) noexcept:
     """Whether it may be sent (again); a read that was sent has used up one of its tries then."""
-    if entry.to != TO_CLIENT and entry.to != TO_PART or entry.tries == 0 or entry.at + e.timeout <= e.now:
+    if entry.to == TO_NOBODY or entry.to == TO_LATE or entry.tries == 0 or entry.at + e.timeout <= e.now:
         return False
     if entry.start >= u.written:
         return True
@@ -147,6 +149,9 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     cdef uint64_t start, end
     # with nowhere else to go, what waits for a node that refuses us is told so
     cdef bint keep = (u.failures == 0 or e.holds and not e.node_list[u.node].gone) and not e.closed and not e.closing
+    if u.private:
+        private_lost(e, u)
+        keep = False
     if u.head == u.tail and u.out.len == 0:
         u.base = u.written = u.given = 0
         return
@@ -196,7 +201,7 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         # what answers to nobody are the +QUEUED of the transaction whose EXEC comes next
         waiting = &u.fifo[(i + 1) & u.mask] if entry.to == TO_NOBODY and i + 1 != u.tail else &u.fifo[i & u.mask]
         i += 1
-        if waiting.to == TO_LATE or e.client_at(waiting.client, waiting.generation) == NULL:
+        if waiting.to == TO_LATE or waiting.to != TO_ASK and e.client_at(waiting.client, waiting.generation) == NULL:
             continue
         if end > start and buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) < 0:
             u.doomed = True
@@ -217,11 +222,13 @@ cdef void deadlines(Engine e, Upstream *u) noexcept:
     cdef Entry *entry
     cdef Node *node = e.node_list[u.node]
     cdef bint unsent
+    if u.lease & WAITING:
+        return                  # it waits because it was asked to: see upstreams_due
     while u.late != u.tail:
         entry = &u.fifo[u.late & u.mask]
         if entry.at + e.timeout > e.now:
             break
-        if not (u.late == u.head and u.midway) and (entry.to == TO_CLIENT or entry.to == TO_PART):
+        if not (u.late == u.head and u.midway) and entry.to != TO_NOBODY and entry.to != TO_LATE:
             unsent = entry.start >= u.written and (u.state != UP or node.mode == HOLD)
             e.count[<int>TIMEOUTS] += 1
             node.timeouts += 1
@@ -250,12 +257,12 @@ cdef inline void overdue(Engine e, Upstream *u, const Entry *entry) noexcept:
 
 
 cdef void leave(Engine e, Node *node) noexcept:
-    cdef int k
-    cdef Upstream *u
-    for k in range(2 * MAX_SHARED):
-        u = shared_at(node, k)
-        if u != NULL:
-            leave_upstream(e, node, u)
+    cdef Upstream *u = node.first
+    cdef Upstream *after
+    while u != NULL:
+        after = u.after
+        leave_upstream(e, node, u)
+        u = after
 
 
 cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
@@ -268,6 +275,8 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
     if u.state == UP:
         ghost(e, u)
     upstream_leave(e, u)
+    if u.private:
+        private_lost(e, u)
     order(e, u)
     # its queue is taken away whole: what is sent again may come back to this very upstream
     old = u[0]
@@ -283,10 +292,10 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
         end = end_of(&old, i)
         i += 1
         c = e.client_at(entry.client, entry.generation)
-        if begun or c == NULL or not repeatable(e, &old, &entry):
+        if begun or c == NULL or entry.to == TO_ASK or not repeatable(e, &old, &entry):
             lost_error(e, &old, &entry, node.why, begun)
             begun = False
         else:
-            send_again(e, c, &entry, old.proto, buf_head(&old.out) + (start - old.base), end - start)
+            send_again(e, c, &entry, buf_head(&old.out) + (start - old.base), end - start)
     buf_release(&old.out)
     queue_free(<void **>&old.fifo, &old.mask, sizeof(Entry))

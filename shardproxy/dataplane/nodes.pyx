@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from shardproxy.dataplane.engine cimport (
-    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream, shared_at,
+    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, WAITING, Engine, Node, Upstream,
 )
 from shardproxy.dataplane.losses cimport leave
 from shardproxy.dataplane.stale cimport stale_free, stale_new
@@ -110,8 +110,7 @@ cdef take_policy(Engine e, pool):
 
 cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
     cdef bytes reason = record.reason.encode() or b"it is down"
-    cdef int k
-    cdef Upstream *u
+    cdef Upstream *u = node.first
     if (mode == MOVE) != (node.mode == MOVE):
         e.placement += 1        # a transaction that is being held may belong elsewhere now
     node.mode = mode
@@ -121,11 +120,11 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
     elif record.state == "up":
         node.why[0] = 0
     if record.state == "up":
-        for k in range(2 * MAX_SHARED):
-            u = shared_at(node, k)
-            if u != NULL and u.state == DOWN:
+        while u != NULL:
+            if u.state == DOWN:
                 u.failures = 0
                 u.retry_at = 0
+            u = u.after
 
 
 cdef void set_fence(Engine e) noexcept:
@@ -137,7 +136,8 @@ cdef void set_fence(Engine e) noexcept:
         if u.node == NOWHERE:
             continue
         u.fence = u.tail
-        u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD
+        # what blocks is not waited for: its keys are the client's to fear for, as on a Redis that fails over
+        u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD and not u.lease & WAITING
     e.fence_ends = e.now + e.timeout
 
 
@@ -211,7 +211,7 @@ cdef void move(Engine e, str node, str address):
     cdef Node there
     cdef Node *here
     cdef Upstream *u
-    cdef int i, k
+    cdef int i
     if not resolve(address, &there, False):
         return
     for i in range(e.node_count):
@@ -223,10 +223,11 @@ cdef void move(Engine e, str node, str address):
         here.address = there.address
         here.address_size = there.address_size
         here.resolved = True
-        for k in range(2 * MAX_SHARED):
-            u = shared_at(here, k)
-            if u != NULL and u.state == DOWN:
+        u = here.first
+        while u != NULL:
+            if u.state == DOWN:
                 u.retry_at = 0
+            u = u.after
 
 
 cdef bint resolve(str address, Node *node, bint names):

@@ -8,30 +8,34 @@ Python sees of the engine are here too; parsing, routing and replies are in clie
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
 from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
-from shardproxy.dataplane.calls cimport client_handle
+from shardproxy.dataplane.absence cimport wrote
+from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CONNECTING, MAX_UPSTREAMS, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
+from shardproxy.dataplane.links cimport ask, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
+from shardproxy.dataplane.sending cimport node_of
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
+    EPOLLOUT, EPOLLRDHUP, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
 )
 from shardproxy.dataplane.upstreams cimport (
-    upstream_flush, upstream_free, upstream_writable, upstreams_due,
+    upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
 )
 
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
@@ -75,6 +79,10 @@ cdef class Reactor(Engine):
         self.written = {}
         self.written_bytes = {}
         self.ghosts = {}
+        self.asks = {}
+        self.links = {}
+        self.told = []
+        self.private_most = 1000
         self.misses = misses
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
@@ -88,8 +96,11 @@ cdef class Reactor(Engine):
         self.take_limits(limits)
         self.take_page(page)
         self.scratch = <char *>malloc(SCRATCH)
-        self.upstreams = <Upstream **>calloc(65536, sizeof(Upstream *))
-        if self.scratch == NULL or self.upstreams == NULL:
+        self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
+        self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
+        self.spare_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
+        if (self.scratch == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
+                or self.spare_upstreams == NULL):
             raise MemoryError
         grow_clients(self, 64)
         self.now = monotonic_us()
@@ -170,6 +181,8 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
                 if events & EPOLLIN:
                     client_readable(self, c)
+                elif events & EPOLLRDHUP and c.waiting:
+                    client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL
                 if u == NULL or u.fd < 0 or (u.generation & 0x3fffffff) != generation:
@@ -178,7 +191,7 @@ cdef class Reactor(Engine):
                     upstream_writable(self, u)
                     continue
                 if events & EPOLLOUT:
-                    u.dirty = True
+                    self.mark_upstream(u)
                 if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
                     upstream_readable(self, u)
             elif kind == OF_LISTENER:
@@ -224,6 +237,7 @@ cdef class Reactor(Engine):
         cdef uint32_t i, n
         cdef Client *c
         for turn in range(ROUNDS):
+            tell(self)
             self.write_upstreams()
             i = 0
             while i < self.dirty_client_count:      # grows meanwhile
@@ -245,7 +259,7 @@ cdef class Reactor(Engine):
             for i in range(n, self.resuming_count):
                 self.resuming[i - n] = self.resuming[i]
             self.resuming_count -= n
-        if self.dirty_client_count or self.resuming_count:
+        if self.dirty_client_count or self.resuming_count or self.told:
             self.wake()
         if buf_total() > self.budget.memory:
             self.close_greediest()
@@ -260,14 +274,15 @@ cdef class Reactor(Engine):
                 self.dead[n] = self.dead[i]
                 n += 1
         self.dead_count = n
+        if self.over_count:
+            give_up_lost(self)
 
     cdef void write_upstreams(self) noexcept:
-        cdef uint32_t i
-        cdef Upstream *u
-        for i in range(self.upstream_count):
-            u = self.upstreams[i]
-            if u.dirty:
-                upstream_flush(self, u)
+        cdef uint32_t i = 0
+        while i < self.dirty_upstream_count:    # grows meanwhile
+            upstream_flush(self, self.upstreams[self.dirty_upstreams[i]])
+            i += 1
+        self.dirty_upstream_count = 0
 
     cdef void close_greediest(self) noexcept:
         """Over the process's budget: whoever holds most goes, until the rest fits."""
@@ -387,6 +402,40 @@ cdef class Reactor(Engine):
     def set_address(self, str node, str address):
         move(self, node, address)
 
+    # --- what handlers ask of nodes: see reactor.pyi ---
+
+    def placed(self):
+        cdef int i
+        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)]
+
+    def node_of(self, bytes key):
+        return node_of(self, key, len(key))
+
+    def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
+            int frames=1, keys=()):
+        cdef Client *c = client.at() if client is not None else NULL
+        cdef Upstream *u
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        self.now = self.now if self.in_tick else monotonic_us()
+        u = upstream_for(self, node, c) if c != NULL else upstream_at(self, node, <uint8_t>proto, <uint16_t>db)
+        if u == NULL:
+            self.told.append((done, (self.text[:self.text_size],)))
+        else:
+            if write:
+                for key in keys:
+                    wrote(self, key, len(key))
+                if c != NULL:
+                    c.wrote |= <uint64_t>1 << (node & 63)
+            ask(self, u, c, request, len(request), frames, write, done)
+        self.wake()
+
+    def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        self.now = self.now if self.in_tick else monotonic_us()
+        return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
+
     # --- what Python sees ---
 
     def clients(self):
@@ -399,7 +448,7 @@ cdef class Reactor(Engine):
 
     def nodes(self):
         """What the engine knows of each node, in the order of the shards."""
-        cdef int i, k, proto
+        cdef int i, k
         cdef Node *node
         cdef Upstream *u
         cdef list found = []
@@ -409,21 +458,21 @@ cdef class Reactor(Engine):
                 continue
             upstreams = []
             best = -1
-            for proto in range(2):
-                for k in range(MAX_SHARED):
-                    u = node.shared[proto][k]
-                    if u != NULL:
-                        best = max(best, u.state)
-                        upstreams.append({
-                            "protocol": proto + 2, "state": STATES[u.state], "in_flight": u.tail - u.head,
-                            "queue_bytes": u.given - u.written, "failures": u.failures,
-                        })
+            u = node.first
+            while u != NULL:
+                best = max(best, u.state)
+                if not u.private:
+                    upstreams.append({
+                        "protocol": u.proto, "database": u.db, "state": STATES[u.state], "in_flight": u.tail - u.head,
+                        "queue_bytes": u.given - u.written, "failures": u.failures,
+                    })
+                u = u.after
             found.append({
                 "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
                 "reason": node.why.decode(errors="replace"), "requests": node.requests,
                 "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
-                "upstreams": upstreams,
+                "upstreams": upstreams, "private": node.privates,
                 "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
             })
         return found

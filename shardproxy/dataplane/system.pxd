@@ -20,6 +20,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         EPOLLOUT
         EPOLLERR
         EPOLLHUP
+        EPOLLRDHUP
         EPOLLEXCLUSIVE
 
 cdef extern from "<sys/eventfd.h>" nogil:

@@ -1,9 +1,16 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from shardproxy.dataplane.engine cimport Engine, Node, Upstream
+from shardproxy.dataplane.engine cimport Client, Engine, Node, Upstream
 
 # The upstream that this client's commands for that node travel on; NULL: e.text is the error line, e.missing says whether
 # reads find nothing instead, e.crowded whether a client that has requests in flight should rather wait.
-cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread) noexcept
+cdef Upstream *upstream_for(Engine e, int number, Client *c) noexcept
+# The same for who is no client.
+cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db) noexcept
+cdef Upstream *own_of(Client *c, int number) noexcept nogil
+# One more upstream of that node, not connected; NULL: no memory.
+cdef Upstream *upstream_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept
+cdef void upstream_give_up(Engine e, Upstream *u) noexcept
+cdef void start(Engine e, Upstream *u) noexcept
 # Promise the next `frames` replies to somebody. The request's bytes follow in u.out. -1: no memory.
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
                  uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept

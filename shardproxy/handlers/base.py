@@ -33,6 +33,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     version: str = ""
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
+    databases: int = 0  # how many it has; 0: it does not say
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):

@@ -40,6 +40,11 @@ def lowest_version(server: Server) -> str:
     return min(versions, key=version_order, default="7.0.15")
 
 
+def databases(server: Server) -> int:
+    """So many has every node, as far as they have said; Redis's default before that."""
+    return min((info.databases for info in server.node_info.values() if info.databases), default=16)
+
+
 def version_order(version: str) -> list[int]:
     return [int(part) if part.isdigit() else 0 for part in version.split(".")]
 
@@ -123,7 +128,11 @@ def select(server: Server, call: "Call") -> bytes:
         return reply.error(errors.NOT_AN_INT)
     if number < 0:
         return reply.error(errors.DB_RANGE)
-    return reply.OK if number == 0 else reply.error(errors.DATABASES)
+    most = databases(server)
+    if number >= most:
+        return reply.error(errors.DB_RANGE)
+    call.client.db = number
+    return reply.OK
 
 
 @handles("reset")

@@ -38,6 +38,7 @@ class Told(msgspec.Struct, frozen=True):
 
     version: str
     maxmemory_policy: str
+    databases: int  # 0: it does not say
     commands: list[Any]  # its reply to COMMAND; empty: it does not say
 
 
@@ -142,7 +143,7 @@ async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> To
     """Asks one node what it is. Raises NodeRefuses; `timeout` seconds in all."""
     try:
         async with asyncio.timeout(timeout), Line(address, login, timeout, text=True) as line:
-            info, commands = await line.ask(("INFO",), ("COMMAND",))
+            info, config, commands = await line.ask(("INFO",), ("CONFIG", "GET", "databases"), ("COMMAND",))
             said = line.said()
     except TimeoutError:
         raise NodeRefuses(f"no answer in {timeout:g} s") from None
@@ -154,6 +155,7 @@ async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> To
     return Told(
         fields["redis_version"],
         fields.get("maxmemory_policy", ""),
+        int(config[1]) if isinstance(config, list) and len(config) == 2 and config[1].isdigit() else 0,
         commands if isinstance(commands, list) else [],
     )
 

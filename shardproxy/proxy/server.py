@@ -313,7 +313,7 @@ class Proxy:
             self.log("node_refuses", node=address, reason=reason)
 
     def _learnt(self, address: str, told: probe.Told) -> None:
-        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
+        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases)
         self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
