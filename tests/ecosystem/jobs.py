@@ -31,22 +31,19 @@ NOT_YET: dict[tuple[str, str], tuple[str, str]] = {
         (program, job): ("one three", reason)
         for program in ("ioredis.cjs", "node_redis.cjs")
         for job, reason in {
-            "watch": "WATCH",
             "script": "SCRIPT LOAD",
-            "blocking": "BLPOP",
             "pubsub": "SUBSCRIBE",
             "scan": "SCAN",
-            "databases": "SELECT 3",
         }.items()
     },
     ("redis_cli.py", "eval"): ("one three", "SCRIPT LOAD"),
     ("redis_cli.py", "scan"): ("one three", "SCAN"),
-    ("redis_cli.py", "databases"): ("one three", "SELECT 2"),
+    ("redis_cli.py", "databases"): ("one three", "MOVE"),
     ("redis_cli.py", "pubsub"): ("one three", "SUBSCRIBE"),
     ("redis_py_lock.py", "lock"): ("one three", "SCRIPT LOAD"),
-    ("celery_job.py", "job"): ("one", "SUBSCRIBE, BRPOP"),
-    ("celery_job.py", "job_tagged"): ("one three", "SUBSCRIBE, BRPOP"),
-    ("rq_job.py", "job"): ("one", "SCRIPT LOAD, WATCH, BLMOVE, SUBSCRIBE"),
+    ("celery_job.py", "job"): ("one", "SUBSCRIBE"),
+    ("celery_job.py", "job_tagged"): ("one three", "SUBSCRIBE"),
+    ("rq_job.py", "job"): ("one", "SCRIPT LOAD, SUBSCRIBE"),
     ("django_redis_job.py", "pattern"): ("one three", "SCAN"),
     ("django_redis_job.py", "lock"): ("one three", "SCRIPT LOAD"),
     ("django_redis_job.py", "clear"): ("one three", "FLUSHDB"),
