@@ -87,9 +87,10 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
     # Answered here
     ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
-    ("hello select reset", LOCAL | {"barrier": True}),
+    ("select reset", LOCAL | {"barrier": True}),
+    ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("dbsize", ASKS),
-    ("auth quit info client command proxy", LOCAL),
+    ("acl quit info client command proxy", LOCAL),
     ("multi exec discard watch", MULTI),
     ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
     # Containers with subcommands that are forwarded
@@ -109,7 +110,6 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
     ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
-    ("acl", _refused("the proxy has no users of its own")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
     ("monitor slowlog latency", _NODE),

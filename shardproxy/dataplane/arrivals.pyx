@@ -63,7 +63,7 @@ cdef void take_connections(Engine e, int listener) noexcept:
         if e.client_count >= e.budget.clients:
             e.count[<int>CLIENTS_REFUSED] += 1
             turn_away(fd, TOO_MANY)
-        elif protected and not is_local(&address):
+        elif protected and not e.guarded and not is_local(&address):
             e.count[<int>CLIENTS_REFUSED] += 1
             turn_away(fd, DENIED)
         elif e.budget.per_address and not admit(e, &address):
@@ -127,6 +127,7 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
     c.fd = fd
     c.proto = 2
     c.tx_shard = c.watching = -1
+    c.permit = e.newcomer
     c.created = c.active = e.now
     c.events = EPOLLIN
     e.client_list[c.index] = c

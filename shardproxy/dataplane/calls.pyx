@@ -9,10 +9,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from shardproxy.core.buffers cimport buf_release
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.counters cimport ANSWERED_HERE
+from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
     REPLY_ON, TX_NONE, WAITING, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
+from shardproxy.dataplane.permissions cimport assign, note_login
 from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.system cimport (
@@ -172,6 +173,21 @@ cdef class ClientHandle:
     @lib_ver.setter
     def lib_ver(self, bytes value):
         self.set_text("lib_ver", value)
+
+    @property
+    def user(self):
+        """Whom it has logged in as; b"": nobody, so it is the default user."""
+        return self.text("user")
+
+    def login(self, bytes name):
+        """It is this user from now on; b"": nobody."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            note_login(self.engine, c, name or None)
+            assign(self.engine, c)
+
+    def login_failed(self):
+        self.engine.count[<int>FAILED_LOGINS] += 1
 
     @property
     def proto(self):
@@ -347,7 +363,7 @@ cdef class ClientHandle:
                 self.engine.event("client_closed", {"client": c.id, "reason": reason})
 
     def reset(self):
-        """What RESET undoes: transaction, watched keys, database, protocol, reply mode, name."""
+        """What RESET undoes: login, transaction, watched keys, database, protocol, reply mode, name."""
         cdef Client *c = self.at()
         if c != NULL:
             c.tx_state = TX_NONE
@@ -362,3 +378,4 @@ cdef class ClientHandle:
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
                 self.engine.meta[self.number].pop("name", None)
+            self.login(b"")

@@ -26,7 +26,7 @@ cdef enum:
     OF_CLIENT = 0
     OF_UPSTREAM = 1
     OF_LISTENER = 2
-    OF_WAKE = 3
+    OF_WAKE = 3                 # or, with index 1, the timer
 
 cdef enum:
     REPLY_ON = 0
@@ -97,7 +97,9 @@ cdef struct Client:
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
     uint32_t tx_placement       # Engine.placement at its first key
+    uint64_t tx_allowed         # us: the longest of its commands' times
     Buf tx                      # MULTI and the commands after it, as they came
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
@@ -117,6 +119,7 @@ cdef struct Entry:
     uint8_t tries               # sendings left, this one too; 0: not to be sent again, nor elsewhere, even if unwritten
     uint32_t frames             # replies still to come
     uint64_t at                 # when the request was read
+    uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
 
 cdef enum:
@@ -165,7 +168,12 @@ cdef struct Upstream:
     uint32_t head
     uint32_t tail
     uint32_t mask
-    uint32_t late               # fifo[head .. late) have passed their deadline
+    uint32_t late               # fifo[head .. late) have passed their deadline; behind it some may have: see dues
+    uint32_t disorder           # from here on entries fall due in their order, after all before them
+    uint32_t unsent             # that fell due before they were written, since they were last taken out
+    uint64_t look               # nothing falls due before
+    uint64_t walked             # when it was last looked for what has fallen due
+    uint64_t latest             # no entry is due later
     Scan scan
     size_t scanned              # bytes of the frame at inp's head that the scanner is done with
     bint midway                 # part of the frame being read has been passed on
@@ -245,6 +253,8 @@ cdef struct Budget:
 cdef class Engine:
     cdef int epoll
     cdef int wake_fd
+    cdef int timer_fd
+    cdef uint64_t armed                     # the time that the timer was set for; dues.NEVER: it is off
     cdef bint in_tick
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
@@ -306,6 +316,11 @@ cdef class Engine:
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
+    cdef object users                       # core/acl.Users
+    cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
+    cdef dict logins_of                     # user name -> clients that have logged in as it
+    cdef void *newcomer                     # the permit of a client that has just come
+    cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
     cdef uint32_t *resuming
@@ -318,7 +333,9 @@ cdef class Engine:
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
     cdef size_t eff_soft
     cdef size_t eff_input                   # input of one client that is kept while it does not read its replies
-    cdef uint64_t timeout                   # us; of the pool, as are the next three
+    cdef uint64_t timeout                   # us; of the pool, as are the next five
+    cdef uint64_t[3] allowed                # a read, a write, a script: until it is due
+    cdef uint64_t longest                   # of these
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections

@@ -18,6 +18,7 @@ from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
 from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
+from shardproxy.dataplane.permissions cimport note_login
 from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.system cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
@@ -238,6 +239,7 @@ cdef void client_free(Engine e, Client *c) noexcept:
     if c.own != NULL:
         abandon(e, c)
     client_release(c)
+    note_login(e, c, None)
     e.meta.pop(c.id, None)
     if e.origins:
         depart(e, c.id)

@@ -18,6 +18,7 @@ from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREA
 from shardproxy.dataplane.engine cimport (
     CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
+from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.private cimport private_drop
 from shardproxy.dataplane.system cimport (
@@ -172,12 +173,12 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int number, Client *c) noexcept:
-    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index)
+cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index, due)
 
 
-cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
-    return usable(e, number, NULL, proto, db, 0)
+cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
+    return usable(e, number, NULL, proto, db, 0, due)
 
 
 cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
@@ -197,7 +198,8 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k
     return NULL
 
 
-cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread) noexcept:
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread,
+                      uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
     if u == NULL:
@@ -225,7 +227,7 @@ cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
                                node.shard, node.name, <unsigned long long>(u.given - u.written))
         return NULL
-    if u.tail - u.head > ALWAYS and late_for(e, u):
+    if u.tail - u.head > ALWAYS and late_for(e, u, due):
         e.crowded = True
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu requests wait for it, more than it "
@@ -238,15 +240,15 @@ cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t
     return u
 
 
-cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
-    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind.
+cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
+    """Little's law: what waits is more than the node answers until then; and it does lag behind.
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
-            and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
+            and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
@@ -295,7 +297,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = 0
+    u.base = u.written = u.given = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -319,7 +321,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
 
 
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept:
+                 uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept:
     cdef Entry *entry
     if u.fifo == NULL or u.tail - u.head > u.mask:
         if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
@@ -338,6 +340,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
+    due_add(u, entry, due)
     return 0
 
 
@@ -440,7 +443,8 @@ cdef void upstreams_due(Engine e) noexcept:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            if u.state == UP and u.head != u.tail and not u.lease & WAITING and u.fifo[u.head & u.mask].start < u.written \
+            # what has time left may take it: one script, and no byte meanwhile; nor is what blocks ever late
+            if u.state == UP and u.late != u.head and u.fifo[u.head & u.mask].start < u.written \
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:

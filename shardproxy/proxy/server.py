@@ -18,10 +18,13 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Credentials, Limits
+from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.core import commands, misses
+from shardproxy.core.acl import Users
+from shardproxy.core.logins import Failures
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
@@ -80,7 +83,10 @@ class Proxy:
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
+        self.users = self._users_of(config)
         self._credentials = Credentials.read(config)
+        self.access_log = AccessLog()
+        self.failures = Failures()
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, file)
         self._taken = taken
@@ -89,7 +95,8 @@ class Proxy:
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
-        self._keeper = None if team else Keeper(self, self.run_id, self.log)
+        inherits = taken is not None and taken.knows
+        self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -133,9 +140,10 @@ class Proxy:
         if self._team is None:
             taken = self._taken
             self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
-            self.reloader.restore(taken.drained if taken else None)
+            self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
+        self.reactor.set_users(self.users)
         self.apply(self.topology)
         for listener in self.bound:
             for each in listener.sockets[0]:
@@ -199,8 +207,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
-        if self._keeper:
-            await self._keeper.close()
+        if self.keeper:
+            await self.keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -219,7 +227,7 @@ class Proxy:
 
     def reconfigure(self, config: Config, topology: Topology) -> None:
         """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        credentials = Credentials.read(config)
+        credentials, users = Credentials.read(config), self._users_of(config)
         before = self.config, self.topology, self._credentials
         self.config, self._credentials = config, credentials
         try:
@@ -227,7 +235,16 @@ class Proxy:
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        if users != self.users:
+            self.users = users
+            self.reactor.set_users(users)
         self._follow()
+
+    def _users_of(self, config: Config) -> Users:
+        """With this worker's part of their limits. Raises ConfigError."""
+        users, workers = read_users(config), self._team.workers if self._team else 1
+        limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
+        return msgspec.structs.replace(users, limits=limits)
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """The same, as a `reload.Owner` does it."""
@@ -249,8 +266,8 @@ class Proxy:
                 known.pop(gone, None)
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
-        if self._keeper:
-            self._keeper.follow(self._credentials)
+        if self.keeper:
+            self.keeper.follow(self._credentials)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -264,6 +281,9 @@ class Proxy:
         """From the engine, within a tick."""
         if self._closing:
             return  # what is lost now we have closed ourselves
+        if event == "denied":
+            self.access_log.denied(time.time(), **fields)
+            return
         self.log(event, **fields)
         if event in ("node_down", "node_failing", "upstream_lost"):
             self._resolver.lost(fields["node"])
@@ -276,8 +296,8 @@ class Proxy:
         """What the engine has seen of the nodes goes to whoever decides."""
         if self._closing or not (found := self.reactor.evidence()):
             return
-        if self._keeper:
-            self._keeper.observe(found)
+        if self.keeper:
+            self.keeper.observe(found)
         elif self._peers:
             self._peers.evidence(found)
 
@@ -351,7 +371,7 @@ class Proxy:
         """
         pool = topology.pools[0]
         held = any(pool.mode(shard) == "hold" for shard in pool.shards)
-        limit = time.monotonic() + pool.timeout
+        limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
@@ -380,10 +400,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+        return {
+            "nodes": self.reactor.nodes,
+            "process": self._process,
+            "worker": self._worker,
+            "denials": self.access_log.entries,
+            "forget denials": self.access_log.clear,
+        }[what]()
 
     def _process(self) -> ProcessRecord:
         return process_record(self._lag)
@@ -415,6 +441,13 @@ class Proxy:
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
 
+    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
+        if forget:
+            await self._all("forget denials", None)
+            return []
+        found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
+        return sorted(found, key=lambda entry: -entry.updated)
+
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)
 
@@ -426,7 +459,7 @@ class Proxy:
 
     @property
     def mistaken(self) -> Mapping[str, int]:
-        return self._keeper.mistaken if self._keeper else {}
+        return self.keeper.mistaken if self.keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:
