@@ -16,7 +16,7 @@ MEANINGS: dict[KindName | None, tuple[str, str]] = {
         "works when all its keys are on one shard; otherwise `CROSSSLOT`, as in a cluster",
     ),
     "fanout": ("split", "its keys may be on any shards: split by shard, the replies merged into one"),
-    "local": ("here", "answered by the proxy itself, as Redis would"),
+    "local": ("here", "answered by the proxy itself, as Redis would; it asks the nodes if it must"),
     "multi": ("one shard", "what stands between `MULTI` and `EXEC` runs as one on one shard"),
     "refused": ("refused", "an error that says why; nothing is sent to any node"),
 }
