@@ -5,12 +5,18 @@ Derived from rows alone, so that neither page nor command line can say what the 
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from shardproxy.core.command_rows import KindName, Row
 
-# kind → (a word or two, what it means). "forward" is told apart by the number of keys
-MEANINGS: dict[KindName | None, tuple[str, str]] = {
-    None: ("works", "one key, so one shard: the request goes there untouched, and so does the reply back"),
+# A row's kind, or for "forward" what else it may be → (a word or two, what it means)
+MEANINGS: dict[KindName | Literal["one key", "across"], tuple[str, str]] = {
+    "one key": ("works", "one key, so one shard: the request goes there untouched, and so does the reply back"),
+    "across": (
+        "one shard, or emulated",
+        "works when all its keys are on one shard; on several in steps, not atomic, where the pool's "
+        '`cross_shard` is `"emulate"`: see [across-shards.md](across-shards.md)',
+    ),
     "forward": (
         "one shard",
         "works when all its keys are on one shard; otherwise `CROSSSLOT`, as in a cluster",
@@ -24,7 +30,9 @@ MEANINGS: dict[KindName | None, tuple[str, str]] = {
 
 def status(row: Row) -> str:
     """What becomes of a command, in a word or two."""
-    return MEANINGS[None if row.kind == "forward" and (row.one_key or not row.has_keys) else row.kind][0]
+    if row.across:
+        return MEANINGS["across"][0]
+    return MEANINGS["one key" if row.kind == "forward" and row.one_key else row.kind][0]
 
 
 def callable_rows(rows: Iterable[Row]) -> Iterator[Row]:

@@ -623,6 +623,12 @@ def lines(block: str) -> list[Node]:
     return [parse(line) for line in block.splitlines() if line.strip()]
 
 
+def first_word(node: Node) -> str:
+    """The command of a line."""
+    kind, what = node
+    return str(what) if kind == "word" else first_word(what[0])
+
+
 def names(block: str) -> set[str]:
     """The commands of a block, as in the command table: "get", "xinfo" and "xinfo|stream"."""
     found: set[str] = set()

@@ -17,6 +17,8 @@ from grammar import FEATURES, LINES, VALUES, Node
 from hypothesis import strategies as st
 from servers import pack
 
+from shardproxy.core.across import EMULATED
+
 FAMILIES = {
     "string": "s", "bitmap": "b", "hash": "h", "list": "l", "set": "t", "zset": "z", "stream": "x",
     "geo": "g", "hyperloglog": "p",
@@ -43,12 +45,14 @@ class World(NamedTuple):
     tag: str = ""  # before every key: a hash tag
     one_key: bool = False  # a command, or a transaction, has one key; but for those that fan out
     patterns: bool = False  # SORT may read keys that it does not name
+    emulates: bool = False  # and commands that the proxy emulates over several shards may have any
 
 
 WORLDS = [
     World("one node", 1, patterns=True),
     World("three nodes, one hash tag", 3, tag="{t}"),
     World("three nodes, no tags", 3, one_key=True),
+    World("three nodes, emulated", 3, one_key=True, emulates=True),
 ]
 
 
@@ -94,6 +98,7 @@ class Writer:
         self.dice, self.world = dice, world
         self.families = dice.sample(sorted(FAMILIES), dice.randint(1, 3))
         self.only: bytes | None = None  # where a command has one key: which
+        self.in_multi = False  # there nothing is emulated
 
     def once_in(self, times: int) -> bool:
         return self.dice.randrange(times) == 0
@@ -132,7 +137,11 @@ class Writer:
         return out
 
     def line(self, block: str, fanout: bool = False) -> list[bytes]:
-        return self.emit(self.dice.choice(grammar.lines(block)), [], fanout)
+        node = self.dice.choice(grammar.lines(block))
+        return self.emit(node, [], fanout or self.is_emulated(grammar.first_word(node)))
+
+    def is_emulated(self, name: str) -> bool:
+        return self.world.emulates and not self.in_multi and name.lower() in EMULATED
 
     def spoil(self, args: list[bytes]) -> list[bytes]:
         """Wrong in one way: what is left out, put in, misplaced or misspelt."""
@@ -162,7 +171,8 @@ class Writer:
         if spoilt:
             args = self.spoil(args)
         data = self.inline(args) if sum(map(len, args)) < 1000 and self.once_in(10) else pack(*args)
-        return Step(data, tuple(args), 1, fanout, spoilt)
+        anywhere = fanout or self.is_emulated(args[0].decode("latin-1"))
+        return Step(data, tuple(args), 1, anywhere, spoilt)
 
     def inline(self, args: list[bytes]) -> bytes:
         """As one types it, quoted where it must be."""
@@ -207,6 +217,7 @@ class Writer:
     def transaction(self) -> list[Unit]:
         """MULTI, commands, EXEC; now and then something that breaks it. It runs on one shard."""
         self.only = None
+        self.in_multi = True
         steps = [self.step([b"MULTI"])]
         for _ in range(self.dice.randint(0, 6)):
             one = self.step(self.line(grammar.QUEUED)) if self.once_in(12) else self.command()
@@ -216,6 +227,7 @@ class Writer:
             if self.world.one_key and (one.fanout or one.spoilt or timed):
                 one = self.step([b"PING"])
             steps.append(one)
+        self.in_multi = False
         end = self.dice.choice([b"EXEC"] * 12 + [b"DISCARD", b"RESET"])
         return [[*steps, self.step([end])]]
 
@@ -253,7 +265,9 @@ class Writer:
         if self.once_in(6):
             unit.append(self.step([b"UNWATCH"]))
         unit.append(self.step([b"MULTI"]))
+        self.in_multi = True
         unit += [self.command_of_one_shard() for _ in range(self.dice.randint(0, 3))]
+        self.in_multi = False
         unit.append(self.step([self.dice.choice([b"EXEC"] * 6 + [b"DISCARD"])]))
         return [unit]
 

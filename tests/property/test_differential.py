@@ -33,6 +33,8 @@ from shardproxy.core.commands import builtin
 LONG = os.environ.get("SHARDPROXY_EXAMPLES")
 EXAMPLES = int(LONG or 300)
 BRISK = ("--hz", "500")  # so often Redis looks at timeouts of blocked clients; by itself 10 times a second
+POOL = 'timeout = "30s"\ncross_shard = "{}"'
+EMULATE = {False: "refuse", True: "emulate"}
 PATIENCE = 10.0  # seconds until a reply that does not come is a difference
 SPLITS = 12  # pauses in one piece of a program, that it may arrive in as many reads
 
@@ -60,7 +62,7 @@ class Stage:
     def __init__(self, world: World, stack: ExitStack, plain: RedisNode) -> None:
         self.world, self.plain = world, plain
         self.nodes = stack.enter_context(redis_nodes(world.nodes, *BRISK))
-        self.proxy = stack.enter_context(ProxyProcess(toml(shards_of(self.nodes), pool='timeout = "30s"')))
+        self.proxy = stack.enter_context(ProxyProcess(toml(shards_of(self.nodes), pool=POOL.format(EMULATE[world.emulates]))))
         self.oracle = stack.enter_context(plain.raw())
         self.admins = [stack.enter_context(node.raw()) for node in self.nodes]
 
@@ -157,7 +159,9 @@ class Conversation:
                     self.clients[1].send(step.data)
                     self.take(1, step.replies)
                     client = 0
-                    self.take(0, replies + step.pushes)
+                    self.take(0, replies)
+                    # patterns are matched in the order of a hash table
+                    self.found[0].extend(sorted(read(self.clients[0], step.pushes)))
                     replies = 0
                     continue
                 if step.whole:

@@ -16,7 +16,7 @@ BY_NAME = {row.name: row for row in callable_rows(ROWS)}
 
 
 def test_every_kind_of_decision_has_words() -> None:
-    assert set(MEANINGS) == {None, *typing.get_args(KindName)}
+    assert set(MEANINGS) == {"one key", "across", *typing.get_args(KindName)}
 
 
 def test_every_command_that_can_be_sent_is_shown_once() -> None:
@@ -29,7 +29,8 @@ def test_every_command_that_can_be_sent_is_shown_once() -> None:
     ("name", "said"),
     [
         *(("get", "works"), ("hset", "works"), ("xadd", "works"), ("object|encoding", "works")),
-        *(("sunion", "one shard"), ("rename", "one shard"), ("msetnx", "one shard"), ("exec", "one shard")),
+        *(("blpop", "one shard"), ("msetnx", "one shard"), ("exec", "one shard"), ("watch", "one shard")),
+        *(("sunion", "one shard, or emulated"), ("rename", "one shard, or emulated")),
         *(("mget", "split"), ("del", "split"), ("mset", "split")),
         *(("ping", "here"), ("client|setname", "here"), ("command", "here")),
     ],
