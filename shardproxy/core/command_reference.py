@@ -11,7 +11,10 @@ from shardproxy.core.command_rows import KindName, Row
 
 # A row's kind, or for "forward" what else it may be → (a word or two, what it means)
 MEANINGS: dict[KindName | Literal["one key", "across"], tuple[str, str]] = {
-    "one key": ("works", "one key, so one shard: the request goes there untouched, and so does the reply back"),
+    "one key": (
+        "works",
+        "one key, so one shard: the request goes there untouched, and so does the reply back",
+    ),
     "across": (
         "one shard, or emulated",
         "works when all its keys are on one shard; on several in steps, not atomic, where the pool's "

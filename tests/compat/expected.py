@@ -93,12 +93,22 @@ def compare(
     )
 
 
-REFUSED = re.compile(r"'([A-Z|]+(?: [A-Z-]+)?)' is not supported( yet)?: ([^\n]*)")
+# What a failed test said → the reason; the first that matches
+CAUSES = [
+    (re.compile(r"'([A-Z|]+(?: [A-Z-]+)?)' is not supported(?: yet)?: "), r"\1 is refused"),
+    (re.compile(r"'([A-Z_]+)' with (a BY or GET pattern)"), r"\1 with \2 is refused"),
+    (
+        re.compile(r"CrossSlot|same slot|CROSSSLOT"),
+        "its keys are on several shards, and a cluster refuses it, too",
+    ),
+    (re.compile(r"users are in the configuration"), "users are in the proxy's configuration"),
+]
 
 
 def guess(it: Outcome) -> str:
     """A reason from what a test said; one that is not understood begins with UNKNOWN."""
-    if found := REFUSED.search(it.text):
-        return f"{found[1]} is refused"
+    for pattern, reason in CAUSES:
+        if found := pattern.search(it.text):
+            return found.expand(reason)
     last = it.text.strip().splitlines()[:1]
     return UNKNOWN + (f"{it.outcome}: " + re.sub(r"\s+", " ", last[0] if last else "")[:140])

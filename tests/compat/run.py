@@ -14,7 +14,7 @@ from tests.compat.suite import Outcome
 from tests.servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
 
 TOP = ""
-POOL = 'timeout = "30s"'
+POOL = 'timeout = "30s"\ncross_shard = "emulate"'  # more of the suite can pass so, and is tested
 OPTIONS = ("--enable-module-command", "yes")
 
 

@@ -1,7 +1,7 @@
 """Every command and subcommand, through the proxy and to a plain Redis: what the command table says is true.
 
 It follows the table: a row that says "refused" must be refused in the words of its reason and touch no node;
-any other must answer what a plain Redis answers; and what it does with keys on several shards is what its row says.
+any other must answer what a plain Redis answers, and do with keys on several shards what its row says.
 """
 
 import re
@@ -122,7 +122,7 @@ def keys_of(name: str) -> list[int]:
     "name", sorted(name for name, row in ROWS.items() if row.kind != "refused" and len(keys_of(name)) > 1)
 )
 def test_keys_on_several_shards(name: str, sides: Sides) -> None:
-    """One shard: refused as a cluster refuses it. Split, or emulated if asked to: answered as by one Redis."""
+    """Refused as a cluster refuses it; split, or emulated where that is asked for: answered as by one Redis."""
     args, keys = words(LINES[name], "%s"), keys_of(name)
     last, number = args[keys[-1]], 0
     while len(sides.shards(args[at] for at in keys)) == 1:

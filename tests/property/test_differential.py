@@ -62,7 +62,9 @@ class Stage:
     def __init__(self, world: World, stack: ExitStack, plain: RedisNode) -> None:
         self.world, self.plain = world, plain
         self.nodes = stack.enter_context(redis_nodes(world.nodes, *BRISK))
-        self.proxy = stack.enter_context(ProxyProcess(toml(shards_of(self.nodes), pool=POOL.format(EMULATE[world.emulates]))))
+        self.proxy = stack.enter_context(
+            ProxyProcess(toml(shards_of(self.nodes), pool=POOL.format(EMULATE[world.emulates])))
+        )
         self.oracle = stack.enter_context(plain.raw())
         self.admins = [stack.enter_context(node.raw()) for node in self.nodes]
 
@@ -168,8 +170,10 @@ class Conversation:
                     self.found[0].append(whole_scan(self.clients[0], step.args))
                     continue
                 data, replies = data + step.data, replies + step.replies
-                next_is_special = following and (following[0].other or following[0].whole)
-                if (number in program.waits and not step.blocks) or next_is_special or not following:
+                next_is_special = bool(following) and (following[0].other or following[0].whole)
+                # only what is to be fed may be found blocked: what may block for a moment is over before it
+                waits = number in program.waits or (bool(following) and following[0].blocks)
+                if (waits and not step.blocks) or next_is_special or not following:
                     self.write(data, program.sizes)
                     data = b""
                     if step.blocks and next_is_special:
