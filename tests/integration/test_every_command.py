@@ -122,7 +122,7 @@ def keys_of(name: str) -> list[int]:
     "name", sorted(name for name, row in ROWS.items() if row.kind != "refused" and len(keys_of(name)) > 1)
 )
 def test_keys_on_several_shards(name: str, sides: Sides) -> None:
-    """Refused as a cluster refuses it; split, or emulated where that is asked for: answered as by one Redis."""
+    """Refused as by a cluster; split, or emulated where that is asked for: answered as by one Redis."""
     args, keys = words(LINES[name], "%s"), keys_of(name)
     last, number = args[keys[-1]], 0
     while len(sides.shards(args[at] for at in keys)) == 1:

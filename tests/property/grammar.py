@@ -27,7 +27,9 @@ FEATURES: dict[str, bool] = {
     "blocking": True,
     "select": True,
     "select while watching": False,  # EXEC answers null then: the private upstream that watches is given up
-    "databases": False,  # MOVE, SWAPDB, COPY ... DB
+    "copy to a database": True,
+    "databases": False,  # MOVE, SWAPDB
+    "local in multi": False,  # what the proxy answers itself, between MULTI and EXEC
     "dbsize": True,
     "keyspace": False,  # SCAN, KEYS, RANDOMKEY, FLUSHDB, FLUSHALL
     "scripts": False,  # SCRIPT, EVAL without keys, EVALSHA of what was loaded
@@ -450,10 +452,12 @@ FEATURE_LINES: dict[str, str] = {
     "select": """
         SELECT db
     """,
+    "copy to a database": """
+        COPY @k @k DB db [ REPLACE ]
+    """,
     "databases": """
         MOVE @k db
         SWAPDB ( 0 | 1 ) ( 1 | 2 )
-        COPY @k @k DB db
     """,
     "dbsize": """
         DBSIZE
@@ -502,6 +506,17 @@ FEATURE_LINES: dict[str, str] = {
         SUNSUBSCRIBE nothing
     """,
 }
+# Between MULTI and EXEC alone
+LOCAL_IN_MULTI = """
+    SELECT db
+    CLIENT GETNAME
+    CLIENT SETNAME name
+    CLIENT NO-EVICT ( ON | x )
+    COMMAND INFO get
+    HELLO
+    HELLO ( 2 | 3 )
+    AUTH secret
+"""
 # Of several shards, or none: whatever a world says of keys, a transaction on one shard cannot hold them
 LOOSE_FEATURES = ("dbsize", "keyspace", "select", "databases", "scripts", "functions", "pubsub")
 

@@ -233,6 +233,8 @@ class Writer:
 
     def queued_feature(self) -> Step | None:
         """Blocking commands inside of a transaction do not wait; scripts and messages run with it."""
+        if FEATURES["local in multi"] and self.once_in(2):
+            return self.step(self.line(grammar.LOCAL_IN_MULTI))
         names = [name for name in ("blocking", "scripts", "pubsub") if FEATURES[name]]
         if self.world.nodes > 1:  # the others have no key of the transaction's shard
             names = [name for name in names if name == "blocking"]
