@@ -139,3 +139,13 @@ def test_keys_on_several_shards(name: str, sides: Sides) -> None:
         alike(name, emulated, ask(sides.plain.port, 2, args))
     else:
         assert emulated == ours
+
+
+def test_keys_are_those_that_redis_finds(sides: Sides) -> None:
+    """COMMAND GETKEYSANDFLAGS of every call."""
+    asked = [[b"COMMAND", b"GETKEYSANDFLAGS", *words(line)] for line in LINES.values() if " " in line]
+    asked = [args for args in asked if not args[2].upper().startswith(b"PROXY")]
+    asked = [args for args in asked if row_of(args[2:]).name not in OURS]
+    for args in asked:
+        assert sides.door.ask(*args) == sides.oracle.ask(*args), args
+    assert len(asked) > 200
