@@ -131,6 +131,10 @@ def get_keys(reason: str) -> str:
 # --- The operator's: a change that cannot be ---------------------------------------------------------------
 
 NO_FILE = "ERR there is no file to load again: this proxy was given its configuration by a program"
+NOT_TIDIED = (
+    "ERR not reloaded: keys would move, and what they left behind when they moved before is still being "
+    "deleted; try it again in a moment"
+)
 HANDED_OVER = "ERR another process has taken over: connect again, and ask that one"
 NO_OWNER = "ERR the supervisor does not answer: try again, and see its log"
 

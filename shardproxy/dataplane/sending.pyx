@@ -46,6 +46,15 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
     return e.shards[shard]
 
 
+cdef int anywhere(Engine e) noexcept:
+    """The first shard whose keys are with it."""
+    cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i]:
+            return i
+    return 0
+
+
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
     """The node of all keys of a command; NO_KEY, or what else stands in its way."""
     cdef int i, n, node, other
@@ -121,7 +130,7 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int node = node_of_command(e, c, r, row)
     if node == MALFORMED:
-        node = e.shards[0]      # any node says what is wrong with it, in its own words
+        node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
     if node >= 0 and e.blocks:
         return block(e, c, r, row, node)
     if node >= 0:

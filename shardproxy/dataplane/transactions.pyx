@@ -22,7 +22,7 @@ from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NON
 from shardproxy.dataplane.observing cimport observe_run
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
@@ -85,7 +85,7 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    node = c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[0]
+    node = c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)]
     if e.on_command is not None:
         observe_run(e, c)
     if c.tx_mixed:
