@@ -60,6 +60,11 @@ def unknown_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand '{shown(sub)}'. Try {container.upper()} HELP."
 
 
+def subcommand_syntax(name: bytes) -> str:
+    """Of CLIENT: more arguments than this subcommand has a meaning for."""
+    return f"ERR unknown subcommand or wrong number of arguments for '{shown(name)}'. Try CLIENT HELP."
+
+
 def wrong_arity(name: str) -> str:
     """name: as in the command table, "get" or "client|id"."""
     return f"ERR wrong number of arguments for '{name}' command"

@@ -93,8 +93,10 @@ def kill_here(server: Server, wanted: dict[str, Any], but: int) -> int:
 async def pause(server: Server, call: "Call") -> bytes:
     """CLIENT PAUSE timeout [WRITE|ALL]"""
     what = call.args[3].lower() if len(call.args) == 4 else b"all"
-    if len(call.args) > 4 or what not in (b"all", b"write"):
-        return reply.error(errors.SYNTAX if len(call.args) > 4 else errors.PAUSE_MODE)
+    if len(call.args) > 4:
+        return reply.error(errors.subcommand_syntax(call.args[1]))
+    if what not in (b"all", b"write"):
+        return reply.error(errors.PAUSE_MODE)
     time = timeout_in(call.args[2])
     if isinstance(time, str):
         return reply.error(time)
