@@ -5,7 +5,8 @@ piles up; its earlier commands are answered. What is shown is what is run: comma
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdlib cimport atoi
+from libc.string cimport memcmp, memset
 
 from shardproxy.core.buffers cimport buf_head
 from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_UNSEEN, Row
@@ -34,9 +35,13 @@ cdef void unpause(Engine e) noexcept:
 
 
 cdef void observe(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    show(e, c, r, row, c.db)
+
+
+cdef void show(Engine e, Client *c, Request *r, const Row *row, int db) noexcept:
     cdef int i
     try:
-        e.on_command(c.db, address_text(c.fd, True), e.table.names[row.id], [r.argv[i][:r.argl[i]] for i in range(r.argc)])
+        e.on_command(db, address_text(c.fd, True), e.table.names[row.id], [r.argv[i][:r.argl[i]] for i in range(r.argc)])
     except Exception as error:
         e.event("handler_failed", {"command": "monitor", "error": repr(error)})
 
@@ -49,6 +54,7 @@ cdef void observe_run(Engine e, Client *c) noexcept:
     cdef const char *p = buf_head(&c.tx)
     cdef size_t n = c.tx.len
     cdef bint first = True
+    cdef int db = c.db
     r.limits = e.request.limits
     while n:
         memset(&progress, 0, sizeof(progress))
@@ -59,7 +65,9 @@ cdef void observe_run(Engine e, Client *c) noexcept:
         row = sub if sub != NULL else row
         # MULTI has been shown
         if row != NULL and not first and not row.flags & FLAG_UNSEEN:
-            observe(e, c, r, row)
+            if memcmp(row.name, "select", 7) == 0 and 0 < r.argl[1] < 5:
+                db = atoi(r.argv[1])        # a digit or so, and then CRLF
+            show(e, c, r, row, db)
         first = False
         p += r.size
         n -= r.size

@@ -99,7 +99,7 @@ def test_every_program_is_answered_as_by_redis(
 def test_what_monitor_shows(proxy: ProxyProcess, oracle: RedisNode) -> None:
     """Names, arguments and databases, in Redis's order; no administrators' commands, no passwords."""
     program = (
-        'SET {t}a "x y"|GET {t}a|MULTI|INCR {t}b|SELECT 1|ECHO hi|EXEC|SELECT 0|DISCARD|AUTH default secret|'
+        'SET {t}a "x y"|GET {t}a|MULTI|INCR {t}b|SELECT 1|ECHO hi|SELECT 0|EXEC|DISCARD|AUTH default secret|'
         "HELLO 2 AUTH default secret|CLIENT KILL ID 99999|WATCH {t}a|UNWATCH|BLPOP {t}l 0.01|NOSUCH|GET|EVAL x|DBSIZE|PING"
     ).replace("|", "\r\n")
     seen = []
@@ -120,7 +120,7 @@ def test_what_monitor_shows(proxy: ProxyProcess, oracle: RedisNode) -> None:
     assert seen[0] == seen[1]
 
 
-def test_a_transaction_says_what_the_node_would_not_queue(oracle: RedisNode) -> None:
+def test_a_transaction_says_what_the_node_would_not_queue() -> None:
     with RedisNode("--maxmemory", "1") as full, ProxyProcess(toml(shards_of([full]))) as proxy:
         for more in ([], ["CLIENT", "GETNAME"]):
             with proxy.raw() as raw:
@@ -132,9 +132,13 @@ def test_a_transaction_says_what_the_node_would_not_queue(oracle: RedisNode) -> 
                     b"-EXECABORT Transaction discarded because of: "
                     b"OOM command not allowed when used memory > 'maxmemory'.\r\n"
                 )
+                with full.raw() as direct:
+                    direct.ask("CONFIG", "SET", "maxmemory", 0)
                 raw.ask("MULTI")
                 assert raw.ask("GET", "a") == b"+QUEUED\r\n"
                 assert raw.ask("EXEC") == b"*1\r\n$-1\r\n"
+                with full.raw() as direct:
+                    direct.ask("CONFIG", "SET", "maxmemory", 1)
 
 
 def test_a_client_that_vanishes_leaves_nothing_behind() -> None:

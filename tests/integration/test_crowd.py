@@ -71,8 +71,6 @@ def test_pause_holds_writes_or_all_until_its_end(proxy: ProxyProcess) -> None:
             raw.socket.settimeout(10)
         with proxy.raw() as leaves:
             leaves.send(b"SET left 1\r\n")
-            number = leaves.buffer
-            del number
         assert me.ask("CLIENT", "UNPAUSE") == b"+OK\r\n"
         for raw in crowd[:2]:
             assert raw.frame() == b"*2\r\n+OK\r\n$-1\r\n"
