@@ -11,9 +11,5 @@ cdef bytes spoken(const Row *row)
 # At most `most` bytes of an argument, fit for an error line.
 cdef bytes clean(const char *p, size_t n, size_t most)
 
-cdef extern from *:
-    """
-    /* Redis's own words, for who waits on a node that cannot be waited on any more */
-    #define SP_UNBLOCKED "-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\\r\\n"
-    """
-    const char *UNBLOCKED "SP_UNBLOCKED"
+# Redis's own words, for who waits on a node that cannot be waited on any more.
+cdef const char *UNBLOCKED

@@ -102,7 +102,9 @@ async def ask_all(
     places = server.reactor.placed()
 
     async def one(node: int) -> bytes:
-        return answered.get(node) or await ask(server, node, *args, client=client, write=write, timeout=timeout)
+        return answered.get(node) or await ask(
+            server, node, *args, client=client, write=write, timeout=timeout
+        )
 
     frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]

@@ -27,7 +27,9 @@ class Queued:
     held = None
     in_exec = True
 
-    def __init__(self, args: list[bytes], row: "Row", client: "ClientHandle", answered: dict[int, bytes]) -> None:
+    def __init__(
+        self, args: list[bytes], row: "Row", client: "ClientHandle", answered: dict[int, bytes]
+    ) -> None:
         self.args, self.row, self.client, self.answered = args, row, client, answered
         self.data: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -61,9 +63,7 @@ def exec_(server: Server, call: "Call") -> Answer:
         moves = any(row is not None and row.name == "select" for _, row in queued)
         back = pack("SELECT", call.client.db) if moves else b""
         request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
-        server.reactor.ask(
-            node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves
-        )
+        server.reactor.ask(node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves)
     else:
         ran.set_result(b"*0\r\n")
     return _finish(server, call, queued, ran, node, len(run))

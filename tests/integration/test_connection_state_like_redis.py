@@ -112,7 +112,9 @@ def test_what_monitor_shows(proxy: ProxyProcess, oracle: RedisNode) -> None:
             lines = []
             while not lines or not lines[-1].endswith(b'"PING"\r\n'):
                 lines.append(watching.frame())
-            seen.append([b"[%b %b" % (line.split(b"[")[1].split()[0], line.split(b"] ")[1]) for line in lines])
+            seen.append(
+                [b"[%b %b" % (line.split(b"[")[1].split()[0], line.split(b"] ")[1]) for line in lines]
+            )
             watching.ask("RESET")
             raw.ask("PING")
             watching.send(b"ECHO over\r\n")
@@ -143,13 +145,19 @@ def test_a_transaction_says_what_the_node_would_not_queue() -> None:
 
 def test_a_client_that_vanishes_leaves_nothing_behind() -> None:
     with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes))) as proxy, nodes[0].raw() as direct:
+
         def state() -> list[str]:
             return [
                 line for line in direct.value("CLIENT", "LIST").splitlines()
                 if " multi=-1 " not in line or " flags=N " not in line
             ]  # fmt: skip
 
-        for last in (b"", b"MULTI\r\nINCR b\r\n", b"MULTI\r\nINCR b\r\nCLIENT ID\r\n", b"BLPOP nothing 0\r\n"):
+        for last in (
+            b"",
+            b"MULTI\r\nINCR b\r\n",
+            b"MULTI\r\nINCR b\r\nCLIENT ID\r\n",
+            b"BLPOP nothing 0\r\n",
+        ):
             with proxy.raw() as raw:
                 raw.send(b"SET a 1\r\nWATCH a\r\n" + last)
                 raw.frames(2)

@@ -134,9 +134,7 @@ def test_who_waits_for_a_key_that_moves_waits_on_where_it_is_now(nodes: list[Red
                 frame = raw.frame()
                 assert b"m\r\n" in frame or b"v\r\n" in frame
         elif end == "time":
-            assert [raw.frame() for raw in crowd] == [
-                b"*-1\r\n"
-            ] * 5
+            assert [raw.frame() for raw in crowd] == [b"*-1\r\n"] * 5
             assert 2.5 < time.monotonic() - start < 20
         else:
             for raw in crowd:
@@ -170,7 +168,9 @@ def test_who_waits_on_a_node_that_goes_out_is_told_or_waits_elsewhere() -> None:
                 assert popping.frame().startswith(b"-UNBLOCKED force unblock")
                 assert popping.frame() == b"+PONG\r\n"
                 others = nodes[1:]
-                until(lambda: sum(waiting_on(node) for node in others) == 1, "the other waits on the stand-in")
+                until(
+                    lambda: sum(waiting_on(node) for node in others) == 1, "the other waits on the stand-in"
+                )
                 other.ask("XADD", key, "*", "f", "v")
                 assert b"$1\r\nv\r\n" in reading.frame()
                 assert reading.frame() == b"+PONG\r\n"
