@@ -126,6 +126,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
     spread: bool = False  # inside MULTI it goes to the node with the others, and from its handler to all other nodes
     barrier: bool = False  # waits until everything that the client sent before is answered
+    across: bool = False  # emulated over several shards, where the pool's cross_shard says so
     holds: bool = False  # a handler's: the client's later commands wait until it is answered
     learned: bool = False  # from the nodes' COMMAND, not built in
 

@@ -23,9 +23,10 @@ cdef enum:
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
     FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
     FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
+    FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
     FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
-    FLAG_NO_MULTI = 2048    # refused between MULTI and EXEC, in Redis's words
+    FLAG_NO_MULTI = 16384   # refused between MULTI and EXEC, in Redis's words
     FLAG_REPLICATES = 4096  # it writes, or may: held back by CLIENT PAUSE ... WRITE
     FLAG_UNSEEN = 8192      # not shown to MONITOR
 

@@ -49,6 +49,7 @@ PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
 MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
+MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
 
 
 def no_group(key: bytes, group: bytes) -> str:

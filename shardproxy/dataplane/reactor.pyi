@@ -104,6 +104,9 @@ class Reactor:
     def logins(self, user: bytes) -> int:
         """Clients that have logged in as this user."""
 
+    def blocked(self) -> int:
+        """Clients that wait for data, or for replicas."""
+
     def pause(self, everything: bool, seconds: float) -> None:
         """CLIENT PAUSE: clients' next commands, all or what may write, wait so long; never shorter than before."""
 

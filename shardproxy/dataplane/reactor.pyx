@@ -434,6 +434,13 @@ cdef class Reactor(Engine):
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
 
+    def blocked(self):
+        cdef uint32_t i
+        cdef int found = 0
+        for i in range(self.client_room):
+            found += self.client_list[i] != NULL and self.client_list[i].waiting
+        return found
+
     def pause(self, bint everything, double seconds):
         self.now = self.now if self.in_tick else monotonic_us()
         pause(self, PAUSE_ALL if everything else PAUSE_WRITES, self.now + <uint64_t>(min(seconds, 1e9) * 1e6))

@@ -12,12 +12,13 @@ from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    FLAG_ACROSS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
+from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
@@ -128,7 +129,14 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int node = node_of_command(e, c, r, row)
+    cdef int node
+    if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
+        if c.head != c.tail:
+            return WAIT
+        call_handler(e, c, r, row)
+        c.holding = True
+        return TAKEN
+    node = node_of_command(e, c, r, row)
     if node == MALFORMED:
         node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
     if node >= 0 and e.blocks:

@@ -88,16 +88,16 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     node = c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)]
     if e.on_command is not None:
         observe_run(e, c)
+    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
     if c.tx_mixed:
         # a handler sends the run, before it returns, and puts its own results between the node's
         u = own_of(c, node) if c.watching >= 0 else NULL
         tail = u.tail if u != NULL else 0
-        call_handler(e, c, r, row, (node, c.watching >= 0, buf_head(&c.tx)[:c.tx.len]))
+        call_handler(e, c, r, row, (node, c.watching >= 0, buf_head(&c.tx)[:c.tx.len], (due - e.now) / 1e6))
         c.holding = True
         if u == NULL or u.tail != tail:
             sent(e, c)
         return
-    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
     u = upstream_for(e, node, c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)

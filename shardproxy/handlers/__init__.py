@@ -1,5 +1,6 @@
 """What is answered here and not by a node: a family of commands a file.
 
+across       RENAME, SUNION, ... over several shards, where they are emulated
 asking       asking nodes: one, or all
 base         the registry, the guard, and `Server`: what a handler may ask of the proxy
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
@@ -17,11 +18,11 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
-    acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
+    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
 )  # fmt: skip
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
 __all__ = [
-    "NodeInfo", "Server", "acl", "client", "command", "connection", "crowd", "dispatch", "do_part", "handled", "handles", "has_part", "info",
-    "keyspace", "monitor", "operate", "proxy", "transaction", "waiting",
+    "NodeInfo", "Server", "acl", "across", "client", "command", "connection", "crowd", "dispatch", "do_part",
+    "handled", "handles", "has_part", "info", "keyspace", "monitor", "operate", "proxy", "transaction", "waiting",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     cpu_user: float
     cpu_system: float
     loop_lag: float = 0.0  # the longest its loop was late in the last seconds
+    blocked: int = 0  # clients that wait for data, or for replicas
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -53,7 +53,7 @@ def _of_node(row: "Row | None") -> bool:
 def exec_(server: Server, call: "Call") -> Answer:
     """Sends the run, now."""
     assert call.held is not None
-    node, watching, held = call.held
+    node, watching, held, timeout = call.held
     limits = server.config.limits
     parser = RequestParser(limits.max_arguments, limits.max_value, limits.max_inline, 2 * limits.max_request)
     queued = [(args, server.commands.row(args[0], *args[1:])) for args in parser.feed(held)[1:]]
@@ -63,7 +63,7 @@ def exec_(server: Server, call: "Call") -> Answer:
         moves = any(row is not None and row.name == "select" for _, row in queued)
         back = pack("SELECT", call.client.db) if moves else b""
         request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
-        server.reactor.ask(node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves)
+        server.reactor.ask(node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves, timeout=timeout)
     else:
         ran.set_result(b"*0\r\n")
     return _finish(server, call, queued, ran, node, len(run))

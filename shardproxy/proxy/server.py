@@ -417,7 +417,7 @@ class Proxy:
         }[what]()
 
     def _process(self) -> ProcessRecord:
-        return process_record(self._lag)
+        return process_record(self._lag, self.reactor.blocked())
 
     def _worker(self) -> WorkerRecord:
         return WorkerRecord(self._process(), self.reactor.nodes())

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -210,8 +213,16 @@ def test_what_is_split() -> None:
 
 def test_what_is_answered_here_has_a_handler() -> None:
     containers = {record.name for record in TABLE.records if record.subcommands}
-    handled = {name for name in handlers.handled() if name not in containers}
-    assert names(kind="local") - containers | {"exec"} == handled
+    here = names(kind="local") | names(across=True) | {"exec"}
+    assert here - containers == {name for name in handlers.handled() if name not in containers}
+
+
+def test_no_two_flags_share_a_bit() -> None:
+    text = (Path(command_policy.__file__).parent / "commands.pxd").read_text()
+    bits = [int(bit) for bit in re.findall(r"^    FLAG_\w+ = (\d+)", text, re.MULTILINE)]
+    assert len(bits) > 10
+    assert len(set(bits)) == len(bits)
+    assert all(bit & (bit - 1) == 0 for bit in bits)
 
 
 def test_barriers_and_transactions() -> None:
