@@ -26,7 +26,7 @@ from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
 from shardproxy.dataplane.waiting cimport block
 
 
@@ -133,7 +133,7 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
         if c.head != c.tail:
             return WAIT
-        call_handler(e, c, r, row)
+        call_handler(e, c, r, row, None)
         c.holding = True
         return TAKEN
     node = node_of_command(e, c, r, row)
@@ -252,6 +252,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
             if e.stale != NULL:
                 stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
+    keep_lane(e, c)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN

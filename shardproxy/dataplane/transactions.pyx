@@ -59,7 +59,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_shard = -1
     c.tx_count = 0
     c.tx_mixed = c.tx_replicates = False
-    c.tx_allowed = 0
+    c.tx_allowed = e.allowed[1]
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -72,7 +72,7 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int node
     cdef uint32_t tail
     cdef int64_t slot
-    cdef uint64_t due
+    cdef uint64_t due = e.now + c.tx_allowed
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -88,12 +88,11 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     node = c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)]
     if e.on_command is not None:
         observe_run(e, c)
-    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
     if c.tx_mixed:
         # a handler sends the run, before it returns, and puts its own results between the node's
         u = own_of(c, node) if c.watching >= 0 else NULL
         tail = u.tail if u != NULL else 0
-        call_handler(e, c, r, row, (node, c.watching >= 0, buf_head(&c.tx)[:c.tx.len], (due - e.now) / 1e6))
+        call_handler(e, c, r, row, (node, c.watching >= 0, buf_head(&c.tx)[:c.tx.len], c.tx_allowed / 1e6))
         c.holding = True
         if u == NULL or u.tail != tail:
             sent(e, c)

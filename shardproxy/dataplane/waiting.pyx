@@ -24,6 +24,8 @@ from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_feed
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_at, upstream_for
 
 cdef enum:
+    # us that a node may be late, beyond the timeout: it looks at what waits ten times a second, and less often when busy
+    PATIENCE = 1000000
     ABOUT = 5000                # us: a node's clock and ours may differ by so much about the end of a wait
 
 
@@ -52,7 +54,7 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
 
 cdef void wait_for(Engine e, Upstream *u, uint64_t time) noexcept:
     u.wait_ends = e.now + time if time else 0
-    u.wait_until = u.wait_ends + e.timeout if time else 0
+    u.wait_until = u.wait_ends + e.timeout + PATIENCE if time else 0
 
 
 cdef int timeout_at(const Request *r, const Row *row):

@@ -22,7 +22,8 @@ from shardproxy.handlers import (
 )  # fmt: skip
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
-__all__ = [
-    "NodeInfo", "Server", "acl", "across", "client", "command", "connection", "crowd", "dispatch", "do_part",
-    "handled", "handles", "has_part", "info", "keyspace", "monitor", "operate", "proxy", "transaction", "waiting",
-]  # fmt: skip
+FAMILIES = (
+    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
+)  # fmt: skip
+
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]
