@@ -11,11 +11,12 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
-    REPLY_ON, TX_NONE, WAITING, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
+    REPLY_ON, TX_NONE, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon
+from shardproxy.dataplane.private cimport abandon, select, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
@@ -24,7 +25,7 @@ from shardproxy.dataplane.system cimport (
 REPLY_MODES = ("on", "off", "skip")
 
 
-cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept:
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept:
     cdef int64_t slot = slot_open(e, c)
     cdef Call call
     cdef int i
@@ -40,6 +41,7 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
         call.proto = c.proto
         call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
         call.row = e.table.records[row.id]
+        call.held = held
         e.dispatch(call)
         if not call.done:
             call.pending = True
@@ -59,9 +61,18 @@ cdef class Call:
     cdef readonly uint8_t proto
     cdef readonly list args
     cdef readonly object row
+    cdef readonly object held
 
     def __init__(self):
         raise TypeError("only the engine makes calls")
+
+    @property
+    def answered(self):
+        return {}
+
+    @property
+    def in_exec(self):
+        return False
 
     @property
     def client(self):
@@ -212,17 +223,53 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
-            abandon(self.engine, c)
-            c.db = <unsigned short>value
+            select(self.engine, c, <unsigned short>value)
 
     @property
     def blocked_at(self):
         """(node number, CLIENT ID there) of the upstream on which it waits for data; None: it does not."""
         cdef Client *c = self.at()
-        cdef Upstream *u = c.own if c != NULL else NULL
-        while u != NULL and not u.lease & WAITING:
-            u = u.next_own
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
         return (u.node, u.id) if u != NULL else None
+
+    def unblock(self, bint error, done):
+        """The node is told to let it go; False: there is nothing to tell, or it cannot be told now."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
+        return u != NULL and unblock(self.engine, u, error, done)
+
+    @property
+    def waiting(self):
+        """It is blocked, as Redis calls it."""
+        cdef Client *c = self.at()
+        return bool(c.waiting) if c != NULL else False
+
+    @waiting.setter
+    def waiting(self, bint value):
+        """A handler makes it wait: when it leaves meanwhile it is closed at once."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.waiting = value
+            self.engine.mark_dirty(c)
+            self.engine.wake()
+
+    @property
+    def watched(self):
+        """Keys that it has named to WATCH."""
+        cdef Client *c = self.at()
+        return c.watched if c != NULL else 0
+
+    @property
+    def monitors(self):
+        """It is shown what others send: MONITOR."""
+        cdef Client *c = self.at()
+        return bool(c.monitors) if c != NULL else False
+
+    @monitors.setter
+    def monitors(self, bint value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.monitors = value
 
     @property
     def wrote(self):
@@ -370,7 +417,8 @@ cdef class ClientHandle:
             buf_release(&c.tx)
             abandon(self.engine, c)
             c.watching = -1
-            c.unwatched = False
+            c.watched = 0
+            c.unwatched = c.monitors = False
             c.db = 0
             c.proto = 2
             c.reply_mode = REPLY_ON

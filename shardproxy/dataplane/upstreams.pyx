@@ -362,13 +362,14 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
 cdef void upstream_done(Upstream *u) noexcept nogil:
     """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
 
-    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again.
+    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again, and
+    what waits for data can wait elsewhere.
     """
     cdef uint64_t end
     cdef uint32_t after
     if <int>(u.head - u.kept) > 0:
         u.kept = u.head
-    while u.kept != u.tail and u.fifo[u.kept & u.mask].write:
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING:
         after = u.kept + 1
         end = u.given if after == u.tail else u.fifo[after & u.mask].start
         if end > u.written:
@@ -472,8 +473,10 @@ cdef void upstreams_due(Engine e) noexcept:
             u.done = 0
             u.measured = e.now
         if u.private:
-            if node.gone and (u.head == u.tail or u.lease & WAITING) and not u.over:
+            if node.gone and (u.head == u.tail or u.lease & WAITING and not u.moving) and not u.over:
                 upstream_lost(e, u, "it has left the ring", False)
+            elif u.moving and e.now > u.moving and not u.over:
+                upstream_lost(e, u, "its keys have moved", False)
             elif not u.owned and not u.linked and e.now > u.idle_since + POOL_IDLE and not u.over:
                 private_drop(e, u)
         elif node.gone and u.head == u.tail:
@@ -512,7 +515,9 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
         u.fd = -1
     u.state = DOWN
     u.doomed = u.wanted = u.midway = u.push = u.more = u.full = False
-    u.wait_until = 0
+    u.wait_until = u.wait_ends = u.moving = 0
+    u.spent = False
+    u.refusal[0] = 0
     u.events = 0
     buf_release(&u.inp)
     u.scanned = 0

@@ -6,6 +6,10 @@ base         the registry, the guard, and `Server`: what a handler may ask of th
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
 connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
+crowd        those that concern other clients: KILL, PAUSE, UNPAUSE
+monitor      MONITOR
+transaction  EXEC, when some of its commands are answered here
+waiting      WAIT, CLIENT UNBLOCK
 command      COMMAND and its subcommands, from the table
 info         INFO
 proxy        PROXY and its subcommands that show
@@ -13,9 +17,13 @@ keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import acl, across, client, command, connection, info, keyspace, operate, proxy
-from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
+from shardproxy.handlers import (
+    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
+)  # fmt: skip
+from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
-FAMILIES = (across, acl, client, command, connection, info, keyspace, operate, proxy)
+FAMILIES = (
+    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
+)  # fmt: skip
 
-__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "handled", "handles"]
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.acl import DEFAULT
+from shardproxy.handlers.asking import ask
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
@@ -190,6 +191,12 @@ def select(server: Server, call: "Call") -> bytes:
 def reset(server: Server, call: "Call") -> bytes:
     call.client.reset()
     return reply.simple("RESET")
+
+
+@handles("lolwut")
+async def lolwut(server: Server, call: "Call") -> bytes:
+    node, _ = server.reactor.placed()[0]
+    return await ask(server, node, *call.args, client=call.client, write=False)
 
 
 @handles("quit")

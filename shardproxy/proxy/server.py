@@ -27,6 +27,7 @@ from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.monitor import Monitors
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -88,6 +89,8 @@ class Proxy:
         self._credentials = team.credentials if team else Credentials.read(config)
         self.access_log = AccessLog()
         self.failures = Failures()
+        self.monitors = Monitors(self)
+        self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._credentials, file)
         self._taken = taken
@@ -408,8 +411,10 @@ class Proxy:
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
-    async def own(self, what: str) -> Any:
+    async def own(self, what: str, *args: Any) -> Any:
         """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
+        if handlers.has_part(what):
+            return await handlers.do_part(self, what, *args)
         if what == "clients":
             return await self._clients()
         return {
@@ -421,7 +426,7 @@ class Proxy:
         }[what]()
 
     def _process(self) -> ProcessRecord:
-        return process_record(self._lag)
+        return process_record(self._lag, self.reactor.blocked())
 
     def _worker(self) -> WorkerRecord:
         return WorkerRecord(self._process(), self.reactor.nodes())
@@ -439,6 +444,15 @@ class Proxy:
     async def _all(self, what: str, kind: Any) -> list[Any]:
         others = await self._peers.ask(what) if self._peers else []
         return [await self.own(what), *(msgspec.convert(other, kind) for other in others)]
+
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        others = asyncio.ensure_future(self._peers.ask(name, *args)) if self._peers else None
+        mine = await self.own(name, *args)
+        return [mine, *(await others if others else ())]
+
+    def tell_others(self, name: str, args: Sequence[Any]) -> None:
+        if self._peers:
+            self._peers.tell(name, args)
 
     async def all_clients(self) -> list[ClientRecord]:
         found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]

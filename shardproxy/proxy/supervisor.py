@@ -288,7 +288,14 @@ class Supervisor:
     async def _answer(self, slot: Slot, name: str, body: Any) -> Any:
         """What a worker asks or tells."""
         if name == "others":
-            return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
+            what, args = body
+            return list((await self.broadcast(what, args, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "tell others":
+            what, args = body
+            for other in self.slots:
+                if other.channel and other.ready.is_set() and other is not slot:
+                    other.channel.tell(what, args)
+            return None
         if name == "evidence":
             self.keeper.observe(body)
             return None

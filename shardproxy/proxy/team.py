@@ -12,8 +12,11 @@ from shardproxy.proxy.transitions import Transition
 class Peers(Protocol):
     """The other workers."""
 
-    async def ask(self, what: str) -> list[Any]:
-        """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
+    async def ask(self, what: str, *args: Any) -> list[Any]:
+        """What each of them answers to "clients", "nodes", or a handlers' part; who does not in time is left out."""
+
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        """All of them, without an answer."""
 
     def counters(self) -> Mapping[str, int]:
         """Over all workers, this one too."""

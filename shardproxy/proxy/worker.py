@@ -7,6 +7,7 @@ supervisor's.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -127,7 +128,7 @@ class Worker:
             return self.proxy.topology.generation
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name))
+        return msgspec.to_builtins(await self.proxy.own(name, *(body or ())), builtin_types=(bytes,))
 
     def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> int:
         """The generation that it has then."""
@@ -170,12 +171,16 @@ class Worker:
 
     # --- server.Peers ---
 
-    async def ask(self, what: str) -> list[Any]:
+    async def ask(self, what: str, *args: Any) -> list[Any]:
         try:
-            found: list[Any] = await self.channel.ask("others", what, ASK_OTHERS)
+            found: list[Any] = await self.channel.ask("others", [what, args], ASK_OTHERS)
         except (TimeoutError, ChannelClosed, PeerFailed):
             return []
         return found
+
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self.channel.tell("tell others", [what, args])
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         try:
