@@ -17,7 +17,7 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
 from shardproxy.core.acl import Users
 
@@ -57,6 +57,14 @@ class Limits(Record, frozen=True, kw_only=True):
     ] = 1 << 30
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
+    ] = 0
+    address_requests: Annotated[
+        int,
+        Meta(ge=0, le=10**9),
+        "with so many in flight of one address, to a worker, its clients' next requests wait; 0: any number",
+    ] = 0
+    address_bytes: Annotated[
+        SizeOrNone, "the same for request and reply bytes outstanding; 0: any number"
     ] = 0
     idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
     tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
@@ -182,6 +190,10 @@ class PoolConfig(Record, frozen=True, kw_only=True):
     partial: Annotated[
         Literal["error", "nil"], "when one of several shards fails a command: an error, or nil for its keys"
     ] = "error"
+    cross_shard: Annotated[
+        Literal["refuse", "emulate"],
+        "RENAME, SUNION and their like over several shards: an error, or in steps that are not atomic",
+    ] = "refuse"
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
     timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0
@@ -429,9 +441,12 @@ class Credentials:
 
 
 def read_users(
-    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration", secrets: bool = True
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    file: str = "configuration",
+    secrets: bool = True,
 ) -> Users:
-    """Who may log in. Raises ConfigError for rules that are wrong, and a password or file that cannot be read.
+    """Who may log in. Raises ConfigError: rules are wrong, a password or a file cannot be read.
 
     `secrets=False`: rules are checked, passwords and the file are left alone.
     """

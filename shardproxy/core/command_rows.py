@@ -56,7 +56,7 @@ class KeySpec(msgspec.Struct, frozen=True):
 
     @property
     def access(self) -> int:
-        """What a user needs for its keys: 1 to read, 2 to write them; a node of Redis 6 does not say, so both."""
+        """What a user needs for its keys: 1: to read, 2: to write; a node of Redis 6 does not say: both."""
         if not {"RO", "RW", "OW", "RM"} & set(self.flags):
             return 3
         return ("access" in self.flags) | 2 * bool({"insert", "delete", "update"} & set(self.flags))
@@ -125,6 +125,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
     barrier: bool = False  # waits until everything that the client sent before is answered
+    across: bool = False  # emulated over several shards, where the pool's cross_shard says so
     holds: bool = False  # a handler's: the client's later commands wait until it is answered
     learned: bool = False  # from the nodes' COMMAND, not built in
 

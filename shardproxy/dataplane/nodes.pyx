@@ -92,6 +92,7 @@ cdef int install(Engine e, topology, credentials) except -1:
 
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
+    e.emulates = pool.cross_shard == "emulate"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
     e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
     e.longest = int(pool.longest * 1e6) or e.timeout

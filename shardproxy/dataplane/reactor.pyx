@@ -77,7 +77,6 @@ cdef class Reactor(Engine):
         self.meta = {}
         self.permits = {}
         self.logins_of = {}
-        self.addresses = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -126,6 +125,8 @@ cdef class Reactor(Engine):
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
         self.budget.per_address = limits.clients_per_address
+        self.budget.address_requests = limits.address_requests
+        self.budget.address_bytes = limits.address_bytes
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard

@@ -345,7 +345,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
-    due_add(u, entry, due)
+    due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
 

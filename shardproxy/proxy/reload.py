@@ -155,7 +155,7 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file, and with the users' own; None: one is not there, as while an editor replaces it."""
+        """What changes with the files; None: one is not there, as while an editor replaces it."""
         try:
             found = [os.stat(path) for path in (self._file, self._owner.config.acl_file) if path]
         except OSError:

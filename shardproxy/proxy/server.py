@@ -228,7 +228,7 @@ class Proxy:
     # --- what changes while it runs ---
 
     def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
-        """A new configuration and what belongs to it, in one step. Raises ConfigError, and changes nothing."""
+        """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
         users = self._users_of(config)
         before = self.config, self.topology, self._credentials
         self.config, self._credentials = config, credentials
