@@ -95,7 +95,7 @@ def test_a_write_ends_what_was_kept_of_its_keys_and_of_no_other(
 
 
 def test_a_write_through_another_worker_ends_what_was_kept(nodes: list[RedisNode]) -> None:
-    """Each of two workers keeps what was read through it; neither serves what was written through the other."""
+    """Each of two workers keeps what was read through it; neither serves what the other wrote."""
     config = toml(shards_of(nodes), top="workers = 2", pool=STALE)
     with ProxyProcess(config) as proxy, contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(proxy.raw()) for _ in range(16)]
