@@ -44,6 +44,7 @@ CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
+MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
 
 
 def no_group(key: bytes, group: bytes) -> str:

@@ -63,6 +63,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     hash_tag: str
     virtual_nodes: int
     partial: str
+    cross_shard: str
     timeout: float
     timeouts: Timeouts
     attempt_timeout: float

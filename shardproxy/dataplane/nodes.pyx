@@ -83,6 +83,8 @@ cdef int install(Engine e, topology, credentials) except -1:
     for number in gone:
         if e.node_list[number].mode == HOLD:
             leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
+    here = {shard.node.address for shard in pool.shards}
+    e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
     e.wake()
     return 0
@@ -90,6 +92,7 @@ cdef int install(Engine e, topology, credentials) except -1:
 
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
+    e.emulates = pool.cross_shard == "emulate"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
     e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
     e.longest = int(pool.longest * 1e6) or e.timeout

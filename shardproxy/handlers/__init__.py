@@ -1,5 +1,6 @@
 """What is answered here and not by a node: a family of commands a file.
 
+across       RENAME, SUNION, ... over several shards, where they are emulated
 asking       asking nodes: one, or all
 base         the registry, the guard, and `Server`: what a handler may ask of the proxy
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
@@ -12,10 +13,9 @@ keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import acl, client, command, connection, info, keyspace, operate, proxy
+from shardproxy.handlers import acl, across, client, command, connection, info, keyspace, operate, proxy
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
-__all__ = [
-    "NodeInfo", "Server", "acl", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy",
-]  # fmt: skip
+FAMILIES = (across, acl, client, command, connection, info, keyspace, operate, proxy)
+
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "handled", "handles"]
