@@ -46,7 +46,7 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
 
     @property
@@ -96,9 +96,9 @@ def moves(old: Topology, new: Topology) -> bool:
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
-    def __init__(self, owner: Owner, file: str = "") -> None:
+    def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials, self._users = Credentials.read(owner.config), read_users(owner.config)
+        self._credentials, self._users = credentials, read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -155,7 +155,7 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file, and with the users' own; None: one is not there, as while an editor replaces it."""
+        """What changes with the files; None: one is not there, as while an editor replaces it."""
         try:
             found = [os.stat(path) for path in (self._file, self._owner.config.acl_file) if path]
         except OSError:
@@ -213,7 +213,7 @@ class Reloader:
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology)
+            late = await owner.adopt(config, topology, credentials)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
@@ -244,7 +244,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology)
+            late = await owner.adopt(owner.config, topology, self._credentials)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(
