@@ -52,10 +52,6 @@ DATABASES = range(3) if FEATURES["select"] else range(1)
 
 # Differences that are bugs, until they are mended: (what is wrong, which commands to leave out)
 KNOWN_BUGS: list[tuple[str, Callable[[Step], bool]]] = [
-    (
-        "emulated over several shards, a move from a list that is not there to a key of another type",
-        lambda step: step.fanout and (step.is_a("RPOPLPUSH") or step.is_a("LMOVE")),
-    ),
     ("COMMAND GETKEYS PFMERGE d", lambda step: step.is_a("COMMAND") and b"PFMERGE" in step.args),
 ]
 
