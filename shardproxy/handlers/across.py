@@ -162,7 +162,6 @@ async def lmove(steps: Steps, name: str, args: list[bytes]) -> bytes:
     for _ in range(TRIES):
         element = value_of(await steps.ask(source, "LINDEX", source, index, write=False), (bytes, type(None)))
         if element is None:
-            await steps.ask(target, "LLEN", target, write=False)
             return reply.null(steps.proto)
         await steps.ask(target, push, target, element)
         if value_of(await steps.ask(source, "EVAL", TAKE, 1, source, origin, element), int) == 1:
