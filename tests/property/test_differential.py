@@ -3,9 +3,9 @@
 Programs are random (programs.py) and made of every command that is served (grammar.py); they are pipelined at
 random depths and their bytes split at random. Replies are compared as they came, after what is listed in
 normalise.py; afterwards the keys on the nodes are compared, too. Four worlds: one node; three nodes, every
-key under one hash tag; three nodes without tags, where a command has one key or fans out; the same with what is
-emulated over several shards. A second client writes, pushes and publishes. Each begins once in
-RESP2 and once in RESP3, and programs switch.
+key under one hash tag; three nodes without tags, where a command has one key or fans out; the same with what
+is emulated over several shards. A second client writes, pushes and publishes. Each begins once in RESP2 and
+once in RESP3, and programs switch.
 
     pytest tests/property/test_differential.py                            CI: the same 1,800 programs always
     SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 40,000, others each time
