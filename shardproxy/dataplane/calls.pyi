@@ -19,6 +19,10 @@ class ClientHandle:
     name: bytes
     lib_name: bytes
     lib_ver: bytes
+    certificate: bytes
+    """The name in its TLS certificate, where tls.user_from_cert says that this is who it is; else empty."""
+    tls: str | None
+    """The version of TLS that it speaks; None: none."""
     db: int
     addr: str
     laddr: str

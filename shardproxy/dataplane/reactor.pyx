@@ -19,10 +19,11 @@ from shardproxy.dataplane.calls cimport client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CIPHER, CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
@@ -41,6 +42,7 @@ cdef extern from "<malloc.h>" nogil:
 
 cdef enum:
     EVENTS = 256
+    HANDSHAKES = 4              # steps of TLS handshakes with clients a tick: each may take a millisecond
     ROUNDS = 4                  # times a tick goes round for input that had waited
 
 cdef uint64_t CRON = 100000
@@ -79,6 +81,9 @@ cdef class Reactor(Engine):
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
         self.listeners = {}
+        self.opening = {}
+        self.announced = {}
+        self.secured = {}
         self.paused_listeners = []
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
@@ -88,8 +93,9 @@ cdef class Reactor(Engine):
         self.take_limits(limits)
         self.take_page(page)
         self.scratch = <char *>malloc(SCRATCH)
+        self.cipher = <char *>malloc(CIPHER)
         self.upstreams = <Upstream **>calloc(65536, sizeof(Upstream *))
-        if self.scratch == NULL or self.upstreams == NULL:
+        if self.scratch == NULL or self.cipher == NULL or self.upstreams == NULL:
             raise MemoryError
         grow_clients(self, 64)
         self.now = monotonic_us()
@@ -111,6 +117,8 @@ cdef class Reactor(Engine):
         self.budget.memory = limits.memory
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
+        self.handshakes = limits.handshakes
+        self.handshake_timeout = int(limits.handshake_timeout * 1e6)
         self.request.limits.max_arguments = limits.max_arguments
         self.request.limits.max_value = limits.max_value
         self.request.limits.max_inline = limits.max_inline
@@ -147,6 +155,7 @@ cdef class Reactor(Engine):
         if self.retry_tokens > RETRIES_MOST:
             self.retry_tokens = RETRIES_MOST
         self.in_tick = True
+        self.turns = HANDSHAKES
         self.count[<int>TICKS] += 1
         self.count[<int>RETRIES_LEFT] = <uint64_t>self.retry_tokens
         self.share_memory()
@@ -295,16 +304,13 @@ cdef class Reactor(Engine):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
         cdef Client *c
-        cdef epoll_event ev
         if self.closed:
             return
         self.tick()
         self.in_tick = True
-        for fd in self.paused_listeners:
-            ev.events = EPOLLIN
-            ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
-            epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev)
-        self.paused_listeners.clear()
+        wake_listeners(self)
+        if self.opening:
+            openings_due(self)
         if self.budget.idle:
             for i in range(self.client_room):
                 c = self.client_list[i]
@@ -328,14 +334,22 @@ cdef class Reactor(Engine):
 
     # --- listeners ---
 
-    def listen(self, int fd, *, bint protected):
+    def listen(self, int fd, *, bint protected, bint tls=False, allow=None, announcers=None):
         cdef epoll_event ev
+        cdef Entrance entrance = Entrance.__new__(Entrance)
+        entrance.protected = protected
+        entrance.tls = tls
+        entrance.allow = allow
+        entrance.announcers = announcers
+        if fd in self.listeners:
+            self.listeners[fd] = entrance
+            return
         # exclusive: of the workers that share a unix socket, one is woken
         ev.events = EPOLLIN | EPOLLEXCLUSIVE
         ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise OSError(errno, os.strerror(errno))
-        self.listeners[fd] = protected
+        self.listeners[fd] = entrance
 
     def unlisten(self, int fd):
         cdef epoll_event ev
@@ -344,16 +358,20 @@ cdef class Reactor(Engine):
             if fd in self.paused_listeners:
                 self.paused_listeners.remove(fd)
 
+    def set_tls(self, context, *, bint names_users=False):
+        self.tls = context
+        self.names_users = names_users
+
     # --- topology: see reactor.pyi ---
 
     def set_commands(self, CommandTable table):
         self.table = table
 
-    def set_topology(self, topology, credentials):
+    def set_topology(self, topology, credentials, tls=None):
         if self.in_tick:
             raise RuntimeError("a topology is set between ticks: call_soon")
         self.now = monotonic_us()
-        install(self, topology, credentials)
+        install(self, topology, credentials, tls or {})
         self.budget.queue = self.budget.memory // 4
 
     def settled(self):

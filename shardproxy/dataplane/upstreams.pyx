@@ -24,6 +24,9 @@ from shardproxy.dataplane.system cimport (
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
     TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
 )
+from shardproxy.dataplane.tls cimport (
+    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_shake, tls_why,
+)
 
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
@@ -132,7 +135,6 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
     cdef int error = 0
     cdef uint32_t size = sizeof(error)
-    cdef bytes greeting
     if u.state == CONNECTING:
         getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
@@ -142,14 +144,44 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
             u.generation += 1
             failed(e, u, strerror(error), refusal(error))
             return
-        greeting, u.greetings = e.greetings[u.node][u.proto - 2]
         u.state = GREETING
         watch(e, u, EPOLLIN)
-        # small, and the first bytes on a new connection: it always fits
-        if send(u.fd, <const char *>greeting, len(greeting), MSG_NOSIGNAL) != len(greeting):
-            upstream_lost(e, u, "could not write to it", False)
+        if u.node in e.secured:
+            context, name = e.secured[u.node]
+            u.tls = tls_new(e, context, False, name)
+            if u.tls == NULL:
+                upstream_lost(e, u, e.text, False)
+            else:
+                shake(e, u, True)
+        else:
+            greet(e, u)
         return
     u.dirty = True
+
+
+cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
+    """The TLS handshake, then the greeting; False: it is not done, or has failed."""
+    cdef int status = tls_shake(e, <Tls>u.tls, u.fd, first)
+    if status == FAILED:
+        upstream_lost(e, u, tls_why(u.tls), False)
+    elif status == GONE:
+        upstream_lost(e, u, "it closed the connection in the TLS handshake", False)
+    elif status == SHAKEN:
+        greet(e, u)
+    return status == SHAKEN and u.state == GREETING
+
+
+cdef void greet(Engine e, Upstream *u) noexcept:
+    cdef bytes greeting
+    greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    # small, and the first bytes on a new connection: it always fits
+    if pass_on(u, greeting, len(greeting)) != len(greeting):
+        upstream_lost(e, u, "could not write to it", False)
+
+
+cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:
+    """As send; what is encrypted counts as sent."""
+    return send(u.fd, p, n, MSG_NOSIGNAL) if u.tls == NULL else tls_pass(<Tls>u.tls, u.fd, p, n)
 
 
 cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
@@ -311,8 +343,8 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     u.dirty = False
     if u.state != UP or u.doomed or node.mode == HOLD or node.follows != NOWHERE:
         return
-    while u.written != u.given:
-        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
+    while u.written != u.given or tls_behind(u.tls):
+        n = pass_on(u, buf_head(&u.out) + (u.written - u.base), u.given - u.written)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -416,6 +448,9 @@ cdef void release(Engine e, Node *node) noexcept:
 
 cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     """Close it without a word, and forget what it was about; its queue is the caller's."""
+    if u.tls != NULL:
+        tls_end(<Tls>u.tls, u.fd)
+        tls_free(&u.tls)
     if u.fd >= 0:
         close(u.fd)
         u.fd = -1

@@ -6,18 +6,20 @@ named and left as it is; the last good one is kept at `state`. The file is looke
 """
 
 import asyncio
+import datetime
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Credentials, Source, load
+from shardproxy.config import Config, ConfigError, Source, load
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
 from shardproxy.core.topology import Pool, Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.certificates import Ways, files, lasting
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 
@@ -25,7 +27,7 @@ WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 FILE_CHANGED = "the file changed"
-RUNNING = ("pool", "state")  # tables and options that change without a restart
+RUNNING = ("pool", "state", "tls", "allow", "proxy_protocol_from")  # tables and options that change without a restart
 
 
 class Owner(Protocol):
@@ -78,7 +80,7 @@ class Reloader:
 
     def __init__(self, owner: Owner, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials = Credentials.read(owner.config)
+        self._ways = Ways.read(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -131,12 +133,15 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file; None: it is not there, as while an editor replaces it."""
-        try:
-            found = os.stat(self._file)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+        """What changes with the file or those of TLS; None: one is not there, as while an editor replaces it."""
+        seen: tuple[int, ...] = ()
+        for path in (self._file, *files(self._owner.config)):
+            try:
+                found = os.stat(path)
+            except OSError:
+                return None
+            seen += (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+        return seen
 
     # --- changes ---
 
@@ -166,16 +171,19 @@ class Reloader:
         try:
             source = await asyncio.to_thread(Source.read, self._file)
             new = await asyncio.to_thread(load, source)
-            credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            ways = await asyncio.to_thread(Ways.read, config, file=self._file)
+            self._refuse_expired(ways, config)
             topology = owner.topology.with_config(config)
         except (ConfigError, ValueError) as error:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
             owner.log("reload_refused", why=why, generation=owner.topology.generation, mistakes=mistakes)
             return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
-        if credentials != self._credentials:
+        if ways.credentials != self._ways.credentials:
             changed.append("the passwords of nodes")
-        self._content, self._credentials = source.content, credentials
+        if ways.fingerprint != self._ways.fingerprint:
+            changed.append("certificates, keys or CAs")
+        self._content, self._ways = source.content, ways
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
@@ -187,6 +195,13 @@ class Reloader:
             owner.log("reloaded", why=why, generation=topology.generation, **told)
         await self._keep_state()
         return Outcome(answer={"generation": topology.generation} | found)
+
+    def _refuse_expired(self, ways: Ways, config: Config) -> None:
+        """A certificate that is over does not take the place of another; raises ValueError."""
+        if ways.fingerprint != self._ways.fingerprint:
+            over = [f"{path}: {what}" for path, what, now in lasting(config, datetime.datetime.now(datetime.UTC)) if now]
+            if over:
+                raise ValueError("; ".join(over))
 
     async def _drain(self, name: str, force: bool) -> Outcome:
         pool = self._owner.topology.pools[0]

@@ -25,11 +25,12 @@ from typing import Any
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config, Credentials
+from shardproxy.config import Config
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
+from shardproxy.proxy.certificates import Ways
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -115,13 +116,13 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        credentials = Credentials.read(self.config)
+        ways = Ways.read(self.config)
         listeners.raise_descriptors(self.config.limits.maxclients)
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
         self.reloader.restore(taken.drained if taken else None)
-        self.keeper.follow(credentials)
+        self.keeper.follow(ways)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
         ready = self._keep(self._all_ready())
@@ -288,11 +289,11 @@ class Supervisor:
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """A changed configuration and its topology, for all workers, in one message."""
-        credentials = Credentials.read(config)
+        ways = Ways.read(config)
         self.transitions.changed(self.topology, topology)
         self.config, self.topology = config, topology
         told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
-        self.keeper.follow(credentials)  # what comes of it is told after that
+        self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
