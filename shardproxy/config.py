@@ -19,8 +19,8 @@ from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
 from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
 
 __all__ = [
-    "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
-    "Source", "default_text", "effective_text", "load", "reference", "schema",
+    "Config", "ConfigError", "Credentials", "KeyConfig", "Limits", "Log", "Mistake", "NodeTlsConfig", "PoolConfig",
+    "Secret", "ShardConfig", "Source", "TlsConfig", "default_text", "effective_text", "load", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
@@ -96,9 +96,13 @@ class TlsConfig(Record, frozen=True, kw_only=True):
     verify: Annotated[
         Literal["none", "optional", "required"], "whether clients must show a certificate of `ca`"
     ] = "none"
-    user_from_cert: Annotated[bool, "the name in a client's certificate is the user it is logged in as"] = False
+    user_from_cert: Annotated[bool, "the name in a client's certificate is the user it is logged in as"] = (
+        False
+    )
     minimum: Annotated[Literal["1.2", "1.3"], "the oldest version of TLS that is spoken"] = "1.2"
-    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = None
+    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = (
+        None
+    )
     sni: Annotated[
         dict[str, KeyConfig],
         Meta(extra={"name": text.matching(r"[A-Za-z0-9_.-]{1,253}", "a host name")}),
@@ -106,8 +110,16 @@ class TlsConfig(Record, frozen=True, kw_only=True):
     ] = field(default_factory=dict)
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(("cert", "key"), lambda it: it.cert and not it.key and "no key", "key, with the certificate's private key"),
-        Rule(("key", "cert"), lambda it: it.key and not it.cert and "no cert", "cert, with the key's certificate"),
+        Rule(
+            ("cert", "key"),
+            lambda it: it.cert and not it.key and "no key",
+            "key, with the certificate's private key",
+        ),
+        Rule(
+            ("key", "cert"),
+            lambda it: it.key and not it.cert and "no cert",
+            "cert, with the key's certificate",
+        ),
         Rule(
             ("verify", "ca"),
             lambda it: it.verify != "none" and not it.ca and "no ca",
@@ -133,10 +145,13 @@ class NodeTlsConfig(Record, frozen=True, kw_only=True):
         Literal["full", "ca", "none"], "of nodes' certificates: CA and name; the CA alone; nothing"
     ] = "full"
     server_name: Annotated[
-        text.ServerName | None, "the name that is asked for and must be in the certificate; none: the address's host"
+        text.ServerName | None,
+        "the name that is asked for and must be in the certificate; none: the address's host",
     ] = None
     minimum: Annotated[Literal["1.2", "1.3"], "the oldest version of TLS that is spoken"] = "1.2"
-    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = None
+    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = (
+        None
+    )
 
     rules: ClassVar[tuple[Rule, ...]] = TlsConfig.rules[:2]
 
@@ -361,7 +376,8 @@ class Config(Record, frozen=True, kw_only=True):
     protected_mode: Annotated[bool, "serve only clients of this machine, as Redis does without users"] = True
     allow: Annotated[tuple[text.Network, ...], "addresses of clients that may connect; empty: all"] = ()
     proxy_protocol_from: Annotated[
-        tuple[text.Network, ...], "load balancers whose PROXY header is believed, on proxy:// and proxy+ addresses"
+        tuple[text.Network, ...],
+        "load balancers whose PROXY header is believed, on proxy:// and proxy+ addresses",
     ] = ("127.0.0.0/8", "::1/128")
     log: Log = Log()
     limits: Limits = Limits()
@@ -589,7 +605,7 @@ def reference() -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of shardproxy.toml, for editors."""
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
-    for record in (Config, Log, Limits, PoolConfig, ShardConfig):
+    for record in (Config, Log, Limits, TlsConfig, KeyConfig, NodeTlsConfig, PoolConfig, ShardConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help

@@ -125,7 +125,11 @@ def door(listen: str) -> Door:
     """Takes apart what read_listen has accepted."""
     proxied, rest = listen.startswith("proxy"), listen
     if proxied:
-        rest = listen.removeprefix("proxy://") if listen.startswith("proxy://") else listen.removeprefix("proxy+")
+        rest = (
+            listen.removeprefix("proxy://")
+            if listen.startswith("proxy://")
+            else listen.removeprefix("proxy+")
+        )
     if rest.startswith("unix://"):
         path, _, mode = rest.removeprefix("unix://").partition("?mode=")
         return Door(path, False, proxied, int(mode, 8) if mode else None)
@@ -246,7 +250,9 @@ Duration = Annotated[float, Meta(ge=0, **_DURATIONS)]
 Timeout = Annotated[float, Meta(ge=0.001, **_DURATIONS)]
 Listen = Annotated[str, Meta(extra={"read": read_listen, "allowed": LISTEN})]
 Network = Annotated[str, Meta(extra={"read": read_network, "allowed": NETWORK})]
-ServerName = Annotated[str, Meta(extra=matching(r"[A-Za-z0-9_.*:-]{1,253}", "a host name"), examples=["redis.example"])]
+ServerName = Annotated[
+    str, Meta(extra=matching(r"[A-Za-z0-9_.*:-]{1,253}", "a host name"), examples=["redis.example"])
+]
 Ciphers = Annotated[
     str,
     Meta(extra=matching(r"[!-~]+", "a list of OpenSSL's, such as ECDHE+AESGCM"), examples=["ECDHE+AESGCM"]),

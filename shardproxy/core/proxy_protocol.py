@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: what a load balancer says of a client, before the client's own bytes.
 
-A pure function of what has come so far. Rules: nothing after the header is taken; what is not a header, or too long to
-be one, is an error at the first byte that tells; addresses of no kind that we know announce nobody.
+A pure function of what has come so far. Rules: nothing after the header is taken; what is not a header, or
+too long to be one, is an error at the first byte that tells; addresses of a kind unknown announce nobody.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ SIZES = {1: (4, "!4s4sHH"), 2: (16, "!16s16sHH")}
 
 
 class Header(NamedTuple):
-    """size: bytes of the header. The rest says who the client is and where it connected; empty: it does not say."""
+    """size: bytes of the header. The rest: who the client is, where it connected; empty: it does not say."""
 
     size: int
     source: bytes = b""  # 4 or 16 bytes
@@ -86,5 +86,5 @@ def _binary(data: bytes) -> Header | int:
     room, form = SIZES[family >> 4]
     if length < 2 * room + 4:
         raise ValueError("its PROXY header is too short for its addresses")
-    source, target, source_port, target_port = struct.unpack_from(form, data, 16)
-    return Header(size, source, source_port, target, target_port)
+    fields: tuple[bytes, bytes, int, int] = struct.unpack_from(form, data, 16)
+    return Header(size, fields[0], fields[2], fields[1], fields[3])

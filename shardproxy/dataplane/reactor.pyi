@@ -39,10 +39,10 @@ class Reactor:
         allow: Networks | None = None,
         announcers: Networks | None = None,
     ) -> None:
-        """Accept from a listening socket, or, where it does so already, on these terms from now on. Raises OSError.
+        """Accept from a listening socket; of one that does so already, change the terms. Raises OSError.
 
-        protected: only clients on this machine. allow: only of these addresses. announcers: connections come from
-        these, each with a PROXY header, and what it says is the client's address. tls: with the context of set_tls.
+        protected: only clients on this machine. allow: only of these addresses. announcers: connections come
+        from these, each with a PROXY header, and what it says is the client's address. tls: see set_tls.
         """
 
     def unlisten(self, fd: int) -> None:
@@ -59,7 +59,7 @@ class Reactor:
     ) -> None:
         """credentials: shard name -> (username or "", password), only of shards that have a login.
 
-        tls: shard name -> (context, name that the node's certificate must have), only of shards that speak TLS.
+        tls: shard name -> (context, name that its certificate must have), only of shards that speak TLS.
         """
 
     def settled(self) -> bool:

@@ -199,11 +199,15 @@ cdef ssize_t tls_recv(Engine e, Tls t, int fd, char *p, size_t room) noexcept:
         while t.whole:
             t.whole -= 1
             n = t.read(room - total, lend(p + total, room - total, False))
+            if n == 0:          # close_notify; an exception if we have sent ours, which we do last
+                t.over = True
+                t.whole = 0
             total += n
     except WantRead:
         t.whole = 0             # what came was not for us, as a session ticket
     except ZeroReturn:
         t.over = True
+        t.whole = 0
     except Exception as error:
         breaks(t, fd, error)
         errno.errno = errno.EPROTO

@@ -1,7 +1,7 @@
 """TLS as the proxy uses it: contexts from files, what is wrong with those, and how each node is reached.
 
-Owns every `ssl.SSLContext`. Files are read when it starts and at each reload, in every process; what cannot be used is
-a mistake of the configuration, told in a few words. Nothing here shows a key or a password.
+Owns every `ssl.SSLContext`. Files are read when it starts and at each reload, in every process; what cannot
+be used is a mistake of the configuration, told in a few words. Nothing here shows a key or a password.
 """
 
 import datetime
@@ -77,9 +77,12 @@ class Ways:
 
 def files(config: Config) -> list[str]:
     """Whatever TLS reads, and what is to be looked at for changes."""
-    tables_ = [config.tls, *config.tls.sni.values(), *(pool.tls for pool in config.pool.values())]
     names = ("cert", "key", "ca", "key_password_file")
-    return [path for table in tables_ for name in names if (path := getattr(table, name, None))]
+    return [path for table in _tables(config) for name in names if (path := getattr(table, name, None))]
+
+
+def _tables(config: Config) -> list[TlsConfig | KeyConfig | NodeTlsConfig]:
+    return [config.tls, *config.tls.sni.values(), *(pool.tls for pool in config.pool.values())]
 
 
 class _Maker:
@@ -90,7 +93,8 @@ class _Maker:
 
     def server(self, config: TlsConfig) -> ssl.SSLContext:
         others = {
-            name.lower(): self._server(config, own, tables.join("tls.sni", name)) for name, own in config.sni.items()
+            name.lower(): self._server(config, own, tables.join("tls.sni", name))
+            for name, own in config.sni.items()
         }
         context = self._server(config, config, "tls")
 
@@ -99,7 +103,7 @@ class _Maker:
                 connection.context = other
 
         if others:
-            context.sni_callback = choose  # type: ignore[assignment]  # typeshed has the socket only
+            context.sni_callback = choose
         return context
 
     def _server(self, config: TlsConfig, own: TlsConfig | KeyConfig, where: str) -> ssl.SSLContext:
@@ -131,7 +135,9 @@ class _Maker:
             try:
                 context.set_ciphers(config.ciphers)
             except ssl.SSLError:
-                self.reader.mistake(f"{where}.ciphers", "no cipher that OpenSSL has", "`openssl ciphers` lists them")
+                self.reader.mistake(
+                    f"{where}.ciphers", "no cipher that OpenSSL has", "`openssl ciphers` lists them"
+                )
 
     def _ca(self, context: ssl.SSLContext, path: str, where: str) -> None:
         if not self._readable(path, f"{where}.ca"):
@@ -146,7 +152,9 @@ class _Maker:
         if not (self._readable(own.cert, f"{where}.cert") and self._readable(own.key, f"{where}.key")):
             return
         if BEGIN not in self.content(own.cert):
-            self.reader.mistake(f"{where}.cert", f"{own.cert}, in which is no certificate", "a certificate in PEM")
+            self.reader.mistake(
+                f"{where}.cert", f"{own.cert}, in which is no certificate", "a certificate in PEM"
+            )
             return
         password, asked = self._password(own, where), []
 
@@ -158,14 +166,20 @@ class _Maker:
             context.load_cert_chain(own.cert, own.key, tell)
         except (ssl.SSLError, ValueError) as error:
             if "KEY_VALUES_MISMATCH" in str(error):
-                found, allowed = f"{own.key}, which is not the key of {own.cert}", "the key of that certificate"
+                found, allowed = (
+                    f"{own.key}, which is not the key of {own.cert}",
+                    "the key of that certificate",
+                )
             elif asked:
                 found, allowed = (
                     f"{own.key}, which {'its password does not open' if password else 'has a password'}",
                     "key_password_env or key_password_file with its password",
                 )
             else:
-                found, allowed = f"{own.key}, in which is no private key that can be used", "a private key in PEM"
+                found, allowed = (
+                    f"{own.key}, in which is no private key that can be used",
+                    "a private key in PEM",
+                )
             self.reader.mistake(f"{where}.key", found, allowed)
 
     def _password(self, own: TlsConfig | KeyConfig | NodeTlsConfig, where: str) -> str:
@@ -199,8 +213,7 @@ class _Maker:
 
 def lasting(config: Config, now: datetime.datetime) -> Iterator[tuple[str, str, bool]]:
     """(file, what is wrong or soon will be with its certificate's time, whether it is wrong now)."""
-    tables_ = [config.tls, *config.tls.sni.values(), *(pool.tls for pool in config.pool.values())]
-    for path in dict.fromkeys(table.cert for table in tables_ if table.cert):
+    for path in dict.fromkeys(table.cert for table in _tables(config) if table.cert):
         try:
             begins, ends = validity(Path(path).read_bytes())
         except (OSError, ValueError):
@@ -218,7 +231,7 @@ def validity(pem: bytes) -> tuple[datetime.datetime, datetime.datetime]:
     """From when until when the first certificate of a PEM file is valid. Raises ValueError: there is none."""
     start = pem.index(BEGIN)
     der = ssl.PEM_cert_to_DER_cert(pem[start : pem.index(END, start) + len(END)].decode("ascii") + "\n")
-    # Certificate { TBSCertificate { [0] version?, serial, algorithm, issuer, validity { from, until }, ... } ... }
+    # Certificate { TBSCertificate { [0] version?, serial, algorithm, issuer, validity { from, until } ...
     body = _fields(_fields(der)[0][1])[0][1]
     fields = _fields(body)
     times = _fields(fields[4 if fields[0][0] == 0xA0 else 3][1])

@@ -28,11 +28,14 @@ T = TypeVar("T")
 
 
 class NodeRefuses(Exception):
-    """The node could not be asked; the text says why. refused: there is nobody to connect to."""
+    """The node could not be asked; the text says why. refused: there is nobody to connect to.
 
-    def __init__(self, reason: str, refused: bool = False) -> None:
+    answer: what it said, which may quote a password: to look at, never to show.
+    """
+
+    def __init__(self, reason: str, refused: bool = False, answer: str = "") -> None:
         super().__init__(reason)
-        self.refused = refused
+        self.refused, self.answer = refused, answer
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -55,9 +58,7 @@ class Line:
     and for each `ask`. text: replies are str, otherwise bytes.
     """
 
-    def __init__(
-        self, address: str, way: Way, timeout: float, text: bool = False
-    ) -> None:
+    def __init__(self, address: str, way: Way, timeout: float, text: bool = False) -> None:
         self._address, self._way, self._timeout = address, way, timeout
         self._parser = hiredis.Reader(encoding="utf-8", errors="replace") if text else hiredis.Reader()
         self._beginning = bytearray()
@@ -106,7 +107,11 @@ class Line:
         if self._address.startswith("/"):
             self._reader, self._writer = await asyncio.open_unix_connection(self._address)
         else:
-            tls = {"ssl": self._way.tls.context, "server_hostname": self._way.tls.server_name} if self._way.tls else {}
+            tls = (
+                {"ssl": self._way.tls.context, "server_hostname": self._way.tls.server_name}
+                if self._way.tls
+                else {}
+            )
             self._reader, self._writer = await asyncio.open_connection(host.strip("[]"), int(port), **tls)  # type: ignore[arg-type]
         if self._way.login is not None:
             username, password = self._way.login
@@ -114,7 +119,8 @@ class Line:
             answer = await self._reply()
             if isinstance(answer, hiredis.ReplyError):
                 # only the code: the text may quote what was sent, which is a password
-                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
+                code = str(answer).split(" ")[0][:BEGINNING]
+                raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         assert self._writer is not None
@@ -173,9 +179,7 @@ async def ask(address: str, way: Way, timeout: float) -> Told:
 # --- probes ---
 
 
-async def check(
-    address: str, way: Way, timeout: float, policy: Policy, run_id: str
-) -> None:
+async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: str) -> None:
     """A probe as deep as the policy says. Raises NodeRefuses with what is wrong; `timeout` seconds in all."""
     try:
         async with asyncio.timeout(timeout), Line(address, way, timeout, text=True) as line:

@@ -27,7 +27,8 @@ WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 FILE_CHANGED = "the file changed"
-RUNNING = ("pool", "state", "tls", "allow", "proxy_protocol_from")  # tables and options that change without a restart
+# tables and options that change without a restart
+RUNNING = ("pool", "state", "tls", "allow", "proxy_protocol_from")
 
 
 class Owner(Protocol):
@@ -133,13 +134,15 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file or those of TLS; None: one is not there, as while an editor replaces it."""
+        """What changes with the file and those of TLS; None: it is not there, as while it is replaced."""
         seen: tuple[int, ...] = ()
         for path in (self._file, *files(self._owner.config)):
             try:
                 found = os.stat(path)
             except OSError:
-                return None
+                if path == self._file:
+                    return None
+                continue
             seen += (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
         return seen
 
@@ -199,7 +202,8 @@ class Reloader:
     def _refuse_expired(self, ways: Ways, config: Config) -> None:
         """A certificate that is over does not take the place of another; raises ValueError."""
         if ways.fingerprint != self._ways.fingerprint:
-            over = [f"{path}: {what}" for path, what, now in lasting(config, datetime.datetime.now(datetime.UTC)) if now]
+            today = datetime.datetime.now(datetime.UTC)
+            over = [f"{path}: {what}" for path, what, now in lasting(config, today) if now]
             if over:
                 raise ValueError("; ".join(over))
 

@@ -36,7 +36,6 @@ RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
 PER_KEY = 64  # bytes that a remembered key costs beside its own
 
 
-
 class Taken(NamedTuple):
     """What one worker knows of a node that is out; it has forgotten it now."""
 
