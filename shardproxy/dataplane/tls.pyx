@@ -80,8 +80,6 @@ cdef void tls_free(void **tls) noexcept:
 cdef bytes reason(error):
     """What OpenSSL says, in a few words. Never data, keys or passwords: none of its texts has any."""
     text = getattr(error, "verify_message", "") or (getattr(error, "reason", "") or "").lower().replace("_", " ")
-    if getattr(error, "verify_message", ""):
-        text = f"certificate verify failed: {text}"
     return f"TLS: {text or error}".encode(errors="replace")[:TEXT - 1]
 
 

@@ -151,9 +151,8 @@ def _pack(*args: str | bytes | int) -> bytes:
 
 def tls_reason(error: ssl.SSLError) -> str:
     """As the engine says it of its own connections."""
-    if message := getattr(error, "verify_message", ""):
-        return f"TLS: certificate verify failed: {message}"
-    return f"TLS: {(error.reason or '').lower().replace('_', ' ') or error}"
+    said = getattr(error, "verify_message", "") or (error.reason or "").lower().replace("_", " ")
+    return f"TLS: {said or error}"
 
 
 async def ask(address: str, way: Way, timeout: float) -> Told:
