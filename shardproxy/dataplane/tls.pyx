@@ -123,7 +123,7 @@ cdef void count(Tls t, const unsigned char *p, size_t n) noexcept:
 cdef int tls_shake(Engine e, Tls t, int fd, bint first) noexcept:
     cdef ssize_t got
     if not first:
-        got = recv(fd, e.cipher, CIPHER, 0)
+        got = recv(fd, e.cipher, TLS_ROOM - RECORD_MOST, 0)
         if got < 0 and (errno.errno == errno.EAGAIN or errno.errno == errno.EINTR):
             return MORE
         if got <= 0:
@@ -182,14 +182,16 @@ cdef inline ssize_t pull(Tls t, int fd) except? -1:
 
 
 cdef ssize_t tls_recv(Engine e, Tls t, int fd, char *p, size_t room) noexcept:
-    cdef ssize_t got, n, total = 0
+    cdef ssize_t got = 0, n, total = 0
     cdef size_t most = room - RECORD_MOST
     if t.over:
         return 0
-    # of what came before, less than a record is left: its plaintext and that of what is read now fit
-    got = recv(fd, e.cipher, most if most < CIPHER else CIPHER, 0)
-    if got <= 0 and not t.whole:
-        return got
+    # of what came before, less than a record is left: its plaintext and that of what is read now fit; what came with
+    # the end of the handshake goes first
+    if t.whole == 0:
+        got = recv(fd, e.cipher, most if most < CIPHER else CIPHER, 0)
+        if got <= 0:
+            return got
     try:
         if got > 0:
             t.put(lend(e.cipher, got, True))

@@ -120,9 +120,10 @@ def test_one_byte_at_a_time(raw: RawTls) -> None:
     assert raw.frames(2) == [b"+OK\r\n", b"$5\r\nvalue\r\n"]
 
 
-def test_random_splits_of_the_ciphertext(encrypted: ProxyProcess, authority: Authority) -> None:
-    """Records arrive in pieces of any size, whatever the commands in them."""
-    chance = random.Random(5)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_splits_of_the_ciphertext(encrypted: ProxyProcess, authority: Authority, seed: int) -> None:
+    """Records arrive in pieces of any size, also along with the end of the handshake, whatever the commands in them."""
+    chance = random.Random(seed)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = authority.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with Raw(tls_port(encrypted)) as raw:
@@ -131,23 +132,31 @@ def test_random_splits_of_the_ciphertext(encrypted: ProxyProcess, authority: Aut
                 session.do_handshake()
                 break
             raw.send(outgoing.read())
-            incoming.write(raw.socket.recv(1 << 16))
+            incoming.write(some(raw))
         wanted = b""
         for number in range(300):
             value = b"%d" % number * chance.randrange(1, 400)
             session.write(pack("SET", f"split:{number}", value) + pack("GET", f"split:{number}"))
             wanted += b"+OK\r\n$%d\r\n%b\r\n" % (len(value), value)
-        data = outgoing.read()
-        sender = threading.Thread(target=_in_pieces, args=(raw.socket, data, chance))
+        sender = threading.Thread(target=_in_pieces, args=(raw.socket, outgoing.read(), chance))
         sender.start()
         found = b""
         while len(found) < len(wanted):
             try:
-                found += session.read(1 << 16)
+                data = session.read(1 << 16)
+                assert data, "the proxy says goodbye"
+                found += data
             except ssl.SSLWantReadError:
-                incoming.write(raw.socket.recv(1 << 16))
+                incoming.write(some(raw))
         sender.join()
     assert found == wanted
+
+
+def some(raw: Raw) -> bytes:
+    """What has come; an error when nothing more will."""
+    data = raw.socket.recv(1 << 16)
+    assert data, "the proxy has closed the connection"
+    return data
 
 
 def _in_pieces(sock: socket.socket, data: bytes, chance: random.Random) -> None:
@@ -166,7 +175,7 @@ def test_a_command_in_the_flight_of_the_handshake(encrypted: ProxyProcess, autho
             session.do_handshake()
         raw.send(outgoing.read())
         while True:
-            incoming.write(raw.socket.recv(1 << 16))
+            incoming.write(some(raw))
             with contextlib.suppress(ssl.SSLWantReadError):
                 session.do_handshake()
                 break
@@ -176,7 +185,7 @@ def test_a_command_in_the_flight_of_the_handshake(encrypted: ProxyProcess, autho
             with contextlib.suppress(ssl.SSLWantReadError):
                 assert session.read(100) == b"$7\r\nat once\r\n"
                 break
-            incoming.write(raw.socket.recv(1 << 16))
+            incoming.write(some(raw))
 
 
 def test_half_closed_and_closed_without_a_word(encrypted: ProxyProcess, authority: Authority) -> None:
@@ -196,7 +205,7 @@ def test_half_closed_and_closed_without_a_word(encrypted: ProxyProcess, authorit
                 session.do_handshake()
                 break
             raw.send(outgoing.read())
-            incoming.write(raw.socket.recv(1 << 16))
+            incoming.write(some(raw))
         session.write(pack("ECHO", "last"))
         with contextlib.suppress(ssl.SSLWantReadError):
             session.unwrap()
@@ -340,12 +349,12 @@ def test_a_handshake_byte_by_byte(encrypted: ProxyProcess, authority: Authority)
             for byte in outgoing.read():
                 raw.send(bytes([byte]))
             if not done:
-                incoming.write(raw.socket.recv(1 << 16))
+                incoming.write(some(raw))
         while True:
             with contextlib.suppress(ssl.SSLWantReadError):
                 assert session.read(100) == b"+PONG\r\n"
                 break
-            incoming.write(raw.socket.recv(1 << 16))
+            incoming.write(some(raw))
 
 
 def test_many_at_once(encrypted: ProxyProcess, authority: Authority) -> None:
