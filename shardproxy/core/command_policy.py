@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shardproxy.core.across import EMULATED
 from shardproxy.core.command_rows import Row, facts, nest, parse_line
 
 # Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
@@ -43,6 +44,8 @@ EXTRA = [
 
 FORWARD: dict[str, Any] = {"kind": "forward", "in_multi": True}
 LOCAL: dict[str, Any] = {"kind": "local"}
+# A handler that asks nodes: after all that the client sent before, and before all that it sends after
+ASKS: dict[str, Any] = {"kind": "local", "barrier": True, "holds": True}
 MULTI: dict[str, Any] = {"kind": "multi"}
 
 BLOCKS = "it may wait for data, and the connections to the nodes are shared by many clients"
@@ -77,15 +80,20 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     # Forwarded although flags or key specs say little: a walk over their options finds the keys
     ("sort", FORWARD | {"walk": "sort", "why": PATTERN}),
     ("sort_ro", FORWARD | {"walk": "sort_ro", "why": PATTERN}),
-    ("xread xreadgroup", FORWARD | {"walk": "xread", "why": BLOCKS}),
+    ("xread xreadgroup", FORWARD | {"walk": "xread"}),
+    # Wait for data, on a connection of the client's own
+    ("blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin", FORWARD),
     ("georadius", FORWARD | {"walk": "georadius"}),
     ("georadiusbymember", FORWARD | {"walk": "georadiusbymember"}),
     ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
     # Answered here
     ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
-    ("hello select reset", LOCAL | {"barrier": True}),
-    ("auth quit info client command proxy", LOCAL),
-    ("multi exec discard", MULTI),
+    ("select reset", LOCAL | {"barrier": True}),
+    ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
+    ("dbsize", ASKS),
+    ("acl quit info client command proxy", LOCAL),
+    ("multi exec discard watch", MULTI),
+    ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
     # Containers with subcommands that are forwarded
     ("object memory xinfo xgroup", _CONTAINER),
     ("object|encoding object|freq object|idletime object|refcount memory|usage", FORWARD),
@@ -93,22 +101,16 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("xgroup|create xgroup|createconsumer xgroup|delconsumer xgroup|destroy xgroup|setid", FORWARD),
     ("object|help memory|help xinfo|help xgroup|help", _HELP),
     # Refused
-    ("blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin", _refused(BLOCKS)),
-    (
-        "watch unwatch",
-        _refused("a watched key needs a connection of the client's own; use MULTI ... EXEC alone"),
-    ),
     ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", _PUBSUB),
     ("publish spublish pubsub", _PUBSUB),
     ("script function", _SCRIPTS),
-    ("scan keys dbsize randomkey flushall flushdb", _KEYSPACE),
+    ("scan keys randomkey flushall flushdb", _KEYSPACE),
     ("move swapdb", _DATABASE),
     (
         "migrate",
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
     ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
-    ("acl", _refused("the proxy has no users of its own")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
     ("monitor slowlog latency", _NODE),
@@ -138,7 +140,7 @@ def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
             raise ValueError(f"what to do with {row.name!r} must be said in command_policy.DECISIONS")
         decision = FORWARD
     subs = tuple(decide(sub, decisions) for sub in row.subcommands)
-    return msgspec.structs.replace(row, subcommands=subs, **decision)
+    return msgspec.structs.replace(row, subcommands=subs, across=row.name in EMULATED, **decision)
 
 
 def builtin_rows() -> list[Row]:

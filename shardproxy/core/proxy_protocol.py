@@ -13,7 +13,7 @@ BEGIN = b"PROXY "
 LONGEST_LINE = 107  # of version 1, by its specification
 LONGEST = 4096  # of version 2: addresses, and what else a load balancer likes to tell
 LOCAL, PROXIED = 0, 1
-SIZES = {1: (4, "!4s4sHH"), 2: (16, "!16s16sHH")}
+SIZES = {1: 4, 2: 16}  # of an address, by its family
 
 
 class Header(NamedTuple):
@@ -73,7 +73,8 @@ def _port(word: str) -> int:
 def _binary(data: bytes) -> Header | int:
     if len(data) < 16:
         return 16 - len(data)
-    version, family, length = struct.unpack_from("!BBH", data, 12)
+    version, family = data[12:14]
+    length = int.from_bytes(data[14:16], "big")
     if version >> 4 != 2 or version & 15 not in (LOCAL, PROXIED):
         raise ValueError("its PROXY header is of a version that is not known")
     if length > LONGEST:
@@ -83,8 +84,9 @@ def _binary(data: bytes) -> Header | int:
         return size - len(data)
     if version & 15 == LOCAL or family >> 4 not in SIZES or family & 15 != 1:
         return Header(size)  # the load balancer itself, or a kind of address that has no meaning here
-    room, form = SIZES[family >> 4]
+    room = SIZES[family >> 4]
     if length < 2 * room + 4:
         raise ValueError("its PROXY header is too short for its addresses")
-    fields: tuple[bytes, bytes, int, int] = struct.unpack_from(form, data, 16)
-    return Header(size, fields[0], fields[2], fields[1], fields[3])
+    source, target = data[16 : 16 + room], data[16 + room : 16 + 2 * room]
+    source_port, target_port = struct.unpack_from("!HH", data, 16 + 2 * room)
+    return Header(size, source, source_port, target, target_port)

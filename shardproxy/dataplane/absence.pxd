@@ -6,6 +6,8 @@ from shardproxy.dataplane.engine cimport Client, Engine
 # The keys that this writes while they are not at home.
 cdef void remember(Engine e, Request *r, const Row *row) noexcept
 cdef void remember_key(Engine e, const char *key, size_t n) noexcept
+# A handler writes this key.
+cdef void wrote(Engine e, const char *key, size_t n) noexcept
 # What is kept of keys that are being written is old now.
 cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept
 cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept

@@ -54,6 +54,14 @@ cdef void remember_key(Engine e, const char *key, size_t n) noexcept:
         e.count[<int>REMEMBERED] += 1
 
 
+cdef void wrote(Engine e, const char *key, size_t n) noexcept:
+    """A handler writes this key."""
+    if e.displacing:
+        remember_key(e, key, n)
+    if e.stale != NULL:
+        stale_drop(e.stale, key, n, e.now)
+
+
 cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept:
     """What is kept of keys that are being written is old now."""
     cdef int i, n = find_keys(e, r, row)

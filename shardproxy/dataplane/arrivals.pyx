@@ -131,7 +131,8 @@ cdef void take_client(Engine e, int fd, int family, Entrance entrance) noexcept:
     c.id = e.next_id
     c.fd = fd
     c.proto = 2
-    c.tx_shard = -1
+    c.tx_shard = c.watching = -1
+    c.permit = e.newcomer
     c.created = c.active = e.now
     c.events = EPOLLIN
     e.client_list[c.index] = c

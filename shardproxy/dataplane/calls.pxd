@@ -8,3 +8,11 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
 cdef object client_handle(Engine e, Client *c)
 # HOST:PORT of an IP address.
 cdef str numeric_text(sockaddr_storage *address)
+
+cdef class ClientHandle:
+    cdef Engine engine
+    cdef uint32_t index, generation
+    cdef unsigned long long number
+    cdef Client *at(self)
+    cdef bytes text(self, str what)
+    cdef void set_text(self, str what, bytes value)

@@ -19,8 +19,6 @@ class ClientHandle:
     name: bytes
     lib_name: bytes
     lib_ver: bytes
-    certificate: bytes
-    """The name in its TLS certificate, where tls.user_from_cert says that this is who it is; else empty."""
     tls: str | None
     """The version of TLS that it speaks; None: none."""
     db: int
@@ -40,5 +38,14 @@ class ClientHandle:
     no_touch: bool
     reply_mode: str
     total_commands: int
+    blocked_at: tuple[int, int] | None
+    wrote: list[int]
+    def push(self, data: bytes) -> None: ...
+    def kill(self, reason: str) -> None: ...
+    user: bytes
+    def login(self, name: bytes) -> None:
+        """It is this user from now on; b"": nobody, which makes it the default user."""
+
+    def login_failed(self) -> None: ...
     def close_after_reply(self, reason: str | None = None) -> None: ...
     def reset(self) -> None: ...

@@ -9,11 +9,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from shardproxy.core.buffers cimport buf_release
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.counters cimport ANSWERED_HERE
+from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
-    REPLY_ON, TX_NONE, Client, Engine, monotonic_us, sockaddr_storage,
+    REPLY_ON, TX_NONE, WAITING, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
-from shardproxy.dataplane.slots cimport in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.permissions cimport assign, note_login
+from shardproxy.dataplane.private cimport abandon
+from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
@@ -133,9 +135,6 @@ cdef void answer_last(Client *c) noexcept:
 
 cdef class ClientHandle:
     """A client connection, for handlers. Times are seconds, sizes bytes."""
-    cdef Engine engine
-    cdef uint32_t index, generation
-    cdef unsigned long long number
 
     def __init__(self):
         raise TypeError("only the engine makes clients")
@@ -184,13 +183,24 @@ cdef class ClientHandle:
         self.set_text("lib_ver", value)
 
     @property
-    def certificate(self):
-        return self.text("certificate")
-
-    @property
     def tls(self):
         cdef Client *c = self.at()
         return (<Tls>c.tls).session.version() if c != NULL and c.tls != NULL else None
+
+    @property
+    def user(self):
+        """Whom it has logged in as; b"": nobody, so it is the default user."""
+        return self.text("user")
+
+    def login(self, bytes name):
+        """It is this user from now on; b"": nobody."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            note_login(self.engine, c, name or None)
+            assign(self.engine, c)
+
+    def login_failed(self):
+        self.engine.count[<int>FAILED_LOGINS] += 1
 
     @property
     def proto(self):
@@ -202,12 +212,54 @@ cdef class ClientHandle:
         cdef Client *c = self.at()
         if value not in (2, 3):
             raise ValueError("the protocol is 2 or 3")
-        if c != NULL:
+        if c != NULL and c.proto != value:
+            abandon(self.engine, c)
             c.proto = value
 
     @property
     def db(self):
-        return 0
+        cdef Client *c = self.at()
+        return c.db if c != NULL else 0
+
+    @db.setter
+    def db(self, int value):
+        cdef Client *c = self.at()
+        if c != NULL and c.db != value:
+            abandon(self.engine, c)
+            c.db = <unsigned short>value
+
+    @property
+    def blocked_at(self):
+        """(node number, CLIENT ID there) of the upstream on which it waits for data; None: it does not."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = c.own if c != NULL else NULL
+        while u != NULL and not u.lease & WAITING:
+            u = u.next_own
+        return (u.node, u.id) if u != NULL else None
+
+    @property
+    def wrote(self):
+        """Numbers of the nodes to which it has sent what may write."""
+        cdef Client *c = self.at()
+        cdef int i
+        return [i for i in range(self.engine.node_count)
+                if c.wrote >> (i & 63) & 1 and self.engine.node_list[i].used] if c != NULL else []
+
+    def push(self, bytes data):
+        """Whole frames that belong to no command: they go out between frames."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            client_push(self.engine, c, data, len(data))
+            if not self.engine.in_tick:
+                self.engine.wake()
+
+    def kill(self, str reason):
+        """Close it now; what is in flight is not answered."""
+        cdef Client *c = self.at()
+        cdef bytes why = reason.encode()
+        if c != NULL:
+            client_close(self.engine, c, why)
+            self.engine.wake()
 
     @property
     def addr(self):
@@ -324,14 +376,19 @@ cdef class ClientHandle:
                 self.engine.event("client_closed", {"client": c.id, "reason": reason})
 
     def reset(self):
-        """What RESET undoes: transaction, protocol, reply mode, name."""
+        """What RESET undoes: login, transaction, watched keys, database, protocol, reply mode, name."""
         cdef Client *c = self.at()
         if c != NULL:
             c.tx_state = TX_NONE
             buf_release(&c.tx)
+            abandon(self.engine, c)
+            c.watching = -1
+            c.unwatched = False
+            c.db = 0
             c.proto = 2
             c.reply_mode = REPLY_ON
             answer_last(c)
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
                 self.engine.meta[self.number].pop("name", None)
+            self.login(b"")

@@ -74,6 +74,8 @@ cdef void read_some(Engine e, Client *c) noexcept:
             return
         c.eof = True
         e.mark_dirty(c)
+        if c.waiting:
+            client_close(e, c, NULL)    # as Redis does, which lets nobody wait who has left
         return
     c.active = e.now
     e.count[<int>CLIENT_BYTES_IN] += got

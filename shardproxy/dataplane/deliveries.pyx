@@ -9,8 +9,9 @@ from shardproxy.core.buffers cimport Buf, buf_append, buf_release
 from shardproxy.core.fanout cimport PART_ANSWERED, PART_FAILED, Fan, fan_free, fan_merge
 from shardproxy.dataplane.counters cimport LATE_REPLIES
 from shardproxy.dataplane.engine cimport (
-    TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot,
+    TO_ASK, TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot,
 )
+from shardproxy.dataplane.links cimport ask_feed
 from shardproxy.dataplane.slots cimport client_close, client_keep, slot_at, slot_feed
 
 
@@ -24,6 +25,8 @@ cdef void deliver(Engine e, const Entry *entry, const char *p, size_t n, bint la
             slot_feed(e, c, entry.slot, p, n, last)
         else:
             fan_feed(e, c, entry, p, n, last)
+    elif entry.to == TO_ASK:
+        ask_feed(e, entry.slot, p, n, last)
     elif entry.to == TO_LATE and last:
         e.count[<int>LATE_REPLIES] += 1
 
@@ -40,6 +43,8 @@ cdef void deliver_error(Engine e, const Entry *entry, bint begun) noexcept:
             client_close(e, c, "a node was lost in the middle of its reply")
         else:
             slot_feed(e, c, entry.slot, e.text, e.text_size, True)
+    elif entry.to == TO_ASK:
+        ask_feed(e, entry.slot, e.text, e.text_size, True)
 
 
 # --- split commands ---

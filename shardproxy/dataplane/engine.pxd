@@ -15,6 +15,7 @@ cdef extern from "<sys/socket.h>" nogil:
         unsigned short ss_family
 
 cdef enum:
+    MAX_UPSTREAMS = 65536
     MAX_SHARED = 16             # shared upstreams of one node and protocol
     SCRATCH = 65536             # one read from a client
     CIPHER = 65536              # one read of an encrypted connection
@@ -26,7 +27,7 @@ cdef enum:
     OF_CLIENT = 0
     OF_UPSTREAM = 1
     OF_LISTENER = 2
-    OF_WAKE = 3
+    OF_WAKE = 3                 # or, with index 1, the timer
 
 cdef enum:
     REPLY_ON = 0
@@ -37,6 +38,9 @@ cdef enum:
     TX_NONE = 0
     TX_OPEN = 1
     TX_BROKEN = 2               # a command could not be queued: EXEC answers EXECABORT
+
+# Defined below
+cdef struct Upstream
 
 # The place in a client's reply queue that one command fills, with 0 to n frames.
 cdef struct Slot:
@@ -68,7 +72,17 @@ cdef struct Client:
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
     uint8_t proto
+    uint16_t db
     uint8_t reply_mode
+    Upstream *own               # its private upstreams, one a node at most, chained by next_own
+    Buf aside                   # pushes that wait until the frame that is going out is complete
+    uint64_t wrote              # bit (number of a node) % 64: it has written there
+    bint midway                 # part of the reply at the head of its queue is out
+    bint holding                # its next commands wait until all before them are answered
+    bint waiting                # a blocking command of its waits on a private upstream
+    bint unwatched              # what it watches may have changed unseen: its EXEC finds nothing
+    int32_t watching            # the node on which it watches keys; -1: none
+    uint32_t watch_placement    # Engine.placement at its first WATCH
     bint dirty                  # has output, or interest to change, at the end of the tick
     bint resuming               # in the list of those whose input is looked at again
     bint stalled                # its input waits: budget, or a barrier
@@ -86,13 +100,16 @@ cdef struct Client:
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
     uint32_t tx_placement       # Engine.placement at its first key
+    uint64_t tx_allowed         # us: the longest of its commands' times
     Buf tx                      # MULTI and the commands after it, as they came
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
     TO_PART = 1                 # of a split command
     TO_NOBODY = 2               # thrown away
     TO_LATE = 3                 # its deadline has passed: thrown away, and counted
+    TO_ASK = 4                  # a handler's own request: `slot` is its number in Engine.asks
 
 # Who an upstream's next reply is for.
 cdef struct Entry:
@@ -105,6 +122,7 @@ cdef struct Entry:
     uint8_t tries               # sendings left, this one too; 0: not to be sent again, nor elsewhere, even if unwritten
     uint32_t frames             # replies still to come
     uint64_t at                 # when the request was read
+    uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
 
 cdef enum:
@@ -113,13 +131,33 @@ cdef enum:
     GREETING = 2                # connected; HELLO and AUTH are not answered yet
     UP = 3
 
+# Why a private upstream is still its client's
+cdef enum:
+    WATCHING = 1                # keys are watched on it
+    WAITING = 2                 # a blocking command is on it
+    KEPT = 4                    # a handler's: until it says otherwise
+
 cdef struct Upstream:
     int fd
     uint32_t index
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
-    uint8_t place               # which of the node's shared ones of its protocol
+    uint16_t db
+    uint8_t place               # which of the node's shared ones of its protocol and database
+    bint private                # one client's, or a handler's, at a time
+    bint owned                  # some client's: of this index and generation
+    uint32_t owner
+    uint32_t owner_generation
+    Upstream *next_own
+    uint8_t lease               # WATCHING | WAITING | KEPT
+    uint64_t wait_until         # us: when what blocks must have been answered; 0: never
+    bint linked                 # Engine.links has a Link for it, which gets its pushes
+    bint stream                 # every frame goes to the Link: no reply belongs to a request
+    bint over                   # private, and lost: to be given up at the end of the tick
+    uint64_t idle_since         # of one that waits in the pool for its next client
+    Upstream *before            # in the list of its node's
+    Upstream *after
     uint8_t state
     void *tls                   # a Tls that is ours; NULL: not encrypted
     bint dirty
@@ -127,13 +165,19 @@ cdef struct Upstream:
     bint wanted                 # somebody has asked for it: kept connected
     uint32_t events
     int greetings               # replies to the greeting still to come
+    int extras                  # and to what follows it: SELECT, a Link's setup
     Buf inp
     Buf out
     Entry *fifo                 # fifo[head .. tail), each at [number & mask]
     uint32_t head
     uint32_t tail
     uint32_t mask
-    uint32_t late               # fifo[head .. late) have passed their deadline
+    uint32_t late               # fifo[head .. late) have passed their deadline; behind it some may have: see dues
+    uint32_t disorder           # from here on entries fall due in their order, after all before them
+    uint32_t unsent             # that fell due before they were written, since they were last taken out
+    uint64_t look               # nothing falls due before
+    uint64_t walked             # when it was last looked for what has fallen due
+    uint64_t latest             # no entry is due later
     Scan scan
     size_t scanned              # bytes of the frame at inp's head that the scanner is done with
     bint midway                 # part of the frame being read has been passed on
@@ -179,7 +223,10 @@ cdef struct Node:
     bint resolved
     char name[256]              # host:port, for people
     char shard[128]             # whose node it is
-    Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3
+    Upstream *first                         # all its upstreams, chained by `after`
+    Upstream *shared[2][MAX_SHARED]         # of RESP2 and of RESP3, database 0: the quick way to most
+    Upstream *pool                          # private ones that are nobody's, chained by next_own
+    uint32_t privates                       # all private ones
     char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
     uint64_t requests
     uint64_t errors
@@ -197,10 +244,6 @@ cdef struct Node:
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
 
-# All of a node's shared upstreams, of both protocols: k from 0 to 2 * MAX_SHARED; NULL where there is none.
-cdef inline Upstream *shared_at(Node *node, int k) noexcept nogil:
-    return node.shared[k // MAX_SHARED][k % MAX_SHARED]
-
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
@@ -214,6 +257,8 @@ cdef struct Budget:
 cdef class Engine:
     cdef int epoll
     cdef int wake_fd
+    cdef int timer_fd
+    cdef uint64_t armed                     # the time that the timer was set for; dues.NEVER: it is off
     cdef bint in_tick
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
@@ -228,7 +273,19 @@ cdef class Engine:
     cdef uint32_t *free_clients
     cdef uint32_t free_count
     cdef Upstream **upstreams
-    cdef uint32_t upstream_count
+    cdef uint32_t upstream_count            # numbers up to here have been used
+    cdef uint32_t shared_count              # upstreams that many clients share
+    cdef uint32_t *dirty_upstreams          # indices; an upstream is in there once (its flag)
+    cdef uint32_t dirty_upstream_count
+    cdef uint32_t *spare_upstreams          # indices of those that are nobody's
+    cdef uint32_t spare_upstream_count
+    cdef uint32_t over_count                # private ones to be given up at the end of the tick
+    cdef uint32_t private_most              # private ones of one node
+    cdef dict asks                          # number -> Ask
+    cdef uint32_t next_ask
+    cdef dict links                         # upstream index -> Link
+    cdef list told                          # (callback, arguments): for the end of the tick
+    cdef bint blocks                        # what was located last waits for data
     cdef Node **node_list                   # by number; a number is used again, the memory never moves
     cdef int node_count                     # numbers up to here have been used
     cdef const char **shard_names           # by node number
@@ -238,6 +295,7 @@ cdef class Engine:
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
     cdef bint displaced                     # a key of what was located last is not at home
+    cdef bint emulates                      # the pool's cross_shard = "emulate"
     cdef bint reads_miss                    # the pool's on_shard_down = "miss"
     cdef bint missing                       # upstream_for's NULL: reads find nothing
     cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits
@@ -263,6 +321,11 @@ cdef class Engine:
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
+    cdef object users                       # core/acl.Users
+    cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
+    cdef dict logins_of                     # user name -> clients that have logged in as it
+    cdef void *newcomer                     # the permit of a client that has just come
+    cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
     cdef uint32_t *resuming
@@ -276,7 +339,9 @@ cdef class Engine:
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
     cdef size_t eff_soft
     cdef size_t eff_input                   # input of one client that is kept while it does not read its replies
-    cdef uint64_t timeout                   # us; of the pool, as are the next three
+    cdef uint64_t timeout                   # us; of the pool, as are the next five
+    cdef uint64_t[3] allowed                # a read, a write, a script: until it is due
+    cdef uint64_t longest                   # of these
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections
@@ -317,5 +382,6 @@ cdef class Engine:
     cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil
     cdef void mark_dirty(self, Client *c) noexcept nogil
     cdef void mark_resuming(self, Client *c) noexcept nogil
+    cdef void mark_upstream(self, Upstream *u) noexcept nogil
 
 cdef uint64_t monotonic_us() noexcept nogil

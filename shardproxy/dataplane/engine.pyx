@@ -71,6 +71,12 @@ cdef class Engine:
             self.resuming[self.resuming_count] = c.index
             self.resuming_count += 1
 
+    cdef void mark_upstream(self, Upstream *u) noexcept nogil:
+        if not u.dirty:
+            u.dirty = True
+            self.dirty_upstreams[self.dirty_upstream_count] = u.index
+            self.dirty_upstream_count += 1
+
     def __dealloc__(self):
         cdef int i
         request_free(&self.request)
@@ -81,6 +87,8 @@ cdef class Engine:
         free(self.client_generations)
         free(self.free_clients)
         free(self.upstreams)
+        free(self.dirty_upstreams)
+        free(self.spare_upstreams)
         if self.node_list != NULL:
             for i in range(self.node_count):
                 free(self.node_list[i])

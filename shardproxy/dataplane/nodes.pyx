@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from shardproxy.dataplane.engine cimport (
-    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, Engine, Node, Upstream, shared_at,
+    DOWN, FAIL, HOLD, MAX_SHARED, MISS, MOVE, NOWHERE, SERVE, UP, WAITING, Engine, Node, Upstream,
 )
 from shardproxy.dataplane.losses cimport leave
 from shardproxy.dataplane.stale cimport stale_free, stale_new
@@ -27,8 +27,7 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
     (ssl.SSLContext, the name that its certificate must have), of those that speak it."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
-    cdef tuple placed = pool.placed
-    cdef int i, number, n = len(placed)
+    cdef int i, number, n = len(pool.shards)
     cdef uint16_t *shards = <uint16_t *>calloc(n, sizeof(uint16_t))
     cdef unsigned char *absent = <unsigned char *>calloc(n, 1)
     cdef Node *node
@@ -47,11 +46,14 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
         if shard.name in tls:
             e.secured[number] = tls[shard.name]
         e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
-    for i, shard in enumerate(placed):
+    for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
         shards[i] = <uint16_t>number
-        # a shard that is out is nobody's stand-in either, whatever becomes of its own keys
-        absent[i] = shard.node.state == "out"
+        absent[i] = pool.elsewhere(shard)
+        if (old := before.get(shard.name, number)) != number and old in e.written_bytes:
+            # another node takes its place, and has to be told as well what was written elsewhere
+            e.written[number] = e.written.pop(old, set())
+            e.written_bytes[number] = e.written_bytes.pop(old)
     shares_for(e)
     moved = e.ring is not pool.ring or n != e.shard_count or memcmp(e.shards, shards, n * sizeof(uint16_t)) != 0 \
         or memcmp(e.absent, absent, n) != 0
@@ -92,7 +94,10 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
 
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
+    e.emulates = pool.cross_shard == "emulate"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
+    e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
+    e.longest = int(pool.longest * 1e6) or e.timeout
     e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
     e.connect_timeout = int(pool.connect_timeout * 1e6)
     e.reset_after = int(pool.reset_after * 1e6) or 1 << 60
@@ -104,7 +109,7 @@ cdef take_policy(Engine e, pool):
     e.holds = pool.on_shard_down == "rehash"
     e.reads_miss = pool.on_shard_down == "miss"
     # a write may be on its way for as long as its deadline, and some more until its bytes have run
-    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), int(pool.timeout * 2e6))
+    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), 2 * e.longest)
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
@@ -114,8 +119,7 @@ cdef take_policy(Engine e, pool):
 
 cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
     cdef bytes reason = record.reason.encode() or b"it is down"
-    cdef int k
-    cdef Upstream *u
+    cdef Upstream *u = node.first
     if (mode == MOVE) != (node.mode == MOVE):
         e.placement += 1        # a transaction that is being held may belong elsewhere now
     node.mode = mode
@@ -125,11 +129,11 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
     elif record.state == "up":
         node.why[0] = 0
     if record.state == "up":
-        for k in range(2 * MAX_SHARED):
-            u = shared_at(node, k)
-            if u != NULL and u.state == DOWN:
+        while u != NULL:
+            if u.state == DOWN:
                 u.failures = 0
                 u.retry_at = 0
+            u = u.after
 
 
 cdef void set_fence(Engine e) noexcept:
@@ -141,8 +145,9 @@ cdef void set_fence(Engine e) noexcept:
         if u.node == NOWHERE:
             continue
         u.fence = u.tail
-        u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD
-    e.fence_ends = e.now + e.timeout
+        # what blocks is not waited for: its keys are the client's to fear for, as on a Redis that fails over
+        u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD and not u.lease & WAITING
+    e.fence_ends = e.now + e.longest
 
 
 cdef bint settled(Engine e) noexcept:
@@ -215,7 +220,7 @@ cdef void move(Engine e, str node, str address):
     cdef Node there
     cdef Node *here
     cdef Upstream *u
-    cdef int i, k
+    cdef int i
     if not resolve(address, &there, False):
         return
     for i in range(e.node_count):
@@ -227,10 +232,11 @@ cdef void move(Engine e, str node, str address):
         here.address = there.address
         here.address_size = there.address_size
         here.resolved = True
-        for k in range(2 * MAX_SHARED):
-            u = shared_at(here, k)
-            if u != NULL and u.state == DOWN:
+        u = here.first
+        while u != NULL:
+            if u.state == DOWN:
                 u.retry_at = 0
+            u = u.after
 
 
 cdef bint resolve(str address, Node *node, bint names):

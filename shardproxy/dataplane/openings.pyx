@@ -18,6 +18,7 @@ from shardproxy.dataplane.calls cimport numeric_text
 from shardproxy.dataplane.clients cimport client_readable
 from shardproxy.dataplane.counters cimport BAD_HEADERS, CLIENTS_REFUSED, OPENING, TLS_FAILURES, TLS_HANDSHAKES
 from shardproxy.dataplane.engine cimport OF_LISTENER, Client, Engine, sockaddr_storage
+from shardproxy.dataplane.permissions cimport assign, note_login
 from shardproxy.dataplane.slots cimport client_close
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLEXCLUSIVE, EPOLLIN, MSG_NOSIGNAL, MSG_PEEK, epoll_ctl,
@@ -37,7 +38,7 @@ cdef bytes NO_TLS = b"-ERR Protocol error: this port speaks TLS, and what came i
 
 
 cdef bytes refusal(Engine e, Entrance entrance, sockaddr_storage *address, unsigned long long id):
-    if entrance.protected and not is_local(address):
+    if entrance.protected and not e.guarded and not is_local(address):
         return DENIED
     if entrance.allow is not None and address.ss_family != AF_UNIX and not entrance.allow.holds(host_of(address)):
         return NOT_ALLOWED
@@ -175,10 +176,14 @@ cdef name_user(Engine e, Client *c):
     found = (<Tls>c.tls).session.getpeercert()
     if not found:
         return
+    # a user that is off, or has as many clients as it may, is not logged in: this client is who has not said who it is
     names = [value for part in found.get("subject", ()) for key, value in part if key == "commonName"]
     names += [value for key, value in found.get("subjectAltName", ()) if key == "DNS"]
-    if names:
-        e.meta.setdefault(c.id, {})["certificate"] = names[0].encode()
+    for name in names[:1]:
+        user, limit = e.users.get(name), e.users.limits.get(name, 0)
+        if user is not None and user.enabled and not (limit and e.logins_of.get(name.encode(), 0) >= limit):
+            note_login(e, c, name.encode())
+            assign(e, c)
 
 
 cdef bint take_header(Engine e, Client *c, Opening opening) except -1:

@@ -1,12 +1,14 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ssl import SSLContext
 from typing import Any
 
 from shardproxy.config import Limits
+from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.calls import Call, ClientHandle
+from shardproxy.dataplane.links import Link
 
 class Reactor:
     """One worker's engine: all its methods are called from the loop's thread."""
@@ -49,7 +51,7 @@ class Reactor:
         """Take a listening socket out again; closing it is the caller's."""
 
     def set_tls(self, context: SSLContext | None, *, names_users: bool = False) -> None:
-        """For clients that connect from now on; names_users: see ClientHandle.certificate."""
+        """For clients that connect from now on; names_users: the name in a certificate logs in."""
 
     def set_topology(
         self,
@@ -74,7 +76,59 @@ class Reactor:
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
+    def placed(self) -> list[tuple[int, str]]:
+        """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
+
+    def node_of(self, key: bytes) -> int:
+        """The number of the node that has a key now."""
+
+    def ask(
+        self,
+        node: int,
+        request: bytes,
+        done: Callable[[bytes], object],
+        *,
+        client: ClientHandle | None = None,
+        proto: int = 2,
+        db: int = 0,
+        write: bool = True,
+        frames: int = 1,
+        keys: Iterable[bytes] = (),
+        timeout: float = -1,
+    ) -> None:
+        """A request of a handler's own, on the client's own way to the node (client) or a shared upstream.
+
+        done gets the reply's bytes, or an error line as a client would get it, after the tick.
+        keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
+        """
+
+    def open_link(
+        self,
+        node: int,
+        *,
+        proto: int = 3,
+        db: int = 0,
+        setup: tuple[bytes, int] = (b"", 0),
+        stream: bool = False,
+        on_frame: Callable[[bytes], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> Link:
+        """A connection of a handler's own. setup: what it says first, and how many replies that has.
+
+        None of these may be an error. stream: every frame goes to on_frame, else pushes alone.
+        ConnectionError when there are too many.
+        """
+
     def set_commands(self, table: CommandTable) -> None: ...
+    def set_users(self, users: Users) -> None:
+        """Who may do what from now on; before the first call everybody may do everything.
+
+        Clients whose user is gone are closed. A denial comes to `on_event` as "denied".
+        """
+
+    def logins(self, user: bytes) -> int:
+        """Clients that have logged in as this user."""
+
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 

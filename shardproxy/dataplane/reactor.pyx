@@ -8,31 +8,38 @@ Python sees of the engine are here too; parsing, routing and replies are in clie
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
 from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
-from shardproxy.dataplane.calls cimport client_handle
+from shardproxy.dataplane.absence cimport wrote
+from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
+from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CIPHER, CONNECTING, MAX_SHARED, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CIPHER, CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
+from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
 from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
+from shardproxy.dataplane.permissions cimport install_users
+from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
+from shardproxy.dataplane.sending cimport node_of
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
+    EPOLLOUT, EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    eventfd, tag, timerfd_create,
 )
 from shardproxy.dataplane.upstreams cimport (
-    upstream_flush, upstream_free, upstream_writable, upstreams_due,
+    upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
 )
 
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
@@ -61,7 +68,7 @@ cdef class Reactor(Engine):
     cdef uint64_t trim_at
 
     def __cinit__(self):
-        self.epoll = self.wake_fd = self.spare_fd = -1
+        self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
     def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
         cdef epoll_event ev
@@ -70,6 +77,8 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
+        self.permits = {}
+        self.logins_of = {}
         self.addresses = {}
         self.origins = {}
         self.greetings = {}
@@ -77,6 +86,10 @@ cdef class Reactor(Engine):
         self.written = {}
         self.written_bytes = {}
         self.ghosts = {}
+        self.asks = {}
+        self.links = {}
+        self.told = []
+        self.private_most = 1000
         self.misses = misses
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
@@ -88,25 +101,33 @@ cdef class Reactor(Engine):
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
         self.connections = 1
-        self.timeout = self.connect_timeout = 1000000
+        self.timeout = self.connect_timeout = self.longest = 1000000
+        self.allowed = [1000000, 1000000, 1000000]
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
         self.scratch = <char *>malloc(SCRATCH)
         self.cipher = <char *>malloc(CIPHER)
-        self.upstreams = <Upstream **>calloc(65536, sizeof(Upstream *))
-        if self.scratch == NULL or self.cipher == NULL or self.upstreams == NULL:
+        self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
+        self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
+        self.spare_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
+        if (self.scratch == NULL or self.cipher == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
+                or self.spare_upstreams == NULL):
             raise MemoryError
         grow_clients(self, 64)
         self.now = monotonic_us()
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.epoll < 0 or self.wake_fd < 0:
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        self.armed = NEVER
+        if self.epoll < 0 or self.wake_fd < 0 or self.timer_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.spare_fd = open_spare()
         ev.events = EPOLLIN
         ev.data.u64 = tag(OF_WAKE, 0, 0)
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.wake_fd, &ev)
+        ev.data.u64 = tag(OF_WAKE, 1, 0)
+        epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.timer_fd, &ev)
 
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
@@ -179,6 +200,8 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
                 if events & EPOLLIN:
                     client_readable(self, c)
+                elif events & EPOLLRDHUP and c.waiting:
+                    client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL
                 if u == NULL or u.fd < 0 or (u.generation & 0x3fffffff) != generation:
@@ -187,18 +210,23 @@ cdef class Reactor(Engine):
                     upstream_writable(self, u)
                     continue
                 if events & EPOLLOUT:
-                    u.dirty = True
+                    self.mark_upstream(u)
                 if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
                     upstream_readable(self, u)
             elif kind == OF_LISTENER:
                 take_connections(self, <int>index)
-            else:
+            elif index == 0:
                 self.awake = False
                 read(self.wake_fd, &data, 8)
+            else:
+                read(self.timer_fd, &data, 8)
+                self.armed = NEVER
+                self.deadline_check = self.deadline_check if self.deadline_check < self.now else self.now
         # after the reads, and only when every ready socket has had its turn
         if self.now >= self.deadline_check and (n < EVENTS or self.now > self.deadline_check + DEADLINE_LATEST):
             self.deadline_check = self.now + DEADLINE_STEP
             upstreams_due(self)
+            due_alarms(self)
         self.finish()
         self.in_tick = False
 
@@ -233,6 +261,7 @@ cdef class Reactor(Engine):
         cdef uint32_t i, n
         cdef Client *c
         for turn in range(ROUNDS):
+            tell(self)
             self.write_upstreams()
             i = 0
             while i < self.dirty_client_count:      # grows meanwhile
@@ -254,7 +283,7 @@ cdef class Reactor(Engine):
             for i in range(n, self.resuming_count):
                 self.resuming[i - n] = self.resuming[i]
             self.resuming_count -= n
-        if self.dirty_client_count or self.resuming_count:
+        if self.dirty_client_count or self.resuming_count or self.told:
             self.wake()
         if buf_total() > self.budget.memory:
             self.close_greediest()
@@ -269,14 +298,19 @@ cdef class Reactor(Engine):
                 self.dead[n] = self.dead[i]
                 n += 1
         self.dead_count = n
+        if self.over_count:
+            give_up_lost(self)
 
     cdef void write_upstreams(self) noexcept:
-        cdef uint32_t i
+        cdef uint32_t i = 0
         cdef Upstream *u
-        for i in range(self.upstream_count):
-            u = self.upstreams[i]
-            if u.dirty:
-                upstream_flush(self, u)
+        while i < self.dirty_upstream_count:    # grows meanwhile
+            u = self.upstreams[self.dirty_upstreams[i]]
+            upstream_flush(self, u)
+            if u.look < self.armed and u.head != u.tail:
+                due_alarm(self, u.look)
+            i += 1
+        self.dirty_upstream_count = 0
 
     cdef void close_greediest(self) noexcept:
         """Over the process's budget: whoever holds most goes, until the rest fits."""
@@ -366,6 +400,15 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_users(self)
+
+    def logins(self, bytes user):
+        return self.logins_of.get(user, 0)
+
+    def set_users(self, users):
+        self.users = users
+        install_users(self)
+        self.wake()
 
     def set_topology(self, topology, credentials, tls=None):
         if self.in_tick:
@@ -405,6 +448,44 @@ cdef class Reactor(Engine):
     def set_address(self, str node, str address):
         move(self, node, address)
 
+    # --- what handlers ask of nodes: see reactor.pyi ---
+
+    def placed(self):
+        cdef int i
+        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
+                if self.node_list[self.shards[i]].mode != MOVE]
+
+    def node_of(self, bytes key):
+        return node_of(self, key, len(key))
+
+    def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
+            int frames=1, keys=(), double timeout=-1):
+        cdef Client *c = client.at() if client is not None else NULL
+        cdef Upstream *u
+        cdef uint64_t due = due_in(self, timeout, write)
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        if c != NULL:
+            u = upstream_for(self, node, c, due)
+        else:
+            u = upstream_at(self, node, <uint8_t>proto, <uint16_t>db, due)
+        if u == NULL:
+            self.told.append((done, (self.text[:self.text_size],)))
+        else:
+            if write:
+                for key in keys:
+                    wrote(self, key, len(key))
+                if c != NULL:
+                    c.wrote |= <uint64_t>1 << (node & 63)
+            ask(self, u, c, request, len(request), frames, write, due, done)
+        self.wake()
+
+    def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        self.now = self.now if self.in_tick else monotonic_us()
+        return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
+
     # --- what Python sees ---
 
     def clients(self):
@@ -417,7 +498,7 @@ cdef class Reactor(Engine):
 
     def nodes(self):
         """What the engine knows of each node, in the order of the shards."""
-        cdef int i, k, proto
+        cdef int i, k
         cdef Node *node
         cdef Upstream *u
         cdef list found = []
@@ -427,21 +508,21 @@ cdef class Reactor(Engine):
                 continue
             upstreams = []
             best = -1
-            for proto in range(2):
-                for k in range(MAX_SHARED):
-                    u = node.shared[proto][k]
-                    if u != NULL:
-                        best = max(best, u.state)
-                        upstreams.append({
-                            "protocol": proto + 2, "state": STATES[u.state], "in_flight": u.tail - u.head,
-                            "queue_bytes": u.given - u.written, "failures": u.failures,
-                        })
+            u = node.first
+            while u != NULL:
+                best = max(best, u.state)
+                if not u.private:
+                    upstreams.append({
+                        "protocol": u.proto, "database": u.db, "state": STATES[u.state], "in_flight": u.tail - u.head,
+                        "queue_bytes": u.given - u.written, "failures": u.failures,
+                    })
+                u = u.after
             found.append({
                 "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
                 "reason": node.why.decode(errors="replace"), "requests": node.requests,
                 "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
-                "upstreams": upstreams,
+                "upstreams": upstreams, "private": node.privates,
                 "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
             })
         return found
@@ -496,4 +577,5 @@ cdef class Reactor(Engine):
         self.closed = True
         close(self.epoll)
         close(self.wake_fd)
+        close(self.timer_fd)
         close(self.spare_fd)

@@ -15,10 +15,12 @@ from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
 from shardproxy.dataplane.deliveries cimport deliver
-from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, WAITING, Engine, Entry, Node, Upstream
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
+from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
+from shardproxy.dataplane.private cimport unlease
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
 from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
 
@@ -29,6 +31,7 @@ cdef extern from "<string.h>" nogil:
 
 cdef enum:
     READ = 262144               # one read from a node
+    PUSH_MOST = 1 << 29         # bytes of a push, as Redis's longest bulk
 
 
 cdef void upstream_readable(Engine e, Upstream *u) noexcept:
@@ -70,7 +73,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     while u.inp.len > u.scanned and u.state == UP:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway:
-            u.push = p[0] == c'>'
+            u.push = p[0] == c'>' or u.stream
             # nor can a reply be to a request of which nothing has been written
             if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
                 snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
@@ -86,8 +89,11 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             if status == SCAN_DONE:
                 u.push = False
                 u.midway = False
-                e.count[<int>PUSHES_DROPPED] += 1
-            elif u.scanned < STREAM_ABOVE:
+                if u.linked:
+                    link_frame(e, u, p, u.scanned)
+                else:
+                    e.count[<int>PUSHES_DROPPED] += 1
+            elif u.scanned < <size_t>(PUSH_MOST if u.linked else STREAM_ABOVE):
                 break
             else:
                 u.midway = True
@@ -123,16 +129,20 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if sick == NULL:
             node.ok += 1
             node.streak = 0
-            node.slow += us > e.slow_call
+            # what may take longer than others is not slow when it does
+            node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
-        node.latency[entry.write][bucket_of(us)] += 1
-        e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
+        if not u.lease & WAITING:
+            node.latency[entry.write][bucket_of(us)] += 1
+            e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
         u.proved = True
         if u.late == u.head:
             u.late += 1
         u.head += 1
     if u.state == UP:
         upstream_done(u)
+        if u.owned and u.head == u.tail:
+            unlease(e, u, WAITING)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
         buf_release(&u.inp)
 
@@ -163,7 +173,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
     cdef size_t n
     cdef const char *answer
     cdef const char *word
-    while u.greetings and u.inp.len > u.scanned:
+    while u.greetings + u.extras and u.inp.len > u.scanned:
         status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
@@ -173,6 +183,15 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if status != SCAN_DONE:
             return
         answer = buf_head(&u.inp)
+        if u.greetings == 0:
+            if answer[0] == c'-':
+                snprintf(text, TEXT, "refuses us: %.*s", <int>(u.scanned - 3 if u.scanned < 200 else 200), answer + 1)
+                upstream_lost(e, u, text, True)
+                return
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            u.extras -= 1
+            continue
         if u.greetings == 2 and (answer[0] == c':' or answer[0] == c'-'):
             # CLIENT ID: who may not ask, or a server that does not know it, is no worse for it
             u.id = strtoll(answer + 1, NULL, 10) if answer[0] == c':' else 0
@@ -201,7 +220,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
         u.greetings -= 1
-    if u.greetings == 0:
+    if u.greetings + u.extras == 0:
         upstream_ready(e, u)
 
 

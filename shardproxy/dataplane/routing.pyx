@@ -13,12 +13,13 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
 from shardproxy.core.commands cimport (
-    FLAG_BARRIER, FLAG_CONTAINER, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
+    FLAG_BARRIER, FLAG_CONTAINER, FLAG_HOLDS, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
 from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.engine cimport TEXT, Client, Engine
+from shardproxy.dataplane.permissions cimport permitted
 from shardproxy.dataplane.sending cimport forward, split
 from shardproxy.dataplane.transactions cimport abort_exec, queue, transaction
 
@@ -39,17 +40,19 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
             return TAKEN
     if (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
         if row.kind == KIND_MULTI and row.name[0] == c'e':
-            abort_exec(e, c)
+            abort_exec(e, c, "wrong number of arguments for 'exec' command")
             return TAKEN
         snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
         refuse(e, c, text)
         return TAKEN
-    if row.flags & FLAG_BARRIER and c.head != c.tail:
+    if (row.flags & FLAG_BARRIER or c.holding) and c.head != c.tail:
         return WAIT
+    c.holding = False
+    if c.permit != NULL and not permitted(e, c, r, row):
+        return TAKEN
     c.last_row = row.id
     if row.kind == KIND_MULTI:
-        transaction(e, c, r, row)
-        return TAKEN
+        return transaction(e, c, r, row)
     if c.tx_state and not immediate(row):
         queue(e, c, r, row)
         return TAKEN
@@ -61,6 +64,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
         if c.calls:
             return WAIT         # a client has one handler at work at a time
         call_handler(e, c, r, row)
+        c.holding = row.flags & FLAG_HOLDS != 0
     else:
         refuse_row(e, c, row)
     return TAKEN

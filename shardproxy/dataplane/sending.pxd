@@ -9,11 +9,16 @@ cdef enum:
     ANSWERED = -3               # with an error
 
 # TAKEN, or WAIT: see routing
+cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept
+# The number of the node that has a key now; sets e.displaced when that is not its home.
+cdef int node_of(Engine e, const char *key, size_t n) noexcept
 # The number of the node that has all keys of a command, NO_KEY, MALFORMED, or ANSWERED.
 cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept
+# The number on the ring of a shard that serves its own keys.
+cdef int anywhere(Engine e) noexcept
 # Where its keys are: fills e.positions and says how many; negative: what is wrong.
 cdef int find_keys(Engine e, Request *r, const Row *row) noexcept
 # A request that was on a node that is out goes where its keys are now: p[0 .. n) is it, for entry's slot.
-cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, const char *p, size_t n) noexcept
+cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, size_t n) noexcept

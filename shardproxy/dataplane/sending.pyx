@@ -5,22 +5,27 @@ a shard, whose arguments are the client's own bytes. A shard that is down answer
 elsewhere, what is written there is remembered.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, MERGE_ARRAY, Row
+from shardproxy.core.commands cimport (
+    FLAG_ACROSS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+)
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
+from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
-from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.dues cimport due_of
+from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, WAITING, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.private cimport lease, unlease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
 from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 
@@ -28,11 +33,10 @@ from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 cdef enum:
     CROSS = -4                  # its keys have no node in common
     PATTERN = -5
-    BLOCKS = -6
-    NO_MEMORY = -7
+    NO_MEMORY = -6
 
 
-cdef inline int node_of(Engine e, const char *key, size_t n) noexcept:
+cdef int node_of(Engine e, const char *key, size_t n) noexcept:
     """The number of the node that has a key now; sets e.displaced when that is not its home."""
     cdef int shard = e.ring.shard_of(key, n), other
     if e.displacing and e.absent[shard] and e.node_list[e.shards[shard]].mode == MOVE:
@@ -43,10 +47,20 @@ cdef inline int node_of(Engine e, const char *key, size_t n) noexcept:
     return e.shards[shard]
 
 
+cdef int anywhere(Engine e) noexcept:
+    """The first shard whose keys are with it."""
+    cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i]:
+            return i
+    return 0
+
+
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
     """The node of all keys of a command; NO_KEY, or what else stands in its way."""
     cdef int i, n, node, other
     e.displaced = False
+    e.blocks = row.flags & FLAG_WAITS != 0
     if 0 < row.first < r.argc and not row.flags & FLAG_MOVABLE and row.last == row.first:
         return node_of(e, r.argv[row.first], r.argl[row.first])
     if row.flags & FLAG_KEYLESS:
@@ -73,9 +87,6 @@ cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexce
     elif found == PATTERN:
         refuse_bytes(e, c, b"-ERR '%b' with a BY or GET pattern reads keys of other shards: not supported\r\n"
                      % spoken(row))
-    elif found == BLOCKS:
-        refuse_bytes(e, c, b"-ERR '%b' with BLOCK is not supported yet: it needs a connection of its own\r\n"
-                     % spoken(row))
     else:
         refuse(e, c, "-ERR out of memory\r\n")
     return ANSWERED
@@ -99,7 +110,7 @@ cdef int room_for_keys(Engine e, int n) noexcept:
 
 
 cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
-    """Fills e.positions and says how many; MALFORMED, PATTERN, BLOCKS or NO_MEMORY."""
+    """Fills e.positions and says how many; MALFORMED, PATTERN or NO_MEMORY. Sets e.blocks when XREAD does."""
     cdef int n
     if room_for_keys(e, r.argc) < 0:
         return NO_MEMORY
@@ -108,18 +119,28 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
         return n
     if n == -1:
         return MALFORMED
-    if n == -2 and e.shard_count == 1:
-        # whatever the pattern matches, it is on the only shard there is
-        return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.key_room)
-    return PATTERN if n == -2 else BLOCKS
+    if n == -2 and e.shard_count > 1:
+        return PATTERN
+    # a pattern names keys of the only shard there is
+    e.blocks = e.blocks or n == -3
+    return e.table.positions(row, r.argc, r.argv, r.argl, e.positions, NULL, e.key_room)
 
 
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int node = node_of_command(e, c, r, row)
+    cdef int node
+    if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
+        if c.head != c.tail:
+            return WAIT
+        call_handler(e, c, r, row)
+        c.holding = True
+        return TAKEN
+    node = node_of_command(e, c, r, row)
     if node == MALFORMED:
-        node = e.shards[0]      # any node says what is wrong with it, in its own words
+        node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
+    if node >= 0 and e.blocks:
+        return block(e, c, r, row, node)
     if node >= 0:
         return send_to(e, c, r, row, node)
     if node == NO_KEY:
@@ -133,14 +154,15 @@ cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     c.sent += slot_at(c, slot).cost
 
 
-cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
     cdef Upstream *u
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
+    cdef uint64_t due = 0 if e.blocks else due_of(e, row)
     cdef Buf swap
     if write and e.stale != NULL:
         drop_stale(e, r, row)
-    u = upstream_for(e, node, c.proto, c.index)
+    u = upstream_for(e, node, c, due)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -151,12 +173,14 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
+    if write:
+        c.wrote |= <uint64_t>1 << (node & 63)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN
     charge(c, <uint32_t>slot, r)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1, due) < 0:
         client_close(e, c, "out of memory")
         return TAKEN
     e.count[<int>FORWARDED] += 1
@@ -167,10 +191,48 @@ cdef inline int send_to(Engine e, Client *c, Request *r, const Row *row, int nod
         c.inp = swap
         buf_release(&c.inp)
         u.given += r.raw_size
-        u.dirty = True
+        e.mark_upstream(u)
         return TAKEN
     give(e, u, r.raw, r.raw_size)
     return TAKEN
+
+
+cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+    """Waits for data, on an upstream of the client's own; its later commands wait for it."""
+    cdef Upstream *u
+    cdef double seconds
+    if c.head != c.tail:
+        return WAIT
+    u = lease(e, c, node, WAITING)
+    if u == NULL:
+        slot_answer(e, c, e.text, e.text_size)
+        return TAKEN
+    send_to(e, c, r, row, node)
+    if c.dead or u.over:
+        return TAKEN
+    if c.head == c.tail:
+        unlease(e, u, WAITING)
+        return TAKEN
+    seconds = patience(r, row)
+    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout if 0 < seconds < 1e9 else 0
+    c.holding = c.waiting = True
+    e.mark_dirty(c)             # epoll is to say when it leaves
+    return TAKEN
+
+
+cdef double patience(const Request *r, const Row *row) noexcept:
+    """How long it may wait, in seconds; 0: for ever, or it is not known."""
+    cdef int i
+    try:
+        if row.name[0] == c'x':
+            for i in range(1, r.argc - 1):
+                if r.argl[i] == 5 and r.argv[i][:5].lower() == b"block":
+                    return float(r.argv[i + 1][:r.argl[i + 1]]) / 1000
+            return 0
+        i = 1 if memcmp(row.name, "blmpop", 7) == 0 or memcmp(row.name, "bzmpop", 7) == 0 else r.argc - 1
+        return float(r.argv[i][:r.argl[i]])
+    except ValueError:
+        return 0
 
 
 # --- to several shards ---
@@ -179,7 +241,7 @@ cdef int count_shares(Engine e, Request *r, const Row *row, int keys) noexcept:
     """Fills e.owners, each key's node, and e.shares, how many each node has; how many nodes have any."""
     cdef int i, at, node, parts = 0
     memset(e.shares, 0, e.node_count * sizeof(uint32_t))
-    e.displaced = False
+    e.displaced = e.blocks = False
     for i in range(keys):
         at = row.first + i * row.step
         node = node_of(e, r.argv[at], r.argl[at])
@@ -206,6 +268,7 @@ cdef void sort_shares(Engine e, int keys) noexcept:
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """One request a node that has keys: e.owners has each key's node, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts, part
+    cdef uint64_t due = due_of(e, row)
     cdef Upstream *u
     cdef uint32_t at
     cdef uint32_t *ends = e.shares + e.node_count
@@ -251,25 +314,27 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     # replies come after this tick's reads, so that f lives until its last part has failed or been sent
     for part in range(parts):
         shard = f.part[part].shard
-        u = upstream_for(e, shard, c.proto, c.index)
+        u = upstream_for(e, shard, c, due)
         if u == NULL:
             part_missing(e, c, row, <uint32_t>slot, <uint16_t>part, e.shares[shard])
         else:
-            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1)
+            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1, due)
         if c.dead:
             return TAKEN
     return TAKEN
 
 
 cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *u, int shard, uint32_t slot,
-                     uint16_t part, uint8_t tries) noexcept:
+                     uint16_t part, uint8_t tries, uint64_t due) noexcept:
     cdef uint32_t k, end = e.shares[e.node_count + shard]
     cdef int i, step = row.step, first = row.first
     cdef size_t n, m
     cdef const char *p
     cdef char line[32]
+    if not row.flags & FLAG_READONLY:
+        c.wrote |= <uint64_t>1 << (shard & 63)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1) < 0:
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1, due) < 0:
         client_close(e, c, "out of memory")
         return
     n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)
@@ -291,7 +356,7 @@ cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *
 
 # --- again ---
 
-cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, const char *p, size_t n) noexcept:
+cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, size_t n) noexcept:
     cdef Request *r = &e.again
     cdef Progress progress
     cdef const Row *row = NULL
@@ -312,7 +377,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
         share_again(e, c, r, row, entry)
         return
     node = locate(e, r, row)
-    u = upstream_for(e, node, proto, c.index) if node >= 0 else NULL
+    u = upstream_for(e, node, c, entry.due) if node >= 0 else NULL
     if u == NULL:
         if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot, e.node_list[node].out)):
             deliver_error(e, entry, False)
@@ -320,7 +385,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, uint8_t proto, con
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
-    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
@@ -355,12 +420,12 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
         if k == 0 or e.positions[ends[node] - k] != i:
             continue
         f.part[part].shard = <uint16_t>node
-        u = upstream_for(e, node, f.proto, c.index)
+        u = upstream_for(e, node, c, entry.due)
         if u == NULL:
             part_missing(e, c, row, entry.slot, part, k)
         else:
             e.count[<int>REHASHED] += 1
-            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries)
+            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
                 u.fifo[(u.tail - 1) & u.mask].at = entry.at
         if c.dead or slot_at(c, entry.slot).fan == NULL:

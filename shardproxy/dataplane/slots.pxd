@@ -8,6 +8,8 @@ cdef int64_t slot_open(Engine e, Client *c) noexcept
 cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept
 # More of a reply, into a buffer of the client's. False: it was over its hard budget, and is closed.
 cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept
+# Frames that belong to no command: into the output, between frames.
+cdef void client_push(Engine e, Client *c, const char *p, size_t n) noexcept
 # A slot and its reply in one go.
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
 cdef void client_flush(Engine e, Client *c) noexcept

@@ -19,8 +19,10 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
 from shardproxy.dataplane.openings cimport opening_ends
+from shardproxy.dataplane.permissions cimport note_login
+from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.system cimport (
-    EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
+    EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
     shutdown, tag,
 )
 from shardproxy.dataplane.tls cimport Tls, tls_behind, tls_end, tls_free, tls_midway, tls_send, tls_why
@@ -46,9 +48,11 @@ cdef int64_t slot_open(Engine e, Client *c) noexcept:
 cdef inline void drain(Engine e, Client *c) noexcept:
     """What is at the front of the queue goes out; the first slot that is open may already have begun."""
     cdef Slot *s
+    cdef bint moved
     while c.head != c.tail:
         s = &c.slots[c.head & c.mask]
-        if s.held.len:
+        moved = s.held.len != 0
+        if moved:
             c.held -= s.held.len
             if c.out.len == 0 and s.held.len > 4096:
                 buf_release(&c.out)
@@ -61,6 +65,10 @@ cdef inline void drain(Engine e, Client *c) noexcept:
         if s.held.p != NULL:
             buf_release(&s.held)
         if not s.filled:
+            c.midway = c.midway or moved
+            return
+        c.midway = False
+        if c.aside.len and not aside_out(e, c):
             return
         c.sent -= s.cost
         c.head += 1
@@ -88,11 +96,36 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
     if last:
         s.filled = True
         if slot == c.head:
+            c.midway = False
+            if c.aside.len and not aside_out(e, c):
+                return
             c.sent -= s.cost
             c.head += 1
             if c.head != c.tail:
                 drain(e, c)
+    elif slot == c.head and n and not s.discard:
+        c.midway = True
     e.mark_dirty(c)
+
+
+cdef bint aside_out(Engine e, Client *c) noexcept:
+    """The pushes that waited for the end of a frame."""
+    if buf_append(&c.out, buf_head(&c.aside), c.aside.len) < 0:
+        client_close(e, c, "out of memory")
+        return False
+    buf_release(&c.aside)
+    return True
+
+
+cdef void client_push(Engine e, Client *c, const char *p, size_t n) noexcept:
+    if c.dead or c.leaving:
+        return
+    if buf_append(&c.aside if c.midway else &c.out, p, n) < 0:
+        client_close(e, c, "out of memory")
+    elif c.out.len + c.aside.len + c.held > e.budget.hard:
+        client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
+    else:
+        e.mark_dirty(c)
 
 
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept:
@@ -108,10 +141,12 @@ cdef void watch(Engine e, Client *c) noexcept:
     if c.hung:
         return
     # a client that writes a whole pipeline before it reads a reply would wait for ever if it were not read either
-    if not (c.eof or c.leaving) and (not c.stalled or c.blocked and c.inp.len < e.eff_input):
+    if not (c.eof or c.leaving) and (not c.stalled or (c.blocked or c.waiting) and c.inp.len < e.eff_input):
         events = EPOLLIN
     if c.blocked:
         events |= EPOLLOUT
+    if c.waiting:
+        events |= EPOLLRDHUP
     if events != c.events:
         c.events = events
         ev.events = events
@@ -200,6 +235,7 @@ cdef void client_release(Client *c) noexcept:
     buf_release(&c.inp)
     buf_release(&c.out)
     buf_release(&c.tx)
+    buf_release(&c.aside)
 
 
 cdef void client_free(Engine e, Client *c) noexcept:
@@ -215,7 +251,10 @@ cdef void client_free(Engine e, Client *c) noexcept:
             if recv(c.fd, e.scratch, SCRATCH, 0) <= 0:
                 break
     close(c.fd)
+    if c.own != NULL:
+        abandon(e, c)
     client_release(c)
+    note_login(e, c, None)
     e.meta.pop(c.id, None)
     if e.announced:
         e.announced.pop(c.id, None)

@@ -1,12 +1,12 @@
-"""MULTI ... EXEC without WATCH: held here, sent to its shard as one run.
+"""MULTI ... EXEC: held here, sent to its shard as one run; WATCH on an upstream of the client's own.
 
 Rules: a command is checked when it comes (known, arity, may stand here, same shard) and answered QUEUED; nothing reaches
 a node before EXEC, so a client that vanishes leaves nothing behind. The run is one block of bytes on the shared
-upstream: nobody else's command can be inside it.
+upstream, or the client's own where it watches keys: nobody else's command can be inside it. When what was watched is
+lost with its connection, or may live elsewhere now, EXEC answers as if it had changed.
 """
 
-from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memcmp
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
@@ -14,74 +14,153 @@ from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
-from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, Client, Engine, Upstream
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command
+from shardproxy.dataplane.dues cimport due_of
+from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
+from shardproxy.dataplane.private cimport lease
+from shardproxy.dataplane.routing cimport TAKEN, WAIT
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
 
-cdef void transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    """MULTI, EXEC, DISCARD. Commands are held here and go to their shard as one run."""
+cdef int transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef char first = row.name[0]
+    if first == c'm':
+        begin(e, c, r)
+    elif first == c'w':
+        return watch(e, c, r, row)
+    elif first == c'u':
+        return unwatch(e, c, r, row)
+    elif not c.tx_state:
+        say(e, c, "-ERR EXEC without MULTI\r\n" if first == c'e' else "-ERR DISCARD without MULTI\r\n")
+    else:
+        if first == c'd':
+            say(e, c, "+OK\r\n")
+        else:
+            execute(e, c, r)
+        if c.watching >= 0:
+            forget_watched(e, c)
+        c.tx_state = TX_NONE
+        buf_release(&c.tx)
+    return TAKEN
+
+
+cdef void begin(Engine e, Client *c, Request *r) noexcept:
+    if c.tx_state:
+        say(e, c, "-ERR MULTI calls can not be nested\r\n")
+        return
+    c.tx_state = TX_OPEN
+    c.tx_shard = -1
+    c.tx_count = 0
+    c.tx_allowed = 0
+    if buf_append(&c.tx, r.raw, r.raw_size) < 0:
+        client_close(e, c, "out of memory")
+        return
+    say(e, c, "+OK\r\n")
+
+
+cdef void execute(Engine e, Client *c, Request *r) noexcept:
+    """The run: MULTI, what was queued, EXEC, in one block of bytes."""
     cdef Upstream *u
     cdef int64_t slot
-    cdef int shard
-    if memcmp(row.name, "multi", 6) == 0:
-        if c.tx_state:
-            say(e, c, "-ERR MULTI calls can not be nested\r\n")
-            return
-        c.tx_state = TX_OPEN
-        c.tx_shard = -1
-        c.tx_count = 0
-        if buf_append(&c.tx, r.raw, r.raw_size) < 0:
-            client_close(e, c, "out of memory")
-            return
-        say(e, c, "+OK\r\n")
-        return
-    if not c.tx_state:
-        say(e, c, "-ERR EXEC without MULTI\r\n" if row.name[0] == c'e' else "-ERR DISCARD without MULTI\r\n")
-        return
-    if row.name[0] == c'd':
-        say(e, c, "+OK\r\n")
-    elif c.tx_state == TX_BROKEN:
+    cdef uint64_t due
+    if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
-    elif c.tx_shard >= 0 and c.tx_placement != e.placement:
+        return
+    if c.watching >= 0 and (c.unwatched or c.watch_placement != e.placement):
+        say(e, c, "_\r\n" if c.proto == 3 else "*-1\r\n")      # what was watched may have changed
+        return
+    if c.tx_shard >= 0 and c.tx_placement != e.placement:
         say(e, c, "-EXECABORT Transaction discarded because its keys have moved to another shard; try it again.\r\n")
-    elif c.tx_count == 0:
+        return
+    if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
+        return
+    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
+    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)],
+                     c, due)
+    if u == NULL:
+        slot_answer(e, c, e.text, e.text_size)
+        return
+    slot = slot_open(e, c)
+    if slot < 0:
+        return
+    c.wrote |= <uint64_t>1 << (u.node & 63)
+    # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0 or \
+            promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
+        u.doomed = True
+        client_close(e, c, "out of memory")
+    elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
+        give(e, u, r.raw, r.raw_size)
+    e.count[<int>TRANSACTIONS] += 1
+    if e.stale != NULL:
+        drop_stale_run(e, buf_head(&c.tx), c.tx.len)
+    if c.watching >= 0:
+        # EXEC itself forgets them, whatever it answers
+        u.lease &= ~WATCHING
+        c.watching = -1
+
+
+cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    cdef int node
+    if c.tx_state:
+        say(e, c, "-ERR WATCH inside MULTI is not allowed\r\n")
+        return TAKEN
+    node = node_of_command(e, c, r, row)
+    if node < 0:
+        return TAKEN
+    if c.watching >= 0 and (c.unwatched or c.watch_placement != e.placement):
+        say(e, c, "+OK\r\n")      # EXEC will find nothing anyhow
+        return TAKEN
+    if c.watching >= 0 and c.watching != node:
+        refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
+        return TAKEN
+    if own_of(c, node) == NULL and c.head != c.tail:
+        return WAIT
+    if lease(e, c, node, WATCHING) == NULL:
+        slot_answer(e, c, e.text, e.text_size)
+        return TAKEN
+    c.watching = node
+    c.watch_placement = e.placement
+    c.unwatched = False
+    return send_to(e, c, r, row, node)
+
+
+cdef int unwatch(Engine e, Client *c, Request *r, const Row *row) noexcept:
+    if c.tx_state:
+        queue(e, c, r, row)
+        return TAKEN
+    if c.watching >= 0:
+        forget_watched(e, c)
+    say(e, c, "+OK\r\n")
+    return TAKEN
+
+
+cdef void forget_watched(Engine e, Client *c) noexcept:
+    cdef Upstream *u = own_of(c, c.watching)
+    c.watching = -1
+    c.unwatched = False
+    if u == NULL or not u.lease & WATCHING:
+        return
+    u.lease &= ~WATCHING
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
+        u.doomed = True
     else:
-        shard = c.tx_shard if c.tx_shard >= 0 else e.shards[0]
-        u = upstream_for(e, shard, c.proto, c.index)
-        if u == NULL:
-            slot_answer(e, c, e.text, e.text_size)
-        else:
-            slot = slot_open(e, c)
-            if slot >= 0:
-                # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-                if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count) < 0 or \
-                        promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1) < 0:
-                    u.doomed = True
-                    client_close(e, c, "out of memory")
-                elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
-                    give(e, u, r.raw, r.raw_size)
-                e.count[<int>TRANSACTIONS] += 1
-                if e.stale != NULL:
-                    drop_stale_run(e, buf_head(&c.tx), c.tx.len)
-    c.tx_state = TX_NONE
-    buf_release(&c.tx)
+        give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
-cdef void abort_exec(Engine e, Client *c) noexcept:
-    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
+    refuse_bytes(e, c, b"-EXECABORT Transaction discarded because of: %b\r\n" % why)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
+    if c.watching >= 0:
+        forget_watched(e, c)
 
 
 cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int shard
     if row.kind == KIND_REFUSED:
-        if memcmp(row.name, "watch", 6) == 0:
-            say(e, c, "-ERR WATCH inside MULTI is not allowed\r\n")
-            return
         refuse_row(e, c, row)
         return
     if not row.flags & FLAG_IN_MULTI:
@@ -94,7 +173,8 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
         return
     if shard >= 0:
-        if c.tx_shard >= 0 and c.tx_shard != shard:
+        if c.tx_shard >= 0 and c.tx_shard != shard or c.watching >= 0 and c.watching != shard and not (
+                c.unwatched or c.watch_placement != e.placement):
             refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
             return
         if c.tx_shard < 0:
@@ -110,4 +190,6 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
+        if due_of(e, row) - e.now > c.tx_allowed:
+            c.tx_allowed = due_of(e, row) - e.now
     say(e, c, "+QUEUED\r\n")

@@ -16,9 +16,11 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_SHARED, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, Engine, Entry, Node, Upstream, shared_at,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
+from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
+from shardproxy.dataplane.private cimport private_drop
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -35,6 +37,7 @@ cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
     MAX_QUEUE = 4194304         # requests on one upstream
+    POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
 
 
@@ -51,13 +54,12 @@ cdef void keep_alive(Engine e, int fd) noexcept:
 
 cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
     cdef Node *node = e.node_list[u.node]
-    cdef int k
-    cdef Upstream *other
+    cdef Upstream *other = node.first
     snprintf(u.why, TEXT, "%s", why)
-    for k in range(2 * MAX_SHARED):
-        other = shared_at(node, k)
-        if other != NULL and other.state == UP:
+    while other != NULL:
+        if other.state == UP:
             return              # the node is there; it is this protocol, or this connection, that it refuses
+        other = other.after
     if strlen(node.why) == 0:
         e.event("node_down", {"node": node.name.decode(errors="replace"), "reason": why.decode(errors="replace")})
     snprintf(node.why, TEXT, "%s", why)
@@ -129,7 +131,7 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
         node.why[0] = 0
         e.event("node_up", {"node": node.name.decode(errors="replace")})
     if u.out.len:
-        u.dirty = True
+        e.mark_upstream(u)
 
 
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
@@ -156,7 +158,7 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
         else:
             greet(e, u)
         return
-    u.dirty = True
+    e.mark_upstream(u)
 
 
 cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
@@ -174,6 +176,14 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
     greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    u.extras = 0
+    if u.db:
+        greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
+        u.extras += 1
+    if u.linked:
+        setup, count = e.links[u.index].setup
+        greeting += setup
+        u.extras += count
     # small, and the first bytes on a new connection: it always fits
     if pass_on(u, greeting, len(greeting)) != len(greeting):
         upstream_lost(e, u, "could not write to it", False)
@@ -195,32 +205,61 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread) noexcept:
+cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index, due)
+
+
+cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
+    return usable(e, number, NULL, proto, db, 0, due)
+
+
+cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
+    cdef Upstream *u = c.own
+    while u != NULL and u.node != number:
+        u = u.next_own
+    return u
+
+
+cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k) noexcept:
+    """Of a database other than 0: they are few, and looked for."""
+    cdef Upstream *u = e.node_list[number].first
+    while u != NULL:
+        if not u.private and u.db == db and u.proto == proto and u.place == k:
+            return u
+        u = u.after
+    return NULL
+
+
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread,
+                      uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
     cdef int k = <int>(spread % e.connections)
-    cdef Upstream *u = node.shared[proto - 2][k]
+    if u == NULL:
+        u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     e.missing = e.crowded = e.down = False
     if node.mode and node.mode != HOLD:
         shard_down(e, node, node.why)
         return NULL
     if u == NULL:
-        u = upstream_new(e, number, proto)
+        u = upstream_new(e, number, proto, db)
         if u == NULL:
             e.text_size = snprintf(e.text, TEXT, "-ERR out of memory\r\n")
             return NULL
         u.place = <uint8_t>k
-        node.shared[proto - 2][k] = u
+        e.shared_count += 1
+        if db == 0:
+            node.shared[proto - 2][k] = u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
+    if u.over or u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
         shard_down(e, node, u.why)
         return NULL
-    if u.given - u.written > e.budget.queue // e.upstream_count or u.tail - u.head > MAX_QUEUE:
+    if u.given - u.written > e.budget.queue // (e.shared_count + u.private) or u.tail - u.head > MAX_QUEUE:
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
                                node.shard, node.name, <unsigned long long>(u.given - u.written))
         return NULL
-    if u.tail - u.head > ALWAYS and late_for(e, u):
+    if u.tail - u.head > ALWAYS and late_for(e, u, due):
         e.crowded = True
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu requests wait for it, more than it "
@@ -233,15 +272,15 @@ cdef Upstream *upstream_for(Engine e, int number, uint8_t proto, uint32_t spread
     return u
 
 
-cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
-    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind.
+cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
+    """Little's law: what waits is more than the node answers until then; and it does lag behind.
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
-            and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
+            and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
@@ -260,28 +299,61 @@ cdef void fit(Engine e) noexcept:
         e.text_size = TEXT - 1
 
 
-cdef Upstream *upstream_new(Engine e, int node, uint8_t proto) noexcept:
+cdef Upstream *upstream_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
+    cdef Node *node = e.node_list[number]
     cdef Upstream *u
-    cdef uint32_t i
-    for i in range(e.upstream_count):
-        if e.upstreams[i].node == NOWHERE:
-            u = e.upstreams[i]
-            break
+    if e.spare_upstream_count:
+        e.spare_upstream_count -= 1
+        u = e.upstreams[e.spare_upstreams[e.spare_upstream_count]]
     else:
-        u = <Upstream *>calloc(1, sizeof(Upstream)) if e.upstream_count < 65536 else NULL
+        u = <Upstream *>calloc(1, sizeof(Upstream)) if e.upstream_count < MAX_UPSTREAMS else NULL
         if u == NULL:
             return NULL
         u.index = e.upstream_count
         e.upstreams[u.index] = u
         e.upstream_count += 1
-    u.node = <uint16_t>node
+    u.node = <uint16_t>number
     u.proto = proto
+    u.db = db
     u.fd = -1
+    u.before = NULL
+    u.after = node.first
+    if u.after != NULL:
+        u.after.before = u
+    node.first = u
     return u
 
 
+cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
+    """It is nobody's any more: closed, with nothing in its queue. Only at the end of a tick."""
+    cdef Node *node = e.node_list[u.node]
+    upstream_leave(e, u)
+    buf_release(&u.out)
+    u.base = u.written = u.given = u.unsent = 0
+    u.head = u.tail = u.late = u.kept = 0
+    shrink(u)
+    if u.before != NULL:
+        u.before.after = u.after
+    else:
+        node.first = u.after
+    if u.after != NULL:
+        u.after.before = u.before
+    if u.private:
+        node.privates -= 1
+    else:
+        e.shared_count -= 1
+        if u.db == 0:
+            node.shared[u.proto - 2][u.place] = NULL
+    u.before = u.after = u.next_own = NULL
+    u.private = u.owned = u.linked = u.stream = u.over = False
+    u.lease = 0
+    u.node = NOWHERE
+    e.spare_upstreams[e.spare_upstream_count] = u.index
+    e.spare_upstream_count += 1
+
+
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept:
+                 uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept:
     cdef Entry *entry
     if u.fifo == NULL or u.tail - u.head > u.mask:
         if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
@@ -296,10 +368,11 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.part = part
     entry.to = to
     entry.write = write
-    entry.tries = tries
+    entry.tries = 0 if u.private else tries     # what it has been told before is lost with it
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
+    due_add(u, entry, due)
     return 0
 
 
@@ -308,7 +381,7 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
         u.doomed = True         # part of a request cannot be left in there
         return -1
     u.given += n
-    u.dirty = True
+    e.mark_upstream(u)
     return 0
 
 
@@ -339,9 +412,12 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
 
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
-    cdef Node *node = e.node_list[u.node]
+    cdef Node *node
     u.dirty = False
-    if u.state != UP or u.doomed or node.mode == HOLD or node.follows != NOWHERE:
+    if u.state != UP or u.doomed:
+        return                  # it may be nobody's by now
+    node = e.node_list[u.node]
+    if node.mode == HOLD or node.follows != NOWHERE:
         return
     while u.written != u.given or tls_behind(u.tls):
         n = pass_on(u, buf_head(&u.out) + (u.written - u.base), u.given - u.written)
@@ -383,7 +459,7 @@ cdef void upstreams_due(Engine e) noexcept:
             continue
         node = e.node_list[u.node]
         if u.state == DOWN:
-            if u.wanted and e.now >= u.retry_at and not e.draining and not node.out:
+            if u.wanted and e.now >= u.retry_at and not e.draining and not node.out and not u.private:
                 start(e, u)
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
@@ -392,11 +468,15 @@ cdef void upstreams_due(Engine e) noexcept:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)
+        if u.wait_until and e.now > u.wait_until:
+            u.wait_until = 0
+            upstream_lost(e, u, "it does not answer a command that blocks when its time is over", True)
         if u.more:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            if u.state == UP and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written \
+            # what has time left may take it: one script, and no byte meanwhile; nor is what blocks ever late
+            if u.state == UP and u.late != u.head and u.fifo[u.head & u.mask].start < u.written \
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
@@ -404,46 +484,38 @@ cdef void upstreams_due(Engine e) noexcept:
                 u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
             u.done = 0
             u.measured = e.now
-        if node.gone and u.head == u.tail:
-            upstream_leave(e, u)
-            u.node = NOWHERE
-            node.shared[u.proto - 2][u.place] = NULL
+        if u.private:
+            if node.gone and (u.head == u.tail or u.lease & WAITING) and not u.over:
+                upstream_lost(e, u, "it has left the ring", False)
+            elif not u.owned and not u.linked and e.now > u.idle_since + POOL_IDLE and not u.over:
+                private_drop(e, u)
+        elif node.gone and u.head == u.tail:
+            upstream_give_up(e, u)
     for i in range(<uint32_t>e.node_count):
         node = e.node_list[i]
-        if node.used and node.gone and empty(node):
+        if node.used and node.gone and node.first == NULL:
             node.used = False
-
-
-cdef bint empty(Node *node) noexcept nogil:
-    cdef int k
-    for k in range(2 * MAX_SHARED):
-        if shared_at(node, k) != NULL:
-            return False
-    return True
 
 
 cdef bint idle(Engine e, Node *node) noexcept nogil:
     """Nothing that it was sent may still be running, but for what its clients have been told of."""
-    cdef int k
-    cdef Upstream *u
-    for k in range(2 * MAX_SHARED):
-        u = shared_at(node, k)
-        if u != NULL and u.late != u.tail:
+    cdef Upstream *u = node.first
+    while u != NULL:
+        if u.late != u.tail and not u.lease & WAITING:
             return False
+        u = u.after
     return True
 
 
 cdef void release(Engine e, Node *node) noexcept:
     """What was held for it may go."""
-    cdef int k
-    cdef Upstream *u
-    for k in range(2 * MAX_SHARED):
-        u = shared_at(node, k)
-        if u != NULL:
-            prune(e, u)
-            u.dirty = True
-            if u.head != u.tail:
-                u.progress = e.now
+    cdef Upstream *u = node.first
+    while u != NULL:
+        prune(e, u)
+        e.mark_upstream(u)
+        if u.head != u.tail:
+            u.progress = e.now
+        u = u.after
 
 
 cdef void upstream_leave(Engine e, Upstream *u) noexcept:
@@ -455,7 +527,8 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
         close(u.fd)
         u.fd = -1
     u.state = DOWN
-    u.doomed = u.wanted = u.midway = u.push = u.more = u.full = u.dirty = False
+    u.doomed = u.wanted = u.midway = u.push = u.more = u.full = False
+    u.wait_until = 0
     u.events = 0
     buf_release(&u.inp)
     u.scanned = 0

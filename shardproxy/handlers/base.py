@@ -17,10 +17,13 @@ from shardproxy.core import errors, reply
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
+    from shardproxy.core.acl import Users
     from shardproxy.core.commands import CommandTable
+    from shardproxy.core.logins import Failures
     from shardproxy.core.topology import Topology
     from shardproxy.dataplane.calls import Call
     from shardproxy.dataplane.reactor import Reactor
+    from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
@@ -33,6 +36,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     version: str = ""
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
+    databases: int = 0  # how many it has; 0: it does not say
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -53,6 +57,10 @@ class Outcome(msgspec.Struct, frozen=True):
     answer: dict[str, Any] = {}
 
 
+class BadReply(Exception):
+    """A node answered what the command never answers; str(): what, for the client."""
+
+
 class Server(Protocol):
     """The proxy, as far as handlers may know it."""
 
@@ -64,6 +72,9 @@ class Server(Protocol):
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none
     pid: int  # the supervisor's, if there is one
+    users: "Users"  # limits are this worker's part
+    access_log: "AccessLog"  # this worker's
+    failures: "Failures"  # logins that failed, this worker's
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -84,6 +95,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
+        """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
@@ -142,6 +156,8 @@ def _no_handler(server: Server, call: "Call") -> bytes:
 async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:
     try:
         data = await answer
+    except BadReply as error:
+        call.reply(reply.error(str(error)))
     except Exception as error:
         _failed(server, call, error)
     except asyncio.CancelledError:

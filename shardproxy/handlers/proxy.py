@@ -81,7 +81,10 @@ def merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "upstreams": sum(upstream["state"] == "up" for upstream in upstreams),
         "in_flight": sum(upstream["in_flight"] for upstream in upstreams),
         "queue_bytes": sum(upstream["queue_bytes"] for upstream in upstreams),
-        **{name: sum(record[name] for record in records) for name in ("requests", "errors", "lost")},
+        **{
+            name: sum(record[name] for record in records)
+            for name in ("private", "requests", "errors", "lost")
+        },
         "latency_us": {
             name: percentiles(add([record["latency"][name] for record in records]))
             for name in (records[0]["latency"] if records else ())

@@ -43,6 +43,7 @@ class Told(msgspec.Struct, frozen=True):
 
     version: str
     maxmemory_policy: str
+    databases: int  # 0: it does not say
     commands: list[Any]  # its reply to COMMAND; empty: it does not say
 
 
@@ -159,7 +160,7 @@ async def ask(address: str, way: Way, timeout: float) -> Told:
     """Asks one node what it is. Raises NodeRefuses; `timeout` seconds in all."""
     try:
         async with asyncio.timeout(timeout), Line(address, way, timeout, text=True) as line:
-            info, commands = await line.ask(("INFO",), ("COMMAND",))
+            info, config, commands = await line.ask(("INFO",), ("CONFIG", "GET", "databases"), ("COMMAND",))
             said = line.said()
     except TimeoutError:
         raise NodeRefuses(f"no answer in {timeout:g} s") from None
@@ -171,6 +172,7 @@ async def ask(address: str, way: Way, timeout: float) -> Told:
     return Told(
         fields["redis_version"],
         fields.get("maxmemory_policy", ""),
+        int(config[1]) if isinstance(config, list) and len(config) == 2 and config[1].isdigit() else 0,
         commands if isinstance(commands, list) else [],
     )
 

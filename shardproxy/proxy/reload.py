@@ -13,22 +13,24 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Source, load
+from shardproxy.config import Config, ConfigError, Source, load, read_users
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
-from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
 from shardproxy.proxy.certificates import Ways, files, lasting
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 
 WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
+TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
 # tables and options that change without a restart
-RUNNING = ("pool", "state", "tls", "allow", "proxy_protocol_from")
+RUNNING = ("pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from")
 
 
 class Owner(Protocol):
@@ -43,6 +45,10 @@ class Owner(Protocol):
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """None: a worker, which owns nothing."""
 
     async def linger(self) -> None:
         """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
@@ -76,21 +82,32 @@ def moved(old: Topology, new: Topology) -> list[str]:
     ]
 
 
+def moves(old: Topology, new: Topology) -> bool:
+    """Whether keys move between nodes of a pool where none must find what it had of them before."""
+    before = {pool.name: pool for pool in old.pools}
+    return any(
+        pool.removes and pool.name in before and replaced(before[pool.name], pool) for pool in new.pools
+    )
+
+
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
     def __init__(self, owner: Owner, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._ways = Ways.read(owner.config)
+        self._ways, self._users = Ways.read(owner.config), read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
 
     # --- start ---
 
-    def restore(self, drained: Mapping[str, Any] | None = None) -> None:
-        """Shards that were drained are so again: these, else those of the state file."""
+    def restore(
+        self, drained: Mapping[str, Any] | None = None, away: Mapping[str, tuple[str, bool]] | None = None
+    ) -> None:
+        """Shards that were drained are so again (these, else the state file's), and nodes that were out."""
         owner = self._owner
+        owner.topology = owner.topology.with_away(away or {})
         if drained is None and owner.config.state:
             try:
                 kept = state.read(owner.config.state)
@@ -117,8 +134,9 @@ class Reloader:
                 continue
             await asyncio.sleep(SETTLED)
             if self._look() == now:
-                seen = now
-                await self.operate("reload", FILE_CHANGED)
+                outcome = await self.operate("reload", FILE_CHANGED)
+                if outcome.error != errors.NOT_TIDIED:  # else the same again, in a moment
+                    seen = now
 
     async def _first(self) -> None:
         """The file is worth keeping only if it is what runs: we may have been started without it."""
@@ -134,17 +152,18 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file and those of TLS; None: it is not there, as while it is replaced."""
-        seen: tuple[int, ...] = ()
-        for path in (self._file, *files(self._owner.config)):
+        """What changes with the file, the users' own and those of TLS; None: one of the first two is not there."""
+        config, seen = self._owner.config, []
+        for path in (self._file, config.acl_file, *files(config)):
             try:
-                found = os.stat(path)
+                found = os.stat(path) if path else None
             except OSError:
-                if path == self._file:
+                if path in (self._file, config.acl_file):
                     return None
                 continue
-            seen += (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-        return seen
+            if found:
+                seen += [found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev]
+        return tuple(seen)
 
     # --- changes ---
 
@@ -176,7 +195,12 @@ class Reloader:
             new = await asyncio.to_thread(load, source)
             config, changed, restart = change(owner.config, new)
             ways = await asyncio.to_thread(Ways.read, config, file=self._file)
+            users = await asyncio.to_thread(read_users, new, file=self._file)
             self._refuse_expired(ways, config)
+            moving = moves(owner.topology, owner.topology.with_config(config))
+            if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
+                owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
+                return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)
         except (ConfigError, ValueError) as error:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
@@ -186,7 +210,9 @@ class Reloader:
             changed.append("the passwords of nodes")
         if ways.fingerprint != self._ways.fingerprint:
             changed.append("certificates, keys or CAs")
-        self._content, self._ways = source.content, ways
+        if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
+            changed.append("users")
+        self._content, self._ways, self._users = source.content, ways, users
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:

@@ -18,12 +18,15 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Limits
+from shardproxy.config import Config, Limits, read_users
 from shardproxy.config_text import door
 from shardproxy.core import commands, misses
+from shardproxy.core.acl import Users
+from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
@@ -83,7 +86,10 @@ class Proxy:
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
+        self.users = self._users_of(config)
         self._ways = Ways.read(config)
+        self.access_log = AccessLog()
+        self.failures = Failures()
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, file)
         self._taken = taken
@@ -92,7 +98,8 @@ class Proxy:
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
-        self._keeper = None if team else Keeper(self, self.run_id, self.log)
+        inherits = taken is not None and taken.knows
+        self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -136,9 +143,10 @@ class Proxy:
         if self._team is None:
             taken = self._taken
             self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
-            self.reloader.restore(taken.drained if taken else None)
+            self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
+        self.reactor.set_users(self.users)
         self.apply(self.topology)
         self._open_doors()
         loop = asyncio.get_running_loop()
@@ -215,8 +223,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
-        if self._keeper:
-            await self._keeper.close()
+        if self.keeper:
+            await self.keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -235,7 +243,7 @@ class Proxy:
 
     def reconfigure(self, config: Config, topology: Topology) -> None:
         """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        ways = Ways.read(config)
+        ways, users = Ways.read(config), self._users_of(config)
         before = self.config, self.topology, self._ways
         self.config, self._ways = config, ways
         try:
@@ -244,7 +252,16 @@ class Proxy:
             self.config, self.topology, self._ways = before
             raise
         self._open_doors()
+        if users != self.users:
+            self.users = users
+            self.reactor.set_users(users)
         self._follow()
+
+    def _users_of(self, config: Config) -> Users:
+        """With this worker's part of their limits. Raises ConfigError."""
+        users, workers = read_users(config), self._team.workers if self._team else 1
+        limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
+        return msgspec.structs.replace(users, limits=limits)
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """The same, as a `reload.Owner` does it."""
@@ -266,8 +283,8 @@ class Proxy:
                 known.pop(gone, None)
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
-        if self._keeper:
-            self._keeper.follow(self._ways)
+        if self.keeper:
+            self.keeper.follow(self._ways)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -281,6 +298,9 @@ class Proxy:
         """From the engine, within a tick."""
         if self._closing:
             return  # what is lost now we have closed ourselves
+        if event == "denied":
+            self.access_log.denied(time.time(), **fields)
+            return
         self.log(event, **fields)
         if event in ("node_down", "node_failing", "upstream_lost"):
             self._resolver.lost(fields["node"])
@@ -293,8 +313,8 @@ class Proxy:
         """What the engine has seen of the nodes goes to whoever decides."""
         if self._closing or not (found := self.reactor.evidence()):
             return
-        if self._keeper:
-            self._keeper.observe(found)
+        if self.keeper:
+            self.keeper.observe(found)
         elif self._peers:
             self._peers.evidence(found)
 
@@ -330,7 +350,7 @@ class Proxy:
             self.log("node_refuses", node=address, reason=reason)
 
     def _learnt(self, address: str, told: probe.Told) -> None:
-        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy)
+        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases)
         self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands
@@ -372,7 +392,7 @@ class Proxy:
         """
         pool = topology.pools[0]
         held = any(pool.mode(shard) == "hold" for shard in pool.shards)
-        limit = time.monotonic() + pool.timeout
+        limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
@@ -401,10 +421,16 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
         if what == "clients":
             return await self._clients()
-        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+        return {
+            "nodes": self.reactor.nodes,
+            "process": self._process,
+            "worker": self._worker,
+            "denials": self.access_log.entries,
+            "forget denials": self.access_log.clear,
+        }[what]()
 
     def _process(self) -> ProcessRecord:
         return process_record(self._lag)
@@ -436,6 +462,13 @@ class Proxy:
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
 
+    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
+        if forget:
+            await self._all("forget denials", None)
+            return []
+        found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
+        return sorted(found, key=lambda entry: -entry.updated)
+
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)
 
@@ -447,7 +480,7 @@ class Proxy:
 
     @property
     def mistaken(self) -> Mapping[str, int]:
-        return self._keeper.mistaken if self._keeper else {}
+        return self.keeper.mistaken if self.keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:

@@ -99,8 +99,11 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
-        self.keeper = Keeper(self, self.run_id, self.log)
-        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
+        inherits = taken is not None and taken.knows
+        self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
+        self._forgotten: set[str] = (
+            set()
+        )  # nodes whose keys were elsewhere when a worker died, which knew them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, file)
@@ -121,7 +124,7 @@ class Supervisor:
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
-        self.reloader.restore(taken.drained if taken else None)
+        self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.keeper.follow(ways)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
@@ -197,7 +200,12 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
-            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
+            self._forgotten |= {
+                shard.node.address
+                for pool in self.topology.pools
+                for shard in pool.shards
+                if pool.elsewhere(shard)
+            }
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):
@@ -309,7 +317,7 @@ class Supervisor:
     async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
         """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
-        patience = ACKNOWLEDGE + max(pool.timeout for pool in topology.pools)
+        patience = ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
         acks = await self.broadcast(name, body, timeout=patience)
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:

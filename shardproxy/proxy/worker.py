@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from shardproxy.config import Config, Secret
+from shardproxy.config import Config
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
@@ -62,7 +62,7 @@ def config_to_wire(config: Config) -> Any:
 
 
 def config_from_wire(data: Any) -> Config:
-    return msgspec.convert(data, Config, dec_hook=lambda _, value: Secret(value))
+    return msgspec.convert(data, Config, dec_hook=lambda kind, value: kind(value))
 
 
 class Worker:

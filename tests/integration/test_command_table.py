@@ -375,4 +375,5 @@ def test_learning_all_of_it_anew_agrees_with_the_built_in_decisions(server: Serv
     missed = {row.name for row in ours.values() if row.kind in ("forward", "fanout")} - {
         row.name for row in forwarded
     }
-    assert missed == scripts | {"sort", "sort_ro", "xread", "xreadgroup"}
+    blocking = {row.name for row in ours.values() if "blocking" in row.flags and row.has_keys}
+    assert missed == scripts | blocking | {"sort", "sort_ro"}

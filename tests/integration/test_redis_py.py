@@ -90,8 +90,15 @@ def test_names_and_databases_of_a_connection_url(proxy: ProxyProcess) -> None:
     with redis_py.from_url(f"redis://127.0.0.1:{proxy.port}/0?client_name=urlish") as client:
         assert client.client_getname() in ("urlish", b"urlish")
     with (
-        redis_py.from_url(f"redis://127.0.0.1:{proxy.port}/1") as client,
-        pytest.raises(redis_py.exceptions.RedisError, match="database"),
+        redis_py.from_url(f"redis://127.0.0.1:{proxy.port}/1") as one,
+        redis_py.from_url(f"redis://127.0.0.1:{proxy.port}/2") as two,
+    ):
+        one.set("same", "one")
+        two.set("same", "two")
+        assert (one.get("same"), two.get("same")) == (b"one", b"two")
+    with (
+        redis_py.from_url(f"redis://127.0.0.1:{proxy.port}/99") as client,
+        pytest.raises(redis_py.exceptions.RedisError, match="DB index is out of range"),
     ):
         client.ping()
 
@@ -103,7 +110,7 @@ def test_errors_are_errors_and_leave_the_connection(client: redis_py.Redis) -> N
     with pytest.raises(redis_py.ResponseError, match="unknown command"):
         client.execute_command("NOSUCH", "a")
     with pytest.raises(redis_py.ResponseError, match="not supported yet"):
-        client.blpop("py:list", timeout=1)
+        client.execute_command("MIGRATE", "127.0.0.1", "1", "k", "0", "1")
     assert client.get("py:str") == "x"
 
 

@@ -31,7 +31,9 @@ def config(
     nodes: Sequence[RedisNode], cert: Path, key: Path, *more: str, listen: Sequence[str] = (), top: str = ""
 ) -> str:
     lines = ["[tls]", f'cert = "{cert}"', f'key = "{key}"', *more]
-    return toml(shards_of(nodes), listen or ["127.0.0.1:0", "tls://127.0.0.1:0"], top) + "\n".join(lines) + "\n"
+    return (
+        toml(shards_of(nodes), listen or ["127.0.0.1:0", "tls://127.0.0.1:0"], top) + "\n".join(lines) + "\n"
+    )
 
 
 def tls_port(process: ProxyProcess) -> int:
@@ -60,6 +62,7 @@ def encrypted(nodes3: list[RedisNode], authority: Authority) -> Iterator[ProxyPr
     more = [f'ca = "{authority.ca}"', 'verify = "optional"', "user_from_cert = true"]
     other = authority.issue("other", names=("DNS:other.test",))
     more += ['[tls.sni."other.test"]', f'cert = "{other[0]}"', f'key = "{other[1]}"']
+    more += ["[users]", 'alice = "on >unused ~alice:* +@all"', 'bob = "off >unused ~* +@all"']
     with ProxyProcess(config(nodes3, *authority.issue("proxy"), *more)) as process:
         yield process
 
@@ -84,7 +87,11 @@ def test_redis_cli(encrypted: ProxyProcess, authority: Authority) -> None:
 def test_redis_py_and_big_values(encrypted: ProxyProcess, authority: Authority) -> None:
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         with redis_py.Redis(
-            "localhost", tls_port(encrypted), ssl=True, ssl_ca_certs=str(authority.ca), ssl_min_version=version
+            "localhost",
+            tls_port(encrypted),
+            ssl=True,
+            ssl_ca_certs=str(authority.ca),
+            ssl_min_version=version,
         ) as client:
             assert client.set("big", BIG)
             assert client.get("big") == BIG
@@ -122,7 +129,7 @@ def test_one_byte_at_a_time(raw: RawTls) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_splits_of_the_ciphertext(encrypted: ProxyProcess, authority: Authority, seed: int) -> None:
-    """Records arrive in pieces of any size, also along with the end of the handshake, whatever the commands in them."""
+    """Records arrive in pieces of any size, also along with the end of the handshake."""
     chance = random.Random(seed)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = authority.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
@@ -242,19 +249,35 @@ def test_a_slow_reader_holds_up_only_itself(encrypted: ProxyProcess, authority: 
 def test_the_name_in_the_certificate(encrypted: ProxyProcess, authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue("alice", names=())
     with RawTls(tls_port(encrypted), authority.context(cert, key)) as raw:
-        assert raw.ask("PING") == b"+PONG\r\n"
+        assert raw.value("ACL", "WHOAMI") == "alice"
+        assert str(raw.value("SET", "other", 1)).startswith("NOPERM")
+        assert raw.ask("SET", "alice:1", 1) == b"+OK\r\n"
+    for name in ("bob", "carol"):  # one is off, the other nobody
+        with RawTls(tls_port(encrypted), authority.context(*authority.issue(name))) as raw:
+            assert raw.value("ACL", "WHOAMI") == "default", name
     stranger = Authority(tmp_path / "stranger", "nobody's CA")
     context = authority.context(*stranger.issue("alice"))
-    with pytest.raises((ssl.SSLError, ConnectionError, EOFError)), RawTls(tls_port(encrypted), context) as raw:
+    with (
+        pytest.raises((ssl.SSLError, ConnectionError, EOFError)),
+        RawTls(tls_port(encrypted), context) as raw,
+    ):
         raw.ask("PING")
-    until(lambda: any("unable to get local issuer" in each or "self-signed" in each for each in reasons(encrypted)), "its reason")
+    until(
+        lambda: any(
+            "unable to get local issuer" in each or "self-signed" in each for each in reasons(encrypted)
+        ),
+        "its reason",
+    )
 
 
 def test_a_certificate_that_is_required(nodes3: list[RedisNode], authority: Authority) -> None:
     more = [f'ca = "{authority.ca}"', 'verify = "required"', 'minimum = "1.3"']
     with ProxyProcess(config(nodes3, *authority.issue("strict"), *more)) as process:
         port = tls_port(process)
-        with pytest.raises((ssl.SSLError, ConnectionError, EOFError)), RawTls(port, authority.context()) as raw:
+        with (
+            pytest.raises((ssl.SSLError, ConnectionError, EOFError)),
+            RawTls(port, authority.context()) as raw,
+        ):
             raw.ask("PING")
         expired = authority.context(*authority.issue("late", days=-1))
         with pytest.raises((ssl.SSLError, ConnectionError, EOFError)), RawTls(port, expired) as raw:
@@ -263,7 +286,12 @@ def test_a_certificate_that_is_required(nodes3: list[RedisNode], authority: Auth
         assert any("peer did not return a certificate" in each for each in reasons(process))
         cert, key = authority.issue("bob")
         with redis_py.Redis(
-            "localhost", port, ssl=True, ssl_ca_certs=str(authority.ca), ssl_certfile=str(cert), ssl_keyfile=str(key)
+            "localhost",
+            port,
+            ssl=True,
+            ssl_ca_certs=str(authority.ca),
+            ssl_certfile=str(cert),
+            ssl_keyfile=str(key),
         ) as client:
             assert client.ping()
         assert counter(process, "tls_failures") == 2
@@ -414,7 +442,10 @@ def test_certificates_are_read_again_under_load(nodes3: list[RedisNode], authori
                 for source, target in zip(late, (cert, key), strict=True):
                     shutil.copy(source, target)
                 process.signal(signal.SIGHUP)
-                until(lambda: any("expired on" in str(each) for each in process.events("reload_refused")), "refusal")
+                until(
+                    lambda: any("expired on" in str(each) for each in process.events("reload_refused")),
+                    "refusal",
+                )
                 assert subject() == "second"
                 assert old.ask("PING") == b"+PONG\r\n"
         finally:
@@ -427,15 +458,14 @@ def test_workers_and_takeover(nodes3: list[RedisNode], authority: Authority) -> 
     port = free_port()
     listen = [f"tls://127.0.0.1:{port}"]
     text = config(nodes3, *authority.issue("team"), listen=listen, top="workers = 2")
-    with ProxyProcess(text) as old:
-        with RawTls(port, authority.context()) as raw:
-            assert raw.ask("SET", "k", "v") == b"+OK\r\n"
-            with ProxyProcess(text, "--takeover") as new:
-                assert new.addresses == listen
-                until(lambda: old.events("handed_over"), "the old one to hand over")
-                assert raw.ask("GET", "k") == b"$1\r\nv\r\n"
-                for _ in range(10):
-                    with RawTls(port, authority.context()) as other:
-                        assert other.ask("GET", "k") == b"$1\r\nv\r\n"
-                raw.close()
-                assert old.wait() == 0
+    with ProxyProcess(text) as old, RawTls(port, authority.context()) as raw:
+        assert raw.ask("SET", "k", "v") == b"+OK\r\n"
+        with ProxyProcess(text, "--takeover") as new:
+            assert new.addresses == listen
+            until(lambda: old.events("handed_over"), "the old one to hand over")
+            assert raw.ask("GET", "k") == b"$1\r\nv\r\n"
+            for _ in range(10):
+                with RawTls(port, authority.context()) as other:
+                    assert other.ask("GET", "k") == b"$1\r\nv\r\n"
+            raw.close()
+            assert old.wait() == 0

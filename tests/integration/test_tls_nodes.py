@@ -21,7 +21,9 @@ class TlsNode(RedisNode):
     def __init__(self, authority: Authority, cert: tuple[Path, Path], *options: str) -> None:
         tls_port = free_port()
         files = ["--tls-cert-file", cert[0], "--tls-key-file", cert[1], "--tls-ca-cert-file", authority.ca]
-        super().__init__("--port", "0", "--tls-port", str(tls_port), *map(str, files), *options, port=tls_port)
+        super().__init__(
+            "--port", "0", "--tls-port", str(tls_port), *map(str, files), *options, port=tls_port
+        )
         self.authority, self.shown = authority, authority.issue("direct")
 
     def _answers(self) -> bool:
@@ -53,7 +55,15 @@ def node(authority: Authority) -> Iterator[TlsNode]:
 
 
 def config(shards: Sequence[str], *tls: str, top: str = "", pool: str = "") -> str:
-    lines = ["listen = ['127.0.0.1:0']", top, "[pool.main]", pool, "[pool.main.tls]", *tls, "[pool.main.shards]"]
+    lines = [
+        "listen = ['127.0.0.1:0']",
+        top,
+        "[pool.main]",
+        pool,
+        "[pool.main.tls]",
+        *tls,
+        "[pool.main.shards]",
+    ]
     return "\n".join([*lines, *(f'{chr(97 + number)} = "{url}"' for number, url in enumerate(shards))]) + "\n"
 
 
@@ -79,7 +89,11 @@ def test_requests_probes_and_big_values(
 ) -> None:
     """One shard with TLS, one without; by name, whose certificate is looked at, though the engine knows its IP."""
     shards = [f"rediss://localhost:{node.port}", f"redis://{redis.address}"]
-    text = config(shards, *shows(authority, ours), pool='connections_per_node = 2\nhealth = {probe = "deep", interval = "200ms"}')
+    text = config(
+        shards,
+        *shows(authority, ours),
+        pool='connections_per_node = 2\nhealth = {probe = "deep", interval = "200ms"}',
+    )
     with ProxyProcess(text) as process, process.raw() as raw:
         for number in range(60):
             assert raw.ask("SET", f"k{number}", BIG if number % 20 == 0 else number) == b"+OK\r\n"
@@ -88,9 +102,12 @@ def test_requests_probes_and_big_values(
         for number in range(60):
             value = BIG if number % 20 == 0 else b"%d" % number
             assert raw.frame() == b"$%d\r\n%b\r\n" % (len(value), value)
-        assert raw.ask("MGET", "k1", "k2", "k3", "k4") == b"*4\r\n" + b"".join(b"$1\r\n%d\r\n" % n for n in (1, 2, 3, 4))
+        assert raw.ask("MGET", "k1", "k2", "k3", "k4") == b"*4\r\n" + b"".join(
+            b"$1\r\n%d\r\n" % n for n in (1, 2, 3, 4)
+        )
         until(
-            lambda: {each["state"] for each in json.loads(raw.value("PROXY", "NODES"))} == {"up"}, "both to be up"
+            lambda: {each["state"] for each in json.loads(raw.value("PROXY", "NODES"))} == {"up"},
+            "both to be up",
         )
         with node.raw() as direct:
             assert int(direct.value("DBSIZE")) > 10
@@ -109,7 +126,9 @@ def test_a_node_that_restarts(authority: Authority, ours: tuple[Path, Path]) -> 
 
 
 @pytest.mark.parametrize("workers", [2])
-def test_under_a_supervisor(authority: Authority, node: TlsNode, ours: tuple[Path, Path], workers: int) -> None:
+def test_under_a_supervisor(
+    authority: Authority, node: TlsNode, ours: tuple[Path, Path], workers: int
+) -> None:
     text = config([f"rediss://127.0.0.1:{node.port}"], *shows(authority, ours), top=f"workers = {workers}")
     with ProxyProcess(text) as process, process.raw() as raw:
         assert raw.ask("SET", "k", "v") == b"+OK\r\n"
@@ -163,7 +182,10 @@ def check(text: str, folder: Path) -> tuple[int, str]:
     path = folder / "shardproxy.toml"
     path.write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "shardproxy", "check", "-c", str(path)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "shardproxy", "check", "-c", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -12,7 +12,10 @@ import pytest
 from shardproxy import config, config_tables, config_text
 from shardproxy.config import Config, ConfigError, Credentials, Limits, PoolConfig, ShardConfig, load
 
-RECORDS = (Config, config.Log, Limits, PoolConfig, ShardConfig)
+RECORDS = (
+    *(Config, config.Log, Limits, PoolConfig, config.TimeoutsConfig, config.HealthConfig, ShardConfig),
+    config.UserConfig,
+)
 SHARD = '[pool.main.shards]\na = "redis://127.0.0.1:7001"\n'
 
 
@@ -144,6 +147,11 @@ def test_auto_is_resolved(pool: str, expected: tuple[str, str]) -> None:
 def test_timeouts_follow_timeout() -> None:
     made = load(f'[pool.main]\ntimeout = "200ms"\n{SHARD}'.encode()).pool["main"]
     assert (made.attempt_timeout, made.reset_after) == (0.2, 1.0)
+    assert (made.timeouts.read, made.timeouts.write, made.timeouts.script) == (0.2, 0.2, 0.2)
+    one = load(f'[pool.main]\ntimeout = "200ms"\ntimeouts = {{ script = "5s" }}\n{SHARD}'.encode()).pool[
+        "main"
+    ]
+    assert (one.timeouts.read, one.timeouts.script) == (0.2, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +225,6 @@ MISTAKES = [
     (TOP, 'listen = ["unix:///s?mode=888"]', "listen[0]: found", "?mode=0660"),
     (TOP, 'listen = ["proxy+redis:6379"]', "listen[0]: found", "tls://HOST:PORT"),
     (TOP, 'allow = ["10.0.0/8"]', 'allow[0]: found "10.0.0/8"', "a network such as"),
-    (TOP, "users = {}", "users: ", "not supported yet"),
     (
         NODES,
         'a = { primary = "redis://h:1", replicas = ["x"] }',

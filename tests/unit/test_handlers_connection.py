@@ -29,11 +29,14 @@ def test_integers_are_read_as_redis_reads_them(text: bytes, value: int | None) -
     assert integer_in(text) == value
 
 
-async def test_select_of_another_database_says_what_is_missing() -> None:
-    answer = await ask(FakeServer(), FakeClient(), "SELECT", "1")
-    assert answer.startswith(b"-ERR ")
-    assert b"not supported yet" in answer
-    assert b"database" in answer
+async def test_select_knows_the_databases_of_all_nodes() -> None:
+    server, client = FakeServer(), FakeClient()
+    assert await ask(server, client, "SELECT", "15") == b"+OK\r\n"
+    assert client.db == 15
+    assert await ask(server, client, "SELECT", "16") == b"-ERR DB index is out of range\r\n"
+    server.node_info = {"a": NodeInfo("7.0.15", databases=4), "b": NodeInfo("7.0.15", databases=9)}
+    assert await ask(server, client, "SELECT", "4") == b"-ERR DB index is out of range\r\n"
+    assert client.db == 15
 
 
 async def test_hello_switches_the_protocol_only_when_all_of_it_is_right() -> None:

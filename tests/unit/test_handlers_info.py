@@ -125,7 +125,7 @@ async def test_nodes_adds_up_what_the_workers_see() -> None:
         histogram = [0] * BUCKET_COUNT
         histogram[bucket(100)] = requests
         return {
-            "address": "127.0.0.1:7002", "requests": requests, "errors": 1, "lost": 0,
+            "address": "127.0.0.1:7002", "requests": requests, "errors": 1, "lost": 0, "private": 1,
             "upstreams": [{"protocol": 2, "state": "up", "in_flight": 2, "queue_bytes": 7, "failures": 0}],
             "latency": {"read": histogram, "write": [0] * BUCKET_COUNT},
         }  # fmt: skip
@@ -158,8 +158,8 @@ async def test_proxy_commands_says_why() -> None:
     rows = {row["name"]: row for row in await show(server, "COMMANDS")}
     assert rows["get"]["kind"] == "forward"
     assert rows["mget"]["merge"] == "array"
-    assert rows["blpop"]["kind"] == "refused"
-    assert rows["blpop"]["why"]
+    assert rows["migrate"]["kind"] == "refused"
+    assert rows["migrate"]["why"]
     assert [row["name"] for row in await show(server, "COMMANDS", "GET", "nope")] == ["get"]
 
 

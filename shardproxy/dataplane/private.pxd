@@ -1,0 +1,19 @@
+from libc.stdint cimport uint8_t, uint16_t
+from shardproxy.dataplane.engine cimport Client, Engine, Upstream
+
+# The client's own upstream of that node, lent to it for `why`; NULL: e.text is the error line.
+cdef Upstream *lease(Engine e, Client *c, int number, uint8_t why) noexcept
+# `why` is over; with nothing left that keeps it, and nothing in its queue, the upstream goes to the pool.
+cdef void unlease(Engine e, Upstream *u, uint8_t why) noexcept
+# A private upstream that nobody has; NULL: e.text is the error line.
+cdef Upstream *private_of(Engine e, int number, uint8_t proto, uint16_t db) noexcept
+# A new one, also when the pool has some.
+cdef Upstream *private_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept
+# Its connection is gone: whoever had it is told. Its queue is the caller's.
+cdef void private_lost(Engine e, Upstream *u) noexcept
+# Closed at the end of the tick, without blame for the node; handlers that wait for replies get e.text.
+cdef void private_drop(Engine e, Upstream *u) noexcept
+# The client leaves, or needs other ones: what it watches counts as changed.
+cdef void abandon(Engine e, Client *c) noexcept
+# Those that were lost or dropped are given up: only at the end of a tick.
+cdef void give_up_lost(Engine e) noexcept

@@ -1,0 +1,185 @@
+"""Private upstreams: for what a connection that many clients share cannot do. WATCH, blocking commands, handlers' Links.
+
+Rules: a client gets one when everything that it has sent is answered, and while it has one, all its commands for that
+node travel on it: so order needs no care. It goes back to the node's pool when nothing keeps it and nothing is in its
+queue; one that is not provably clean is closed. What was told to a connection that is lost (WATCH) is lost with it,
+and said.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdio cimport snprintf
+
+from shardproxy.dataplane.counters cimport OVERLOADED
+from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.engine cimport (
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, UP, WAITING, WATCHING, Client, Engine, Node, Upstream,
+)
+from shardproxy.dataplane.links cimport link_lost
+from shardproxy.dataplane.losses cimport ghost
+from shardproxy.dataplane.upstreams cimport fit, own_of, start, upstream_give_up, upstream_leave, upstream_new
+
+cdef enum:
+    POOL_MOST = 16              # that wait in one node's pool
+
+
+cdef Upstream *lease(Engine e, Client *c, int number, uint8_t why) noexcept:
+    cdef Upstream *u = own_of(c, number)
+    cdef Node *node = e.node_list[number]
+    if u == NULL:
+        u = private_of(e, number, c.proto, c.db)
+        if u == NULL:
+            return NULL
+        u.owned = True
+        u.owner = c.index
+        u.owner_generation = c.generation
+        u.next_own = c.own
+        c.own = u
+        if u.state == DOWN and (node.mode == SERVE or node.mode == HOLD):
+            start(e, u)
+            if u.over:
+                e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
+                                       node.shard, node.name, u.why)
+                fit(e)
+                return NULL
+    u.lease |= why
+    return u
+
+
+cdef Upstream *private_of(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
+    cdef Node *node = e.node_list[number]
+    cdef Upstream *u = node.pool
+    while u != NULL:
+        if u.proto == proto and u.db == db and u.state == UP:
+            unpool(node, u)
+            return u
+        u = u.next_own
+    return private_new(e, number, proto, db)
+
+
+cdef Upstream *private_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
+    cdef Node *node = e.node_list[number]
+    cdef Upstream *u
+    if node.privates >= e.private_most:
+        e.count[<int>OVERLOADED] += 1
+        e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %u private connections are in use\r\n",
+                               node.shard, node.name, node.privates)
+        fit(e)
+        return NULL
+    u = upstream_new(e, number, proto, db)
+    if u == NULL:
+        e.text_size = snprintf(e.text, TEXT, "-ERR out of memory\r\n")
+        return NULL
+    u.private = True
+    node.privates += 1
+    return u
+
+
+cdef void unlease(Engine e, Upstream *u, uint8_t why) noexcept:
+    cdef Node *node = e.node_list[u.node]
+    cdef Client *c
+    cdef Upstream *other
+    cdef int pooled = 0
+    u.lease &= ~why
+    if why & WAITING:
+        u.wait_until = 0
+        c = owner_of(e, u)
+        if c != NULL:
+            c.waiting = False
+    if u.lease or u.head != u.tail or u.over:
+        return
+    if u.owned:
+        disown(e, u)
+    other = node.pool
+    while other != NULL:
+        pooled += 1
+        other = other.next_own
+    if u.state != UP or node.gone or pooled >= POOL_MOST:
+        private_drop(e, u)
+        return
+    u.idle_since = e.now
+    u.next_own = node.pool
+    node.pool = u
+
+
+cdef Client *owner_of(Engine e, Upstream *u) noexcept:
+    """Also one that is dead, as long as it is not freed."""
+    cdef Client *c
+    if not u.owned or u.owner >= e.client_room:
+        return NULL
+    c = e.client_list[u.owner]
+    return c if c != NULL and c.generation == u.owner_generation else NULL
+
+
+cdef void unchain(Upstream **head, Upstream *u) noexcept:
+    while head[0] != NULL and head[0] != u:
+        head = &head[0].next_own
+    if head[0] == u:
+        head[0] = u.next_own
+    u.next_own = NULL
+
+
+cdef void unpool(Node *node, Upstream *u) noexcept:
+    unchain(&node.pool, u)
+
+
+cdef void disown(Engine e, Upstream *u) noexcept:
+    cdef Client *c = owner_of(e, u)
+    if c != NULL:
+        unchain(&c.own, u)
+    u.owned = False
+
+
+cdef void private_lost(Engine e, Upstream *u) noexcept:
+    cdef Client *c
+    if u.over:
+        return
+    u.over = True
+    e.over_count += 1
+    if u.owned:
+        c = owner_of(e, u)
+        if c != NULL:
+            c.unwatched = c.unwatched or u.lease & WATCHING
+            if u.lease & WAITING:
+                c.waiting = False
+        disown(e, u)
+    elif not u.linked:
+        unpool(e.node_list[u.node], u)
+    u.lease = 0
+    if u.linked:
+        link_lost(e, u)
+
+
+cdef void private_drop(Engine e, Upstream *u) noexcept:
+    cdef uint32_t i
+    if u.over:
+        return
+    private_lost(e, u)
+    if u.state == UP:
+        ghost(e, u)
+    upstream_leave(e, u)
+    i = u.head
+    e.text_size = snprintf(e.text, TEXT, "-ERR the connection was closed before it answered\r\n")
+    while i != u.tail:
+        if u.fifo[i & u.mask].to == TO_ASK:
+            deliver_error(e, &u.fifo[i & u.mask], False)
+        i += 1
+    u.tail = u.head
+
+
+cdef void abandon(Engine e, Client *c) noexcept:
+    cdef Upstream *u
+    while c.own != NULL:
+        u = c.own
+        if u.lease == 0 and u.head == u.tail:
+            unlease(e, u, 0)
+        else:
+            private_drop(e, u)
+    e.wake()
+
+
+cdef void give_up_lost(Engine e) noexcept:
+    cdef uint32_t i
+    e.over_count = 0
+    for i in range(e.upstream_count):
+        if e.upstreams[i].over:
+            upstream_give_up(e, e.upstreams[i])
