@@ -27,7 +27,7 @@ from shardproxy.dataplane.system cimport (
     TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
 )
 from shardproxy.dataplane.tls cimport (
-    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_shake, tls_why,
+    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_recv, tls_shake, tls_why,
 )
 
 cdef extern from "<string.h>" nogil:
@@ -186,7 +186,9 @@ cdef void greet(Engine e, Upstream *u) noexcept:
         u.extras += count
     # small, and the first bytes on a new connection: it always fits
     if pass_on(u, greeting, len(greeting)) != len(greeting):
-        upstream_lost(e, u, "could not write to it", False)
+        if u.tls != NULL:
+            tls_recv(e, <Tls>u.tls, u.fd, e.scratch, SCRATCH)       # its alert says why it has closed
+        upstream_lost(e, u, "could not write to it" if tls_why(u.tls) == NULL else tls_why(u.tls), False)
 
 
 cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:
