@@ -16,7 +16,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
@@ -175,6 +175,7 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
+    cdef const char *why
     greeting, u.greetings = e.greetings[u.node][u.proto - 2]
     u.extras = 0
     if u.db:
@@ -188,7 +189,10 @@ cdef void greet(Engine e, Upstream *u) noexcept:
     if pass_on(u, greeting, len(greeting)) != len(greeting):
         if u.tls != NULL:
             tls_recv(e, <Tls>u.tls, u.fd, e.scratch, SCRATCH)       # its alert says why it has closed
-        upstream_lost(e, u, "could not write to it" if tls_why(u.tls) == NULL else tls_why(u.tls), False)
+        why = tls_why(u.tls)
+        if why == NULL:
+            why = "could not write to it"
+        upstream_lost(e, u, why, False)
 
 
 cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:

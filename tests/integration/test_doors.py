@@ -40,7 +40,8 @@ def doors(
     ]
     listen += [f"proxy+unix://{path}/wide?mode=0666"]
     top = 'protected_mode = false\nallow = ["10.0.0.0/8", "127.0.0.1"]'
-    more = f'[tls]\ncert = "{cert}"\nkey = "{key}"\n[limits]\nhandshake_timeout = "700ms"\nclients_per_address = 3\n'
+    more = f'[tls]\ncert = "{cert}"\nkey = "{key}"\n'
+    more += '[limits]\nhandshake_timeout = "700ms"\nclients_per_address = 3\n'
     with ProxyProcess(toml(shards_of(nodes3), listen, top) + more) as process:
         yield process
 

@@ -62,7 +62,7 @@ def encrypted(nodes3: list[RedisNode], authority: Authority) -> Iterator[ProxyPr
     more = [f'ca = "{authority.ca}"', 'verify = "optional"', "user_from_cert = true"]
     other = authority.issue("other", names=("DNS:other.test",))
     more += ['[tls.sni."other.test"]', f'cert = "{other[0]}"', f'key = "{other[1]}"']
-    more += ["[users]", 'alice = "on >unused ~alice:* +@all"', 'bob = "off >unused ~* +@all"']
+    more += ["[users]", 'alice = "on ~alice:* +@all"', 'bob = "off ~* +@all"']
     with ProxyProcess(config(nodes3, *authority.issue("proxy"), *more)) as process:
         yield process
 
