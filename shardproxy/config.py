@@ -6,7 +6,7 @@ no message and no output; the records hold plain units (bytes, seconds) whatever
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -17,7 +17,7 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
 from shardproxy.core.acl import Users
 
@@ -60,6 +60,14 @@ class Limits(Record, frozen=True, kw_only=True):
     ] = 1 << 30
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
+    ] = 0
+    address_requests: Annotated[
+        int,
+        Meta(ge=0, le=10**9),
+        "with so many in flight of one address, to a worker, its clients' next requests wait; 0: any number",
+    ] = 0
+    address_bytes: Annotated[
+        SizeOrNone, "the same for request and reply bytes outstanding; 0: any number"
     ] = 0
     handshakes: Annotated[
         Count, "clients of a worker in a TLS handshake or before their PROXY header; more wait to be accepted"
@@ -499,6 +507,14 @@ class Credentials:
     def __repr__(self) -> str:
         return f"Credentials({len(self._logins)} logins)"
 
+    def to_wire(self) -> list[list[str]]:
+        """In clear, for a child of ours and nobody else."""
+        return [[*where, *login] for where, login in self._logins.items()]
+
+    @classmethod
+    def from_wire(cls, rows: Sequence[Sequence[str]]) -> "Credentials":
+        return cls({(pool, shard): (username, password) for pool, shard, username, password in rows})
+
     @classmethod
     def read(
         cls, config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
@@ -528,9 +544,12 @@ class Credentials:
 
 
 def read_users(
-    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration", secrets: bool = True
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    file: str = "configuration",
+    secrets: bool = True,
 ) -> Users:
-    """Who may log in. Raises ConfigError for rules that are wrong, and a password or file that cannot be read.
+    """Who may log in. Raises ConfigError: rules are wrong, a password or a file cannot be read.
 
     `secrets=False`: rules are checked, passwords and the file are left alone.
     """

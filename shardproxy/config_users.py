@@ -1,7 +1,7 @@
 """The users of shardproxy.toml: `[users]` and `acl_file` → core/acl's records, every mistake named.
 
-A rule may hold a password (`>secret`), so rules are shown without passwords, and a word that is no rule is not shown at
-all: it may be a password that lacks its mark.
+A rule may hold a password (`>secret`), so rules are shown without passwords, and a word that is no rule
+is not shown at all: it may be a password that lacks its mark.
 """
 
 import os
@@ -61,7 +61,7 @@ RuleText = Annotated[
 
 
 class UserConfig(Record, frozen=True, kw_only=True):
-    """Who may log in to the proxy, and do what there: Redis's ACL rules. Without users everybody may do everything."""
+    """Who may log in to the proxy, and do what there. Without users everybody may do everything."""
 
     acl: Annotated[RuleText, "what it may do, in Redis's ACL language"]
     password_env: Annotated[text.Variable | None, "the environment variable that holds its password"] = None
@@ -97,7 +97,7 @@ def guarded(config: "Config") -> bool:
 
 
 def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> acl.Users:
-    """What the configuration comes to; passwords: those that are not in the rules. Mistakes go to the reader."""
+    """What the configuration comes to. passwords: those not in the rules. Mistakes go to the reader."""
     found: dict[str, acl.User] = {}
     for name, each in config.users.items():
         words = each.acl.words + ([">" + passwords[name]] if passwords.get(name) else [])
@@ -114,7 +114,7 @@ def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User
 
 
 def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
-    """The users of `acl_file`: lines as ACL LIST writes them; blank ones, and those after a #, are passed over."""
+    """The users of `acl_file`: lines as ACL LIST writes them; blank ones and # comments are passed over."""
     path, found = config.acl_file or "", {}
     try:
         with open(path, "rb") as file:

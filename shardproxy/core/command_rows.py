@@ -56,7 +56,7 @@ class KeySpec(msgspec.Struct, frozen=True):
 
     @property
     def access(self) -> int:
-        """What a user needs for its keys: 1 to read, 2 to write them; a node of Redis 6 does not say, so both."""
+        """What a user needs for its keys: 1: to read, 2: to write; a node of Redis 6 does not say: both."""
         if not {"RO", "RW", "OW", "RM"} & set(self.flags):
             return 3
         return ("access" in self.flags) | 2 * bool({"insert", "delete", "update"} & set(self.flags))

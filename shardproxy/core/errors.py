@@ -27,13 +27,17 @@ NO_PASSWORD_SET = (
 )
 WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
 HELLO_NOAUTH = (
-    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option "
-    "can be used to authenticate the client and select the RESP protocol version at the same time"
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> "
+    "<pass> option can be used to authenticate the client and select the RESP protocol version at the same "
+    "time"
 )
-ACL_GENPASS = "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096"
+ACL_GENPASS = (
+    "ERR ACL GENPASS argument must be the number of bits for the output password, "
+    "a positive number up to 4096"
+)
 ACL_ELSEWHERE = (
-    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): change them there; "
-    "PROXY RELOAD takes them over"
+    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): "
+    "change them there; PROXY RELOAD takes them over"
 )
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
@@ -58,7 +62,10 @@ def wrong_arity(name: str) -> str:
 
 
 def wrong_use(container: str, sub: bytes) -> str:
-    return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container.upper()} HELP."
+    return (
+        f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. "
+        f"Try {container.upper()} HELP."
+    )
 
 
 def too_many_of_user(user: str) -> str:
@@ -106,8 +113,8 @@ def client_value(option: bytes) -> str:
 
 
 NOT_LOCAL = (
-    "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this machine may, "
-    "over the loopback interface or a unix socket"
+    "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this "
+    "machine may, over the loopback interface or a unix socket"
 )
 
 

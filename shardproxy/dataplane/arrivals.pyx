@@ -12,8 +12,9 @@ from libc.stdlib cimport calloc, realloc
 from posix.unistd cimport close
 
 from shardproxy.dataplane.counters cimport ACCEPT_FAILURES, CLIENTS, CLIENTS_ACCEPTED, CLIENTS_REFUSED
-from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, sockaddr_storage
+from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Origin, sockaddr_storage
 from shardproxy.dataplane.openings cimport Entrance, may_open, opening_begins, refusal
+from shardproxy.dataplane.origins cimport admit, depart, host_of
 from shardproxy.dataplane.slots cimport client_close
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, IPPROTO_TCP, MSG_NOSIGNAL, SOCK_CLOEXEC,
@@ -37,6 +38,7 @@ cdef void take_connections(Engine e, int listener) noexcept:
     cdef Entrance entrance = e.listeners.get(listener)
     cdef bint opens
     cdef bytes text
+    cdef Origin *origin
     if entrance is None:
         return
     opens = entrance.tls or entrance.announcers is not None
@@ -60,51 +62,24 @@ cdef void take_connections(Engine e, int listener) noexcept:
                 epoll_ctl(e.epoll, EPOLL_CTL_DEL, listener, &ev)
                 e.paused_listeners.append(listener)
             return
+        origin = NULL
         if e.client_count >= e.budget.clients:
             text = TOO_MANY
         elif entrance.announcers is None:
-            text = refusal(e, entrance, &address, e.next_id + 1)
+            text = refusal(e, entrance, &address, &origin)
         elif address.ss_family == AF_UNIX or entrance.announcers.holds(host_of(&address)):
             text = None         # until it has said who the client is
         else:
             text = NOT_ANNOUNCED
         if text is None:
-            take_client(e, fd, address.ss_family, entrance if opens else None)
+            take_client(e, fd, address.ss_family, origin, entrance if opens else None)
         else:
             e.count[<int>CLIENTS_REFUSED] += 1
             # who waits for a TLS handshake could not read it
             turn_away(fd, b"" if entrance.tls else text)
 
 
-cdef bint admit(Engine e, sockaddr_storage *address, unsigned long long id) noexcept:
-    """One more client from there, which has this id, or is about to get it; depart knows it by that."""
-    cdef bytes where = host_of(address)
-    known = e.addresses.get(where, 0)
-    if known >= e.budget.per_address:
-        return False
-    e.addresses[where] = known + 1
-    e.origins[id] = where
-    return True
-
-
-cdef void depart(Engine e, uint64_t id) noexcept:
-    where = e.origins.pop(id, None)
-    if where is not None:
-        e.addresses[where] -= 1
-        if e.addresses[where] == 0:
-            del e.addresses[where]
-
-
-cdef bytes host_of(sockaddr_storage *address):
-    """An address without its port."""
-    if address.ss_family == AF_INET:
-        return (<const char *>&(<sockaddr_in *>address).sin_addr)[:4]
-    if address.ss_family == AF_INET6:
-        return (<const char *>&(<sockaddr_in6 *>address).sin6_addr)[:16]
-    return b""
-
-
-cdef void take_client(Engine e, int fd, int family, Entrance entrance) noexcept:
+cdef void take_client(Engine e, int fd, int family, Origin *origin, Entrance entrance) noexcept:
     """entrance: where it has to do more than to connect."""
     cdef Client *c
     cdef epoll_event ev
@@ -114,13 +89,16 @@ cdef void take_client(Engine e, int fd, int family, Entrance entrance) noexcept:
             grow_clients(e, e.client_room * 2)
     except MemoryError:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
     c = <Client *>calloc(1, sizeof(Client))
     if c == NULL:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
+    c.origin = origin
     if family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         keep_alive(e, fd)

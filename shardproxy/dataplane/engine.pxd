@@ -50,6 +50,23 @@ cdef struct Slot:
     uint8_t filled
     uint8_t discard             # CLIENT REPLY OFF: what fills it is thrown away
 
+# A client that waits until its address has room
+cdef struct Waiter:
+    uint32_t index
+    uint32_t generation
+
+# All clients of one address, when there are limits for that: see origins.
+cdef struct Origin:
+    char address[16]
+    int size                    # of it
+    uint32_t clients
+    uint64_t requests           # in flight
+    uint64_t bytes              # of them, and of replies that are not taken yet
+    Waiter *waiting             # waiting[head .. tail), each at [number & mask]
+    uint32_t head
+    uint32_t tail
+    uint32_t mask
+
 cdef struct Client:
     uint64_t id
     int fd
@@ -68,6 +85,7 @@ cdef struct Client:
     uint64_t created            # us, as everything that is a time here
     uint64_t active
     uint64_t commands
+    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
     uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
@@ -101,6 +119,10 @@ cdef struct Client:
     uint32_t tx_count
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
+    Origin *origin              # NULL: no address has a limit
+    uint64_t counted_requests   # its part of the origin's
+    size_t counted_bytes
+    bint in_line                # at its origin
     Buf tx                      # MULTI and the commands after it, as they came
     void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
@@ -247,7 +269,9 @@ cdef struct Node:
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
-    uint32_t per_address        # clients of one address; 0: any number
+    uint32_t per_address        # clients of one address; 0: any number, as of the next two
+    uint64_t address_requests   # in flight, of all of them: none of them is read beyond it
+    uint64_t address_bytes      # of theirs, in flight or reply: the same
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
@@ -325,6 +349,7 @@ cdef class Engine:
     cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
     cdef dict logins_of                     # user name -> clients that have logged in as it
     cdef void *newcomer                     # the permit of a client that has just come
+    cdef void *stranger                     # the permit of who must log in first
     cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
@@ -364,8 +389,7 @@ cdef class Engine:
     cdef int spare_fd
     cdef object dispatch
     cdef object on_event
-    cdef dict addresses                     # with a limit for each: address -> clients
-    cdef dict origins                       # client id -> its address
+    cdef dict origins                       # with a limit for each: address -> Origin *
     cdef dict meta                          # client id -> what few clients have: names
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last

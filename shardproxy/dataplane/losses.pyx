@@ -44,6 +44,8 @@ cdef void ghost(Engine e, Upstream *u) noexcept:
     """We leave a connection on which requests are: the node may read them later, unless it is told not to."""
     cdef bytes address = e.node_list[u.node].name
     cdef list known
+    if e.node_list[u.node].gone:
+        return                  # it never returns
     if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
         known = e.ghosts.setdefault(address.decode(errors="replace"), [])
         known.append(u.id)

@@ -87,6 +87,8 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
     for number in gone:
         if e.node_list[number].mode == HOLD:
             leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
+    here = {shard.node.address for shard in pool.shards}
+    e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
     e.wake()
     return 0

@@ -1,4 +1,4 @@
-from shardproxy.dataplane.engine cimport Client, Engine, sockaddr_storage
+from shardproxy.dataplane.engine cimport Client, Engine, Origin, sockaddr_storage
 
 # What holds for the clients of one listener.
 cdef class Entrance:
@@ -13,8 +13,8 @@ cdef class Opening:
     cdef object index, generation
     cdef bytes header           # of a PROXY header, what has come; None: it is done, or there is none
 
-# The text that turns this address away; None: it may come in. id: of the client that it becomes.
-cdef bytes refusal(Engine e, Entrance entrance, sockaddr_storage *address, unsigned long long id)
+# The text that turns this address away; None: it may come in, and is counted for its origin, if that is watched.
+cdef bytes refusal(Engine e, Entrance entrance, sockaddr_storage *address, Origin **origin)
 # Whether one more client may open; False: the listener rests.
 cdef bint may_open(Engine e, int listener) noexcept
 cdef void opening_begins(Engine e, Client *c, Entrance entrance) noexcept

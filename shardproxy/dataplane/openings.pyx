@@ -13,11 +13,12 @@ from libc.string cimport memcpy, memset
 
 from shardproxy.core.proxy_protocol import parse
 
-from shardproxy.dataplane.arrivals cimport admit, host_of, is_local
+from shardproxy.dataplane.arrivals cimport is_local
 from shardproxy.dataplane.calls cimport numeric_text
 from shardproxy.dataplane.clients cimport client_readable
 from shardproxy.dataplane.counters cimport BAD_HEADERS, CLIENTS_REFUSED, OPENING, TLS_FAILURES, TLS_HANDSHAKES
-from shardproxy.dataplane.engine cimport OF_LISTENER, Client, Engine, sockaddr_storage
+from shardproxy.dataplane.engine cimport OF_LISTENER, Client, Engine, Origin, sockaddr_storage
+from shardproxy.dataplane.origins cimport admit, host_of
 from shardproxy.dataplane.permissions cimport assign, note_login
 from shardproxy.dataplane.slots cimport client_close
 from shardproxy.dataplane.system cimport (
@@ -37,13 +38,15 @@ cdef bytes NOT_ALLOWED = b"-DENIED the address of this client is not in the `all
 cdef bytes NO_TLS = b"-ERR Protocol error: this port speaks TLS, and what came is plaintext\r\n"
 
 
-cdef bytes refusal(Engine e, Entrance entrance, sockaddr_storage *address, unsigned long long id):
+cdef bytes refusal(Engine e, Entrance entrance, sockaddr_storage *address, Origin **origin):
     if entrance.protected and not e.guarded and not is_local(address):
         return DENIED
     if entrance.allow is not None and address.ss_family != AF_UNIX and not entrance.allow.holds(host_of(address)):
         return NOT_ALLOWED
-    if e.budget.per_address and not admit(e, address, id):
-        return TOO_MANY_THERE
+    if e.budget.per_address or e.budget.address_requests or e.budget.address_bytes:
+        origin[0] = admit(e, address)
+        if origin[0] == NULL:
+            return TOO_MANY_THERE
     return None
 
 
@@ -227,7 +230,7 @@ cdef bint take_header(Engine e, Client *c, Opening opening) except -1:
         if getpeername(c.fd, <sockaddr *>&address, &peer) < 0:
             client_close(e, c, NULL)
             return False
-    text = refusal(e, opening.entrance, &address, c.id)
+    text = refusal(e, opening.entrance, &address, &c.origin)
     if text is not None:
         e.count[<int>CLIENTS_REFUSED] += 1
         if not opening.entrance.tls:

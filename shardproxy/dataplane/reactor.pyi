@@ -76,6 +76,9 @@ class Reactor:
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
+    def connection_ids(self) -> dict[str, list[int]]:
+        """CLIENT IDs there of the connections to each node that are up."""
+
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
 

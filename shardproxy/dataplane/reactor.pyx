@@ -79,7 +79,6 @@ cdef class Reactor(Engine):
         self.meta = {}
         self.permits = {}
         self.logins_of = {}
-        self.addresses = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -132,6 +131,8 @@ cdef class Reactor(Engine):
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
         self.budget.per_address = limits.clients_per_address
+        self.budget.address_requests = limits.address_requests
+        self.budget.address_bytes = limits.address_bytes
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
@@ -444,6 +445,16 @@ cdef class Reactor(Engine):
 
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
+
+    def connection_ids(self):
+        cdef uint32_t i
+        cdef Upstream *u
+        found = {}
+        for i in range(self.upstream_count):
+            u = self.upstreams[i]
+            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+        return found
 
     def set_address(self, str node, str address):
         move(self, node, address)

@@ -129,7 +129,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if sick == NULL:
             node.ok += 1
             node.streak = 0
-            # what may take longer than others is not slow when it does
+            # what may take longer than others, or blocks, is not slow when it does
             node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
         if not u.lease & WAITING:

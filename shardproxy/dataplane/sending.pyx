@@ -27,13 +27,14 @@ from shardproxy.dataplane.private cimport lease, unlease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
 
 
 cdef enum:
     CROSS = -4                  # its keys have no node in common
     PATTERN = -5
     NO_MEMORY = -6
+    PATIENCE = 1000000          # us that a node may be late with what blocks, beyond the timeout
 
 
 cdef int node_of(Engine e, const char *key, size_t n) noexcept:
@@ -214,7 +215,8 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
         unlease(e, u, WAITING)
         return TAKEN
     seconds = patience(r, row)
-    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout if 0 < seconds < 1e9 else 0
+    # a node looks at what waits ten times a second, and less often when it has much to do
+    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout + PATIENCE if 0 < seconds < 1e9 else 0
     c.holding = c.waiting = True
     e.mark_dirty(c)             # epoll is to say when it leaves
     return TAKEN
@@ -290,6 +292,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
             if e.stale != NULL:
                 stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
+    keep_lane(e, c)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN

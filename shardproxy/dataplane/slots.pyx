@@ -13,12 +13,12 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
-from shardproxy.dataplane.arrivals cimport depart
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
 from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
 from shardproxy.dataplane.openings cimport opening_ends
+from shardproxy.dataplane.origins cimport depart, flushed, has_room
 from shardproxy.dataplane.permissions cimport note_login
 from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.system cimport (
@@ -199,10 +199,13 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             return
     if c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
-            e.mark_resuming(c)
+            if c.origin == NULL or c.barred or has_room(e, c):
+                e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft):
         c.stalled = True
         e.count[<int>STALLS] += 1
+    if c.origin != NULL:
+        flushed(e, c)
     watch(e, c)
 
 
@@ -258,8 +261,8 @@ cdef void client_free(Engine e, Client *c) noexcept:
     e.meta.pop(c.id, None)
     if e.announced:
         e.announced.pop(c.id, None)
-    if e.origins:
-        depart(e, c.id)
+    if c.origin != NULL:
+        depart(e, c.origin, c)
     e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1
     e.free_clients[e.free_count] = c.index

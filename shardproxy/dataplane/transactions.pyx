@@ -52,7 +52,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_state = TX_OPEN
     c.tx_shard = -1
     c.tx_count = 0
-    c.tx_allowed = 0
+    c.tx_allowed = e.allowed[1]
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -63,7 +63,7 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     """The run: MULTI, what was queued, EXEC, in one block of bytes."""
     cdef Upstream *u
     cdef int64_t slot
-    cdef uint64_t due
+    cdef uint64_t due = e.now + c.tx_allowed
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -76,7 +76,6 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
     u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)],
                      c, due)
     if u == NULL:

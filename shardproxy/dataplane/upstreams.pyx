@@ -212,7 +212,13 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 # --- requests ---
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
-    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index, due)
+    keep_lane(e, c)
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
+
+
+cdef void keep_lane(Engine e, Client *c) noexcept nogil:
+    if c.head == c.tail or c.lanes == 0:
+        c.lanes = <uint8_t>e.connections
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
@@ -226,7 +232,7 @@ cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
     return u
 
 
-cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k) noexcept:
+cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, uint32_t k) noexcept:
     """Of a database other than 0: they are few, and looked for."""
     cdef Upstream *u = e.node_list[number].first
     while u != NULL:
@@ -236,10 +242,9 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k
     return NULL
 
 
-cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread,
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t k,
                       uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
-    cdef int k = <int>(spread % e.connections)
     if u == NULL:
         u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     e.missing = e.crowded = e.down = False
@@ -378,7 +383,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
-    due_add(u, entry, due)
+    due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
 

@@ -13,10 +13,9 @@ keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import across, acl, client, command, connection, info, keyspace, operate, proxy
+from shardproxy.handlers import acl, across, client, command, connection, info, keyspace, operate, proxy
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
-__all__ = [
-    "NodeInfo", "Server", "acl", "across", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy",
-]  # fmt: skip
+FAMILIES = (across, acl, client, command, connection, info, keyspace, operate, proxy)
+
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "handled", "handles"]

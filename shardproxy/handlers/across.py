@@ -1,8 +1,8 @@
 """Commands over several shards, where the pool says `cross_shard = "emulate"`: in steps, and so not atomic.
 
-Rules: what is moved is written at its new place before it is taken from the old one, so that a failure may leave it
-at both and never at none; temporary copies have a TTL and are deleted at once. A step that fails ends the command
-with that step's error. The client's later commands wait (`hold`), other clients' do not.
+Rules: what is moved is written at its new place before it is taken from the old one, so that a failure may
+leave it at both and never at none; temporary copies have a TTL and are deleted at once. A step that fails
+ends the command with that step's error. The client's later commands wait (`hold`), other clients' do not.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What concerns one connection: its protocol, its login, its end; and the questions any server answers.
 
-A login that fails is answered late, later each time for its address; what that client sends meanwhile waits, and
-nobody else does. No password is kept, logged or shown, wrong ones neither.
+A login that fails is answered late, later each time for its address; what that client sends meanwhile
+waits, and nobody else does. No password is kept, logged or shown, wrong ones neither.
 """
 
 import asyncio

@@ -54,10 +54,15 @@ class Ways:
 
     @classmethod
     def read(
-        cls, config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
+        cls,
+        config: Config,
+        credentials: Credentials | None = None,
+        environ: Mapping[str, str] = os.environ,
+        file: str = "configuration",
     ) -> Self:
-        """Raises ConfigError with all that cannot be read or used."""
-        credentials = Credentials.read(config, environ, file)
+        """Raises ConfigError with all that cannot be read or used. credentials: if they are known already."""
+        if credentials is None:
+            credentials = Credentials.read(config, environ, file)
         maker = _Maker(file, environ)
         server = maker.server(config.tls) if config.tls.cert else None
         nodes = {}

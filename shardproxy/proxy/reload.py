@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Source, load, read_users
+from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
 from shardproxy.core.topology import Pool, Topology, replaced
@@ -43,7 +43,7 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
 
     @property
@@ -93,9 +93,10 @@ def moves(old: Topology, new: Topology) -> bool:
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
-    def __init__(self, owner: Owner, file: str = "") -> None:
+    def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._ways, self._users = Ways.read(owner.config), read_users(owner.config)
+        self._ways = Ways.read(owner.config, credentials)
+        self._users = read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -152,7 +153,7 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file, the users' own and those of TLS; None: one of the first two is not there."""
+        """What changes with the file, the users' own and those of TLS; None: one of the first two is away."""
         config, seen = self._owner.config, []
         for path in (self._file, config.acl_file, *files(config)):
             try:
@@ -217,7 +218,7 @@ class Reloader:
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology)
+            late = await owner.adopt(config, topology, ways.credentials)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
@@ -256,7 +257,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology)
+            late = await owner.adopt(owner.config, topology, self._ways.credentials)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Limits, read_users
+from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.config_text import door
 from shardproxy.core import commands, misses
 from shardproxy.core.acl import Users
@@ -39,7 +39,7 @@ from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.team import Team
-from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of, password_variables
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -79,22 +79,24 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        hidden = password_variables(config)
         self.transitions = Transitions(
-            self.log, None if team else hook_of(config), team.transitions if team else ()
+            self.log, None if team else hook_of(config, hidden), team.transitions if team else (), hidden
         )
         self.draining = False
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
         self.users = self._users_of(config)
-        self._ways = Ways.read(config)
+        self._ways = Ways.read(config, team.credentials if team else None)
         self.access_log = AccessLog()
         self.failures = Failures()
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, file)
+        self.reloader = Reloader(self, self._ways.credentials, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
@@ -241,9 +243,9 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def reconfigure(self, config: Config, topology: Topology) -> None:
-        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        ways, users = Ways.read(config), self._users_of(config)
+    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
+        """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
+        ways, users = Ways.read(config, credentials), self._users_of(config)
         before = self.config, self.topology, self._ways
         self.config, self._ways = config, ways
         try:
@@ -255,6 +257,7 @@ class Proxy:
         if users != self.users:
             self.users = users
             self.reactor.set_users(users)
+        self.transitions.hide(config)
         self._follow()
 
     def _users_of(self, config: Config) -> Users:
@@ -263,9 +266,9 @@ class Proxy:
         limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
         return msgspec.structs.replace(users, limits=limits)
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.reconfigure(config, topology)
+        self.reconfigure(config, topology, credentials)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
@@ -311,7 +314,12 @@ class Proxy:
 
     def _report(self) -> None:
         """What the engine has seen of the nodes goes to whoever decides."""
-        if self._closing or not (found := self.reactor.evidence()):
+        if self._closing:
+            return
+        if self._peers and (ids := self.reactor.connection_ids()) != self._connections:
+            self._connections = ids
+            self._peers.connections(ids)
+        if not (found := self.reactor.evidence()):
             return
         if self.keeper:
             self.keeper.observe(found)

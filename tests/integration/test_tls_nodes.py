@@ -87,7 +87,7 @@ def refused(text: str) -> Iterator[tuple[ProxyProcess, str]]:
 def test_requests_probes_and_big_values(
     authority: Authority, node: TlsNode, ours: tuple[Path, Path], redis: RedisNode
 ) -> None:
-    """One shard with TLS, one without; by name, whose certificate is looked at, though the engine knows its IP."""
+    """One shard with TLS, one without; by name, though the engine knows its IP."""
     shards = [f"rediss://localhost:{node.port}", f"redis://{redis.address}"]
     text = config(
         shards,

@@ -5,7 +5,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardproxy import handlers
 from shardproxy.core import command_learning, command_policy
 from shardproxy.core.command_rows import KeySpec, Row
 from shardproxy.core.commands import CommandTable, builtin, learn
@@ -206,12 +205,6 @@ def test_what_is_split() -> None:
         "mget": "array",
         "mset": "ok",
     }
-
-
-def test_what_is_answered_here_has_a_handler() -> None:
-    containers = {record.name for record in TABLE.records if record.subcommands}
-    here = names(kind="local") | names(across=True)
-    assert here - containers == {name for name in handlers.handled() if name not in containers}
 
 
 def test_barriers_and_transactions() -> None:
