@@ -12,7 +12,9 @@ class Call:
     done: bool
     answered: dict[int, bytes]  # node number -> its reply, of one that has run it already, in a transaction
     in_exec: bool  # it is run by EXEC: it may not wait
-    held: tuple[int, bool, bytes, float] | None  # of EXEC: node, are keys watched there, MULTI and what was queued, seconds
+    held: (
+        tuple[int, bool, bytes, float] | None
+    )  # of EXEC: node, are keys watched there, MULTI and what was queued, seconds
     def reply(self, data: bytes) -> None: ...
 
 class ClientHandle:

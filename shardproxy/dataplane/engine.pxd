@@ -220,6 +220,7 @@ cdef struct Upstream:
     uint64_t base               # where out begins in all that this upstream was given
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
@@ -352,6 +353,7 @@ cdef class Engine:
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply

@@ -162,7 +162,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
         private_lost(e, u)
         keep = False
     if u.head == u.tail and u.out.len == 0:
-        u.base = u.written = u.given = 0
+        u.base = u.written = u.given = u.again = 0
         return
     memset(&out, 0, sizeof(out))
     order(e, u)
@@ -185,7 +185,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     buf_release(&u.out)
     u.out = out
     u.base = u.written = 0
-    u.given = out.len
+    u.given = u.again = out.len
     shrink(u)
 
 
@@ -229,6 +229,8 @@ cdef void prune(Engine e, Upstream *u) noexcept:
     buf_release(&u.out)
     u.out = out
     u.given = u.base + out.len
+    if u.again > u.given:
+        u.again = u.given
 
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
@@ -308,7 +310,7 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
     u.fifo = NULL
     u.mask = 0
     memset(&u.out, 0, sizeof(Buf))
-    u.base = u.written = u.given = 0
+    u.base = u.written = u.given = u.again = 0
     i = old.head
     while i != old.tail:
         entry = old.fifo[i & old.mask]

@@ -115,7 +115,7 @@ cdef take_policy(Engine e, pool):
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
-        e.stale = stale_new(terms[0], terms[1], terms[2]) if terms[1] else NULL
+        e.stale = stale_new(terms[0], terms[1], terms[2], e.stamps) if terms[1] else NULL
         e.stale_terms = terms
 
 

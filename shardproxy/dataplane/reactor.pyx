@@ -65,13 +65,14 @@ cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
+    cdef uint64_t[::1] stamp_words  # and that of `stamps`
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, stamps=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
@@ -103,6 +104,9 @@ cdef class Reactor(Engine):
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
+        if stamps is not None:
+            self.stamp_words = memoryview(stamps).cast("B").cast("Q")
+            self.stamps = &self.stamp_words[0]
         self.scratch = <char *>malloc(SCRATCH)
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))

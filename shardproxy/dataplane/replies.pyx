@@ -146,6 +146,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         u.head += 1
     if u.state == UP:
         upstream_done(u)
+        if u.again > u.written:
+            e.mark_upstream(u)
         if u.owned and u.head == u.tail:
             unlease(e, u, WAITING)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:

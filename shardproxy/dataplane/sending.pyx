@@ -353,6 +353,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
     give(e, u, p, n)
+    u.again = u.given
 
 
 cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Entry *entry) noexcept:
@@ -391,6 +392,7 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
             send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
                 u.fifo[(u.tail - 1) & u.mask].at = entry.at
+                u.again = u.given
         if c.dead or slot_at(c, entry.slot).fan == NULL:
             return
         part = <uint16_t>(f.parts - parts + 1) if part == entry.part else part + 1

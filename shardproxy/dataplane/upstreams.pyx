@@ -36,6 +36,7 @@ cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
+    PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
 # --- connecting ---
@@ -302,7 +303,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = u.unsent = 0
+    u.base = u.written = u.given = u.again = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -384,8 +385,20 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
             buf_release(&u.out)
 
 
+cdef uint64_t portion(const Upstream *u) noexcept nogil:
+    """How far to write while requests are sent again: what was in flight at a node that is lost does not fall on another at once.
+
+    The rest waits in its order, and what is newer behind it; replies make room.
+    """
+    cdef uint32_t ahead = <uint32_t>(ALWAYS + u.rate / PORTION)
+    if u.tail - u.head <= ahead:
+        return u.given
+    return u.fifo[(u.head + ahead) & u.mask].start
+
+
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
+    cdef uint64_t end
     cdef Node *node
     u.dirty = False
     if u.state != UP or u.doomed:
@@ -393,8 +406,9 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     node = e.node_list[u.node]
     if node.mode == HOLD or node.follows != NOWHERE:
         return
-    while u.written != u.given:
-        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
+    end = portion(u) if u.again > u.written else u.given
+    while u.written < end:
+        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), end - u.written, MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
                 continue

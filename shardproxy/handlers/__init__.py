@@ -18,12 +18,36 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
-    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
-)  # fmt: skip
+    across,
+    acl,
+    client,
+    command,
+    connection,
+    crowd,
+    info,
+    keyspace,
+    monitor,
+    operate,
+    proxy,
+    transaction,
+    waiting,
+)
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
 FAMILIES = (
-    across, acl, client, command, connection, crowd, info, keyspace, monitor, operate, proxy, transaction, waiting,
-)  # fmt: skip
+    across,
+    acl,
+    client,
+    command,
+    connection,
+    crowd,
+    info,
+    keyspace,
+    monitor,
+    operate,
+    proxy,
+    transaction,
+    waiting,
+)
 
 __all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]

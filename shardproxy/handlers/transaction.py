@@ -63,7 +63,9 @@ def exec_(server: Server, call: "Call") -> Answer:
         moves = any(row is not None and row.name == "select" for _, row in queued)
         back = pack("SELECT", call.client.db) if moves else b""
         request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
-        server.reactor.ask(node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves, timeout=timeout)
+        server.reactor.ask(
+            node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves, timeout=timeout
+        )
     else:
         ran.set_result(b"*0\r\n")
     return _finish(server, call, queued, ran, node, len(run))

@@ -111,6 +111,7 @@ class Proxy:
             on_event=self._on_event,
             id_base=team.id_base if team else 0,
             page=team.page if team else None,
+            stamps=team.stamps if team else None,
             misses=misses.reply,
         )
 

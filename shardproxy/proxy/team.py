@@ -45,6 +45,7 @@ class Team(NamedTuple):
     bound: Sequence[Listener]  # with this worker's sockets only
     id_base: int
     page: memoryview  # for the reactor's counters
+    stamps: memoryview  # all workers' times of writes
     run_id: str
     started: float
     pid: int  # the supervisor's

@@ -155,6 +155,7 @@ class Worker:
                 bound,
                 order.id_base,
                 self.pages.page(order.slot),
+                self.pages.stamps,
                 order.run_id,
                 order.started,
                 os.getppid(),

@@ -66,7 +66,6 @@ BLOCKING = frozenset(
 )
 
 
-
 def names_others(names: list[bytes]) -> bool:
     """The number of its replies says nothing."""
     return b"CLIENT REPLY" in names or b"MONITOR" in names

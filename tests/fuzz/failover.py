@@ -290,7 +290,10 @@ class Field:
                 (encode(b"GET", tag), lambda frame: mine(tag, frame)),
                 (encode(b"MULTI"), lambda frame: frame == b"+OK\r\n"),
                 (encode(b"GET", tag), lambda frame: frame == b"+QUEUED\r\n"),
-                (encode(b"EXEC"), lambda frame: frame in NIL or frame[:4] == b"*1\r\n" and mine(tag, frame[4:])),
+                (
+                    encode(b"EXEC"),
+                    lambda frame: frame in NIL or frame[:4] == b"*1\r\n" and mine(tag, frame[4:]),
+                ),
             ]
         if what < 0.97:
             tag = b"{%b}l" % one
@@ -300,7 +303,9 @@ class Field:
                 *[
                     (
                         encode(b"BLPOP", tag, b"0.02"),
-                        lambda frame: frame in NIL or frame.startswith(popped) and mine(tag, frame[len(popped) :]),
+                        lambda frame: (
+                            frame in NIL or frame.startswith(popped) and mine(tag, frame[len(popped) :])
+                        ),
                     )
                 ]
                 * 2,
@@ -368,7 +373,13 @@ class Field:
             fds, held = len(os.listdir("/proc/self/fd")), counters["buffer_bytes"]
             left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors, {private} private"
             # each upstream keeps what it reads into; a node that has gone keeps none
-            if not waiting and not counters["clients"] and held < 8 << 20 and fds < DESCRIPTORS and private <= 16:
+            if (
+                not waiting
+                and not counters["clients"]
+                and held < 8 << 20
+                and fds < DESCRIPTORS
+                and private <= 16
+            ):
                 return
             await asyncio.sleep(0.05)
         raise Broken(f"not given back: {left}")
