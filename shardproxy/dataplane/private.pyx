@@ -189,7 +189,7 @@ cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept:
     cdef Upstream *u = own_of(c, c.watching) if c.watching >= 0 else NULL
     cdef char text[64]
     cdef char number[8]
-    if u != NULL and u.lease == WATCHING and u.head == u.tail and u.state == UP:
+    if u != NULL and u.lease == WATCHING and u.state == UP:
         # keys stay watched, in the database that they were named in
         if proto != c.proto:
             say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$5\r\nHELLO\r\n$1\r\n%d\r\n", proto))
