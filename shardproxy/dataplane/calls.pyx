@@ -14,7 +14,7 @@ from shardproxy.dataplane.engine cimport (
     REPLY_ON, TX_NONE, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon, select, waits_on
+from shardproxy.dataplane.private cimport abandon, tune, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
@@ -224,8 +224,7 @@ cdef class ClientHandle:
         if value not in (2, 3):
             raise ValueError("the protocol is 2 or 3")
         if c != NULL and c.proto != value:
-            abandon(self.engine, c)
-            c.proto = value
+            tune(self.engine, c, <unsigned char>value, c.db)
 
     @property
     def db(self):
@@ -236,7 +235,7 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
-            select(self.engine, c, <unsigned short>value)
+            tune(self.engine, c, c.proto, <unsigned short>value)
 
     @property
     def blocked_at(self):

@@ -208,7 +208,7 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
                 if events & EPOLLIN:
                     client_readable(self, c)
-                elif events & EPOLLRDHUP and (c.waiting or c.paused):
+                elif events & EPOLLRDHUP and c.waiting:
                     client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL

@@ -145,7 +145,7 @@ cdef void watch(Engine e, Client *c) noexcept:
         events = EPOLLIN
     if c.blocked:
         events |= EPOLLOUT
-    if c.waiting or c.paused:
+    if c.waiting:
         events |= EPOLLRDHUP
     if events != c.events:
         c.events = events
