@@ -139,7 +139,7 @@ _PARTS: dict[str, Callable[..., Any]] = {}
 
 
 def part(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers what each worker does when one calls `Server.everywhere(name, ...)`: it takes (server, ...)."""
+    """Registers what each worker does on `Server.everywhere(name, ...)`: it takes (server, ...)."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in _PARTS:

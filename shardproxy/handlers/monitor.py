@@ -1,8 +1,8 @@
 """MONITOR: what clients of all workers send, as Redis shows it.
 
-Rules: administrators' commands are not shown, and no password. A worker sends lines to the others only while one of them
-has told it, within the last seconds, that somebody looks; a crowd of lines that does not get away is cut. Who reads too
-slowly is closed by the engine as any client is.
+Rules: administrators' commands are not shown, and no password. A worker sends lines to the others only while
+one of them has told it, within the last seconds, that somebody looks; a crowd of lines that does not get away
+is cut. Who reads too slowly is closed by the engine as any client is.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
-"""EXEC of a transaction in which some commands are answered here: the node's results and ours, each in its place.
+"""EXEC of a transaction with commands that are answered here: the node's results and ours, each in its place.
 
-Rules: what the node can run is one run on the client's own way to it, with nobody else's command inside; it is sent
-before this handler returns. Only when the node has run it are ours run, in their order: a transaction that is aborted
-does nothing here either. SELECT is the node's too, so that what follows it runs in that database; a shared upstream is
-told to go back. What is `spread` (command_policy) runs in the run on that node, and on the others after it.
+Rules: what the node can run is one run on the client's own way to it, with nobody else's command inside; it
+is sent before this handler returns. Only when the node has run it are ours run, in their order: what is
+aborted does nothing here either. SELECT is the node's too, so that what follows runs in that database; the
+upstream is told to go back. What is `spread` (command_policy) runs in the run on that node, and on the others
+after it.
 """
 
 import asyncio
@@ -89,8 +90,7 @@ async def _finish(
             return b"-EXECABORT Transaction discarded because of: " + refused[1:]
     if is_error(result) or result in (b"*-1\r\n", b"_\r\n"):
         return result
-    head, _, rest = result.partition(b"\r\n")
-    theirs = iter(Scanner().feed(rest))
+    theirs = iter(Scanner().feed(result.partition(b"\r\n")[2]))
     results = []
     for args, row in queued:
         frame = next(theirs) if _of_node(row) else b""

@@ -1,8 +1,8 @@
-"""WAIT: replicas of every shard that the client has written to; CLIENT UNBLOCK: of whatever a client waits for.
+"""WAIT: replicas of every shard that the client has written to; CLIENT UNBLOCK: whatever a client waits for.
 
-Rules: a node is asked on a connection of its own, because it makes that wait; a PING comes first, since WAIT is about
-what that connection has done, and one that has done nothing is answered at once. Asked for a short time and again, so
-that nothing outlives a client that leaves.
+Rules: a node is asked on a connection of its own, because it makes that wait; a PING comes first, as WAIT is
+about what that connection has done, and one that has done nothing is answered at once. Asked for a short time
+and again, so that nothing outlives a client that leaves.
 """
 
 import asyncio

@@ -371,7 +371,8 @@ class Field:
             private = max(node["private"] for node in self.reactor.nodes())
             counters = self.reactor.counters()
             fds, held = len(os.listdir("/proc/self/fd")), counters["buffer_bytes"]
-            left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors, {private} private"
+            left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors"
+            left += f", {private} private upstreams"
             # each upstream keeps what it reads into; a node that has gone keeps none
             if (
                 not waiting

@@ -1,4 +1,4 @@
-"""Transactions, databases, what waits, and what is answered here, in one pipeline: byte for byte as one Redis answers."""
+"""Transactions, databases, what waits and what is answered here, in one pipeline: as one Redis."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,7 @@ CLIENT KILL LADDR 1.2.3.4:5; CLIENT KILL FOO bar; CLIENT LIST TYPE x; CLIENT LIS
 CLIENT PAUSE 30 WRITE; GET {t}a; SET {t}a 1; GET {t}a; CLIENT PAUSE 30; GET {t}a; CLIENT UNPAUSE; MULTI; GET {t}a; EXEC
 SET {t}a 1; WATCH {t}a; HELLO 3; SELECT 2; MULTI; SELECT 0; GET {t}a; EXEC; HELLO 2; SELECT 0
 SET {t}a 1; HELLO 3; WATCH {t}a; SET {t}a 2; MULTI; CLIENT GETNAME; EXEC; BLPOP {t}l 0.02; HELLO 2; BLPOP {t}l 0.02
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_what_monitor_shows(proxy: ProxyProcess, oracle: RedisNode) -> None:
     """Names, arguments and databases, in Redis's order; no administrators' commands, no passwords."""
     program = (
         'SET {t}a "x y"|GET {t}a|MULTI|INCR {t}b|SELECT 1|ECHO hi|SELECT 0|EXEC|DISCARD|AUTH default secret|'
-        "HELLO 2 AUTH default secret|CLIENT KILL ID 99999|WATCH {t}a|UNWATCH|BLPOP {t}l 0.01|NOSUCH|GET|EVAL x|DBSIZE|PING"
+        "HELLO 2 AUTH default secret|CLIENT KILL ID 99999|WATCH {t}a|UNWATCH|BLPOP {t}l 0.01|NOSUCH|GET|"
+        "EVAL x|DBSIZE|PING"
     ).replace("|", "\r\n")
     seen = []
     for server in proxy, oracle:

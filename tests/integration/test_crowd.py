@@ -133,7 +133,7 @@ def test_monitor_sees_all_workers_and_costs_nothing_when_nobody_looks(proxy: Pro
 
 def test_a_monitor_that_does_not_read_is_closed_and_nobody_else() -> None:
     top = "[limits]\nclient_output_hard = '1MB'\nclient_output_soft = '256KB'"
-    with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes), top=top)) as proxy:
+    with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes), top=top)) as proxy:  # noqa: SIM117  # servers, then clients
         with proxy.raw() as slow, proxy.raw() as busy:
             slow.ask("MONITOR")
             for _ in range(400):

@@ -1,4 +1,4 @@
-"""What waits: CLIENT UNBLOCK, WAIT with a real replica, and keys that move under a client that waits for them."""
+"""CLIENT UNBLOCK, WAIT with a real replica, keys that move under who waits, nodes lost in each state."""
 
 import json
 import time
@@ -213,8 +213,9 @@ def test_many_who_wait_while_their_node_starts_again() -> None:
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_a_node_that_is_lost_in_each_state(how: str) -> None:
-    """WATCHing, waiting, in the middle of EXEC with and without handlers: errors that say so, and nobody else's reply."""
-    with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes), pool='timeout = "300ms"')) as proxy:
+    """WATCHing, waiting, before EXEC with and without handlers: errors that say so, nobody else's reply."""
+    config = 'timeout = "300ms"'
+    with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes), pool=config)) as proxy:  # noqa: SIM117  # servers, then clients
         with proxy.raw() as watching, proxy.raw() as waiting, proxy.raw() as plain, proxy.raw() as mixed:
             watching.ask("WATCH", "a")
             waiting.send(b"BLPOP q 0\r\nECHO waiting\r\n")
@@ -257,12 +258,12 @@ def test_a_node_that_dies_in_the_middle_of_exec(more: bytes) -> None:
     config = 'timeout = "30s"'
     with (
         RedisNode("--busy-reply-threshold", "100") as node,
-        ProxyProcess(toml(shards_of([node]), pool=config)) as proxy,proxy.raw() as raw, proxy.raw() as other
+        ProxyProcess(toml(shards_of([node]), pool=config)) as proxy,
+        proxy.raw() as raw,
+        proxy.raw() as other,
     ):
         raw.send(
-            b"WATCH a\r\nMULTI\r\nEVAL 'while true do end' 1 a\r\nCLIENT SETNAME me\r\n"
-            + more
-            + b"EXEC\r\n"
+            b"WATCH a\r\nMULTI\r\nEVAL 'while true do end' 1 a\r\nCLIENT SETNAME me\r\n" + more + b"EXEC\r\n"
         )
         raw.frames(4 + bool(more))
         with node.raw() as direct:
