@@ -24,6 +24,8 @@ cdef enum:
     FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
     FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
+    FLAG_CHANNEL = 1024     # its first argument is a channel: it goes where a key of that name would
+    FLAG_LISTENING = 2048   # a RESP2 client that has subscribed may send it
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

@@ -65,6 +65,11 @@ def client_value(option: bytes) -> str:
     return f"ERR {shown(option)} cannot contain spaces, newlines or special characters."
 
 
+def wrong_subcommand(container: str, sub: bytes) -> str:
+    """Of the right name, with too many arguments."""
+    return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container} HELP."
+
+
 NOT_LOCAL = (
     "NOPERM this changes the proxy for everybody: until there are users, only clients on this machine may, "
     "over the loopback interface or a unix socket"
@@ -120,6 +125,13 @@ def not_supported(name: str, why: str) -> str:
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
+
+
+def not_subscribed(shard: str, address: str, why: str, timeout: float) -> str:
+    """why: its connection is not there; empty: it is, and says nothing."""
+    if why:
+        return f"SHARDDOWN shard '{shard}' at {address} is down: {why}"
+    return f"TIMEOUT shard '{shard}' at {address} did not confirm the subscription within {timeout:g} s"
 
 
 # --- Ours: a bug -------------------------------------------------------------------------------------------

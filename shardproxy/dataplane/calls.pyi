@@ -1,3 +1,5 @@
+from collections.abc import Callable, Mapping
+
 from shardproxy.core.command_rows import Row
 
 class Call:
@@ -38,7 +40,29 @@ class ClientHandle:
     total_commands: int
     blocked_at: tuple[int, int] | None
     wrote: list[int]
-    def push(self, data: bytes) -> None: ...
+    subscriptions: tuple[int, int, int]
+    tracking: bool
+    caching: int  # for its next command: 1: CLIENT CACHING YES, 2: NO
+    def push(self, data: bytes, resp3: bytes | None = None) -> None:
+        """Whole frames that belong to no command; resp3: what they are for a client of RESP3."""
+
+    def when_gone(self, callback: Callable[[int], None]) -> None:
+        """callback(id), after the client has left; one a client."""
+
+    def track(
+        self,
+        setups: Mapping[int, tuple[bytes, int]] | None,
+        redirected: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """From now on all its upstreams are its own; None: no more.
+
+        setups: what one says first on the node of that number (-1: any other), and how many replies that has.
+        redirected: gets their pushes, which else go to the client.
+        """
+
+    def track_everywhere(self) -> bool:
+        """Has an upstream of its own to every node, also where it has asked nothing; False: not yet."""
+
     def kill(self, reason: str) -> None: ...
     def close_after_reply(self, reason: str | None = None) -> None: ...
     def reset(self) -> None: ...

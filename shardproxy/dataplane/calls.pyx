@@ -11,16 +11,20 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE
 from shardproxy.dataplane.engine cimport (
-    REPLY_ON, TX_NONE, WAITING, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
+    CACHING_SAID, KEPT, REPLY_ON, TO_NOBODY, TRACKING, TX_NONE, UP, WAITING, Client, Engine, Upstream, monotonic_us,
+    sockaddr_storage,
 )
-from shardproxy.dataplane.private cimport abandon
+from shardproxy.dataplane.private cimport abandon, private_drop, tracking_setup
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
 )
 
 REPLY_MODES = ("on", "off", "skip")
+NONE = (0, 0, 0)
+TRACKING_OFF = b"*3\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$3\r\nOFF\r\n"
 
 
 cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept:
@@ -124,6 +128,18 @@ cdef void answer_last(Client *c) noexcept:
         slot_at(c, c.tail - 1).discard = False
 
 
+cdef void drop_tracking(Engine e, Client *c) noexcept:
+    cdef Upstream *u = c.own
+    cdef Upstream *after
+    while u != NULL:
+        after = u.next_own
+        if u.lease == TRACKING:
+            private_drop(e, u)
+        elif u.lease & TRACKING:
+            u.lease = u.lease & ~TRACKING | KEPT
+        u = after
+
+
 cdef class ClientHandle:
     """A client connection, for handlers. Times are seconds, sizes bytes."""
 
@@ -133,11 +149,11 @@ cdef class ClientHandle:
     cdef Client *at(self):
         return NULL if self.engine.closed else self.engine.client_at(self.index, self.generation)
 
-    cdef bytes text(self, str what):
+    cdef object text(self, str what):
         cdef dict mine = self.engine.meta.get(self.number)
         return mine.get(what, b"") if mine is not None else b""
 
-    cdef void set_text(self, str what, bytes value):
+    cdef void set_text(self, str what, value):
         if self.at() != NULL:
             self.engine.meta.setdefault(self.number, {})[what] = value
 
@@ -216,13 +232,84 @@ cdef class ClientHandle:
         return [i for i in range(self.engine.node_count)
                 if c.wrote >> (i & 63) & 1 and self.engine.node_list[i].used] if c != NULL else []
 
-    def push(self, bytes data):
-        """Whole frames that belong to no command: they go out between frames."""
+    def push(self, bytes data, bytes resp3=None):
+        """Whole frames that belong to no command: they go out between frames. resp3: what they are there."""
         cdef Client *c = self.at()
         if c != NULL:
+            if resp3 is not None and c.proto == 3:
+                data = resp3
             client_push(self.engine, c, data, len(data))
             if not self.engine.in_tick:
                 self.engine.wake()
+
+    def when_gone(self, callback):
+        """callback(id), after the client has left; one a client."""
+        self.set_text("gone", callback)
+
+    @property
+    def subscriptions(self):
+        """(channels, patterns, shard channels) that it has subscribed to."""
+        cdef dict mine = self.engine.meta.get(self.number)
+        return mine.get("subscriptions", NONE) if mine is not None else NONE
+
+    @subscriptions.setter
+    def subscriptions(self, tuple counts):
+        cdef Client *c = self.at()
+        if c != NULL:
+            self.set_text("subscriptions", counts)
+            c.subscriber = any(counts)
+
+    @property
+    def tracking(self):
+        cdef Client *c = self.at()
+        return bool(c.tracking) if c != NULL else False
+
+    def track(self, dict setups, redirected=None):
+        """See calls.pyi."""
+        cdef Client *c = self.at()
+        cdef Upstream *u
+        if c == NULL:
+            return
+        mine = self.engine.meta.setdefault(self.number, {})
+        c.tracking = setups is not None
+        mine["tracking"], mine["redirected"] = setups, redirected
+        u = c.own
+        while u != NULL:
+            # what keeps it (WATCH) stays; it will not be another's
+            setup, count = tracking_setup(self.engine, c, u.node) if c.tracking else (TRACKING_OFF, 1)
+            if promise(self.engine, u, TO_NOBODY, 0, 0, 0, 0, True, 0, count) < 0:
+                raise MemoryError
+            give(self.engine, u, setup, len(setup))
+            u.lease |= TRACKING
+            u = u.next_own
+        if not c.tracking:
+            drop_tracking(self.engine, c)
+        self.engine.wake()
+
+    def track_everywhere(self):
+        """Has an upstream of its own to every node that serves; False: not to all of them."""
+        cdef Client *c = self.at()
+        cdef Upstream *u
+        cdef int i
+        cdef bint all_there = True
+        if c == NULL or not c.tracking:
+            return True
+        for i in range(self.engine.shard_count):
+            u = upstream_for(self.engine, self.engine.shards[i], c)
+            all_there = all_there and u != NULL and u.state == UP
+        self.engine.wake()
+        return all_there
+
+    @property
+    def caching(self):
+        cdef Client *c = self.at()
+        return c.caching & ~CACHING_SAID if c != NULL else 0
+
+    @caching.setter
+    def caching(self, int value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.caching = value | CACHING_SAID
 
     def kill(self, str reason):
         """Close it now; what is in flight is not answered."""
@@ -352,6 +439,8 @@ cdef class ClientHandle:
         if c != NULL:
             c.tx_state = TX_NONE
             buf_release(&c.tx)
+            c.tracking = c.subscriber = False
+            c.caching = 0
             abandon(self.engine, c)
             c.watching = -1
             c.unwatched = False
@@ -361,4 +450,5 @@ cdef class ClientHandle:
             answer_last(c)
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
-                self.engine.meta[self.number].pop("name", None)
+                for what in ("name", "subscriptions", "tracking", "redirected"):
+                    self.engine.meta[self.number].pop(what, None)

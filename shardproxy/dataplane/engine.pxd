@@ -73,6 +73,10 @@ cdef struct Client:
     uint8_t proto
     uint16_t db
     uint8_t reply_mode
+    bint subscriber             # it has subscribed to something
+    uint64_t over_since         # us: a subscriber is owed more than pubsub_output_soft; 0: it is not
+    bint tracking               # CLIENT TRACKING: all its upstreams are its own, and their pushes go to it
+    uint8_t caching             # CACHING_YES or CACHING_NO for its next command
     Upstream *own               # its private upstreams, one a node at most, chained by next_own
     Buf aside                   # pushes that wait until the frame that is going out is complete
     uint64_t wrote              # bit (number of a node) % 64: it has written there
@@ -130,13 +134,20 @@ cdef enum:
     WATCHING = 1                # keys are watched on it
     WAITING = 2                 # a blocking command is on it
     KEPT = 4                    # a handler's: until it says otherwise
+    TRACKING = 8                # the node remembers for it what the client has read
+
+# CLIENT CACHING
+cdef enum:
+    CACHING_YES = 1
+    CACHING_NO = 2
+    CACHING_SAID = 4            # just now: it holds for the next command
 
 cdef struct Upstream:
     int fd
     uint32_t index
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
-    uint8_t proto
+    uint8_t proto               # of its clients; with a node that is resp2_only its replies are raised to it
     uint16_t db
     uint8_t place               # which of the node's shared ones of its protocol and database
     bint private                # one client's, or a handler's, at a time
@@ -147,6 +158,7 @@ cdef struct Upstream:
     uint8_t lease               # WATCHING | WAITING | KEPT
     uint64_t wait_until         # us: when what blocks must have been answered; 0: never
     bint linked                 # Engine.links has a Link for it, which gets its pushes
+    bint raises                 # proto is 3, and the node speaks RESP2
     bint stream                 # every frame goes to the Link: no reply belongs to a request
     bint over                   # private, and lost: to be given up at the end of the tick
     uint64_t idle_since         # of one that waits in the pool for its next client
@@ -229,6 +241,7 @@ cdef struct Node:
     uint64_t streak             # failures since its last success; stays
     uint64_t blamed             # when a deadline was last held against it
     bint refused                # a connection was refused
+    bint resp2_only             # it refuses HELLO 3
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
 
@@ -238,6 +251,9 @@ cdef struct Budget:
     uint32_t per_address        # clients of one address; 0: any number
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
+    size_t pubsub_soft          # a subscriber that is owed more for pubsub_time is closed
+    size_t pubsub_hard          # or more than this, at once
+    uint64_t pubsub_time        # us
     size_t memory               # of the process
     size_t queue                # waiting to be written to all upstreams, each its part
     uint64_t idle               # us; 0: for ever
@@ -267,11 +283,17 @@ cdef class Engine:
     cdef uint32_t spare_upstream_count
     cdef uint32_t over_count                # private ones to be given up at the end of the tick
     cdef uint32_t private_most              # private ones of one node
+    cdef object raised                      # core/raising.raised
+    cdef dict shapes                        # upstream index -> {number of its entry: what its reply is in RESP3}
     cdef dict asks                          # number -> Ask
     cdef uint32_t next_ask
     cdef dict links                         # upstream index -> Link
     cdef list told                          # (callback, arguments): for the end of the tick
     cdef bint blocks                        # what was located last waits for data
+    cdef dict counted_channels              # PUBLISH to these goes to a handler, which puts its count right
+    cdef dict counted_shards                # SPUBLISH, likewise
+    cdef bint counted_patterns              # every PUBLISH does
+    cdef bint some_are_over                 # some Client.over_since is set
     cdef Node **node_list                   # by number; a number is used again, the memory never moves
     cdef int node_count                     # numbers up to here have been used
     cdef const char **shard_names           # by node number

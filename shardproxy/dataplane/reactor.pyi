@@ -56,6 +56,12 @@ class Reactor:
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
 
+    def placements(self) -> int:
+        """Counts changes of where keys are."""
+
+    def count_receivers(self, channels: Mapping[bytes, int], shards: Mapping[bytes, int], patterns: bool) -> None:
+        """PUBLISH (SPUBLISH) to these, or every PUBLISH, goes to its handler; kept, not copied."""
+
     def ask(
         self,
         node: int,

@@ -16,10 +16,11 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SERVE, TEXT, TO_NOBODY,
+    TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
-from shardproxy.dataplane.private cimport private_drop
+from shardproxy.dataplane.private cimport lease, owner_of, private_drop, tracking_setup
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -134,6 +135,7 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
     cdef int error = 0
     cdef uint32_t size = sizeof(error)
     cdef bytes greeting
+    cdef Client *c
     if u.state == CONNECTING:
         getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
@@ -152,6 +154,14 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
             setup, count = e.links[u.index].setup
             greeting += setup
             u.extras += count
+        c = owner_of(e, u)
+        if u.lease & TRACKING and c != NULL and c.tracking:
+            setup = tracking_setup(e, c, u.node)
+            if setup is None:
+                upstream_lost(e, u, "the connection for its invalidations is gone", False)
+                return
+            greeting += setup[0]
+            u.extras += setup[1]
         u.state = GREETING
         watch(e, u, EPOLLIN)
         # small, and the first bytes on a new connection: it always fits
@@ -173,7 +183,29 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 # --- requests ---
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c) noexcept:
+    if c.tracking:
+        return tracking_one(e, number, c)
     return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index)
+
+
+cdef Upstream *tracking_one(Engine e, int number, Client *c) noexcept:
+    """Its own, where the node remembers what it reads; made when it first needs one."""
+    cdef Node *node = e.node_list[number]
+    cdef Upstream *u = own_of(c, number)
+    if u == NULL and (node.mode == SERVE or node.mode == HOLD):
+        u = lease(e, c, number, TRACKING)
+        if u == NULL:
+            e.missing = e.crowded = e.down = False
+            return NULL
+    u = usable(e, number, u, c.proto, c.db, c.index)
+    if u != NULL and c.caching:
+        if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1) < 0:
+            u.doomed = True
+        elif c.caching & CACHING_YES:
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n", 41)
+        else:
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$2\r\nNO\r\n", 40)
+    return u
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db) noexcept:

@@ -6,15 +6,16 @@ connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
 info         INFO
+pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
 proxy        PROXY and its subcommands that show
 keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import client, command, connection, info, keyspace, operate, proxy
+from shardproxy.handlers import client, command, connection, info, keyspace, operate, proxy, pubsub
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
     "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy",
+    "keyspace", "operate", "proxy", "pubsub",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
     from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.client import ClientRecord
+    from shardproxy.handlers.subscriptions import Subscriptions
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
@@ -65,6 +66,9 @@ class Server(Protocol):
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none
     pid: int  # the supervisor's, if there is one
+    slot: int  # which of the workers this is
+    shared: bool  # there are other workers
+    subscriptions: "Subscriptions"
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -85,6 +89,9 @@ class Server(Protocol):
 
     async def all_processes(self) -> list[ProcessRecord]:
         """One a worker."""
+
+    async def tell_others(self, what: str, body: Any) -> list[Any]:
+        """Has the other workers hear it ("subscribed", "push"); what each says to it, of those that do in time."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""

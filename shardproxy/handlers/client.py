@@ -32,6 +32,9 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     idle: int = 0
     flags: str = "N"
     db: int = 0
+    sub: int = 0
+    psub: int = 0
+    ssub: int = 0
     multi: int = -1
     query_buffer: int = 0
     multi_memory: int = 0
@@ -46,6 +49,8 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def record_of(client: "ClientHandle") -> ClientRecord:
     flags = ("x" if client.in_multi >= 0 else "") + ("U" if client.laddr.startswith("/") else "")
+    channels, patterns, shards = client.subscriptions
+    flags += "P" if channels or patterns or shards else ""
     flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
     return ClientRecord(
         id=client.id,
@@ -57,6 +62,9 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         idle=int(client.idle),
         flags=flags or "N",
         db=client.db,
+        sub=channels,
+        psub=patterns,
+        ssub=shards,
         multi=client.in_multi,
         query_buffer=client.query_buffer,
         multi_memory=client.multi_memory,
@@ -74,7 +82,7 @@ def line(it: ClientRecord) -> bytes:
     """A line of CLIENT LIST, as Redis 7.2 writes it."""
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
-        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} "
+        f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} qbuf={it.query_buffer} "
         f"qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
         f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
         f"user=default redir=-1 resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
@@ -131,7 +139,7 @@ async def list_(server: Server, call: "Call") -> bytes:
             kind = options[1].decode(errors="replace").lower()
             if kind not in TYPES:
                 return reply.error(errors.client_type(options[1]))
-            wanted = lambda _: kind == "normal"  # noqa: E731
+            wanted = lambda record: kind == ("pubsub" if "P" in record.flags else "normal")  # noqa: E731
         elif option == b"id" and len(options) > 1:
             ids = {integer_in(text) for text in options[1:]}
             if None in ids:

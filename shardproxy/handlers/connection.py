@@ -53,6 +53,8 @@ def version_order(version: str) -> list[int]:
 def ping(server: Server, call: "Call") -> bytes:
     if len(call.args) > 2:
         return reply.error(errors.wrong_arity("ping"))
+    if call.proto == 2 and any(call.client.subscriptions):
+        return reply.bulks(["pong", *(call.args[1:] or [""])])
     return reply.bulk(call.args[1]) if len(call.args) == 2 else reply.PONG
 
 
@@ -137,6 +139,7 @@ def select(server: Server, call: "Call") -> bytes:
 
 @handles("reset")
 def reset(server: Server, call: "Call") -> bytes:
+    server.subscriptions.leave(call.client.id)
     call.client.reset()
     return reply.simple("RESET")
 

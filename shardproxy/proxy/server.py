@@ -24,6 +24,7 @@ from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -80,6 +81,9 @@ class Proxy:
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
+        self.slot = team.slot if team else 0
+        self.shared = team is not None
+        self.subscriptions = Subscriptions(self)
         self._credentials = Credentials.read(config)
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, file)
@@ -207,6 +211,7 @@ class Proxy:
         self._resolver.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.transitions.close()
+        self.subscriptions.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
@@ -338,6 +343,7 @@ class Proxy:
         pool = topology.pools[0]
         logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
         self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        self.subscriptions.follow()
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
             came_up = node.state == "up" and (address not in before or before[address].state != "up")
@@ -380,9 +386,11 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process" or "worker"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "worker" or "subscriptions"."""
         if what == "clients":
             return await self._clients()
+        if what == "subscriptions":
+            return self.slot, self.subscriptions.own()
         return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
 
     def _process(self) -> ProcessRecord:
@@ -414,6 +422,23 @@ class Proxy:
 
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
+
+    def meet(self) -> None:
+        """The others tell this worker what changes from now on: it asks for what there was before."""
+        self._keep(self._meet())
+
+    async def _meet(self) -> None:
+        for slot, names in await self._peers.ask("subscriptions") if self._peers else ():
+            self.subscriptions.heard(slot, names)
+
+    async def tell_others(self, what: str, body: Any) -> list[Any]:
+        return await self._peers.tell(what, body) if self._peers else []
+
+    def heard(self, what: str, body: Any) -> Any:
+        """What another worker tells: see Server.tell_others."""
+        if what == "subscribed":
+            self.subscriptions.heard(*body)
+        return None
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)

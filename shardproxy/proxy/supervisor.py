@@ -195,6 +195,7 @@ class Supervisor:
                 how = error.strerror or str(error)
             was_ready = slot.ready.is_set()
             slot.ready.clear()
+            await self.broadcast("heard", ["subscribed", [slot.number, None]], but=slot)
             self.pages.retire(slot.number)
             self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
             if self.stopping:
@@ -271,6 +272,8 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "tell":
+            return list((await self.broadcast("heard", body, timeout=ASK_OTHERS / 2, but=slot)).values())
         if name == "evidence":
             self.keeper.observe(body)
             return None

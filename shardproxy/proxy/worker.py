@@ -115,6 +115,7 @@ class Worker:
             return None
         if name == "reload":
             config, topology = body
+            self.proxy.meet()
             return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
         if name == "topology":
             new = Topology.from_json(body)
@@ -122,9 +123,11 @@ class Worker:
                 self.proxy.apply(new)
             await self.proxy.settled(new)
             return self.proxy.topology.generation
+        if name == "heard":
+            return self.proxy.heard(*body)
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name))
+        return msgspec.to_builtins(await self.proxy.own(name), builtin_types=(bytes,))
 
     def _reconfigure(self, config: Config, topology: Topology) -> int:
         """The generation that it has then."""
@@ -168,6 +171,13 @@ class Worker:
     async def ask(self, what: str) -> list[Any]:
         try:
             found: list[Any] = await self.channel.ask("others", what, ASK_OTHERS)
+        except (TimeoutError, ChannelClosed, PeerFailed):
+            return []
+        return found
+
+    async def tell(self, what: str, body: Any) -> list[Any]:
+        try:
+            found: list[Any] = await self.channel.ask("tell", [what, body], ASK_OTHERS)
         except (TimeoutError, ChannelClosed, PeerFailed):
             return []
         return found
