@@ -70,6 +70,33 @@ def wrong_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container} HELP."
 
 
+ONE_REDIRECT = "ERR A client can only redirect to a single other client"
+NO_REDIRECT = "ERR The client ID you want redirect to does not exist"
+PREFIX_WITHOUT_BCAST = "ERR PREFIX option requires BCAST mode to be enabled"
+SWITCHED_BCAST = (
+    "ERR You can't switch BCAST mode on/off before disabling tracking for this client, "
+    "and then re-enabling it with a different mode."
+)
+BCAST_WITH_OPT = "ERR OPTIN and OPTOUT are not compatible with BCAST"
+BOTH_OPTS = "ERR You can't specify both OPTIN mode and OPTOUT mode"
+SWITCHED_OPT = (
+    "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
+    "and then re-enabling it with a different mode."
+)
+CACHING_WITHOUT_OPT = (
+    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
+)
+CACHING_YES = "ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode."
+CACHING_NO = "ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode."
+
+
+def prefix_overlaps(prefix: bytes, which: str, other: bytes) -> str:
+    return (
+        f"ERR Prefix '{shown(prefix)}' overlaps with {which} prefix '{shown(other)}'. "
+        "Prefixes for a single client must not overlap."
+    )
+
+
 NOT_LOCAL = (
     "NOPERM this changes the proxy for everybody: until there are users, only clients on this machine may, "
     "over the loopback interface or a unix socket"
@@ -125,6 +152,9 @@ def not_supported(name: str, why: str) -> str:
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
+
+
+TRACKING_INCOMPLETE = "SHARDDOWN not every node tells of changes: CLIENT TRACKING with BCAST needs them all"
 
 
 def not_subscribed(shard: str, address: str, why: str, timeout: float) -> str:

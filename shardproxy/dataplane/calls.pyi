@@ -41,13 +41,14 @@ class ClientHandle:
     blocked_at: tuple[int, int] | None
     wrote: list[int]
     subscriptions: tuple[int, int, int]
+    tracked: tuple[str, int]  # what CLIENT LIST shows: its flags, and whom it redirects to
     tracking: bool
     caching: int  # for its next command: 1: CLIENT CACHING YES, 2: NO
     def push(self, data: bytes, resp3: bytes | None = None) -> None:
         """Whole frames that belong to no command; resp3: what they are for a client of RESP3."""
 
     def when_gone(self, callback: Callable[[int], None]) -> None:
-        """callback(id), after the client has left; one a client."""
+        """callback(id), after the client has left."""
 
     def track(
         self,
@@ -62,6 +63,12 @@ class ClientHandle:
 
     def track_everywhere(self) -> bool:
         """Has an upstream of its own to every node, also where it has asked nothing; False: not yet."""
+
+    def track_again(self, node: int) -> None:
+        """Its upstream to that node is closed, and what was read there is to be forgotten."""
+
+    def invalidate(self) -> None:
+        """It, or whom it redirects to, is told to forget everything."""
 
     def kill(self, reason: str) -> None: ...
     def close_after_reply(self, reason: str | None = None) -> None: ...

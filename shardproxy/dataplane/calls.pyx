@@ -11,12 +11,12 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE
 from shardproxy.dataplane.engine cimport (
-    CACHING_SAID, KEPT, REPLY_ON, TO_NOBODY, TRACKING, TX_NONE, UP, WAITING, Client, Engine, Upstream, monotonic_us,
-    sockaddr_storage,
+    KEPT, REPLY_ON, SERVE, TO_NOBODY, TRACKING, TX_NONE, UP, WAITING, Client, Engine, Node, Upstream,
+    monotonic_us, sockaddr_storage,
 )
-from shardproxy.dataplane.private cimport abandon, private_drop, tracking_setup
+from shardproxy.dataplane.private cimport abandon, forget_all, lease, private_drop, tracking_setup
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, own_of, promise
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
@@ -24,6 +24,7 @@ from shardproxy.dataplane.system cimport (
 
 REPLY_MODES = ("on", "off", "skip")
 NONE = (0, 0, 0)
+UNTRACKED = ("", -1)
 TRACKING_OFF = b"*3\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$3\r\nOFF\r\n"
 
 
@@ -243,8 +244,9 @@ cdef class ClientHandle:
                 self.engine.wake()
 
     def when_gone(self, callback):
-        """callback(id), after the client has left; one a client."""
-        self.set_text("gone", callback)
+        """callback(id), after the client has left."""
+        if self.at() != NULL:
+            self.engine.meta.setdefault(self.number, {}).setdefault("gone", []).append(callback)
 
     @property
     def subscriptions(self):
@@ -258,6 +260,16 @@ cdef class ClientHandle:
         if c != NULL:
             self.set_text("subscriptions", counts)
             c.subscriber = any(counts)
+
+    @property
+    def tracked(self):
+        """What CLIENT LIST shows of its tracking: (flags, whom it redirects to)."""
+        cdef dict mine = self.engine.meta.get(self.number)
+        return mine.get("tracked", UNTRACKED) if mine is not None else UNTRACKED
+
+    @tracked.setter
+    def tracked(self, tuple value):
+        self.set_text("tracked", value)
 
     @property
     def tracking(self):
@@ -290,26 +302,45 @@ cdef class ClientHandle:
         """Has an upstream of its own to every node that serves; False: not to all of them."""
         cdef Client *c = self.at()
         cdef Upstream *u
+        cdef Node *node
         cdef int i
         cdef bint all_there = True
         if c == NULL or not c.tracking:
             return True
+        self.engine.now = monotonic_us()
         for i in range(self.engine.shard_count):
-            u = upstream_for(self.engine, self.engine.shards[i], c)
-            all_there = all_there and u != NULL and u.state == UP
+            node = self.engine.node_list[self.engine.shards[i]]
+            if node.mode == SERVE:
+                u = lease(self.engine, c, self.engine.shards[i], TRACKING)
+                all_there = all_there and u != NULL and u.state == UP
         self.engine.wake()
         return all_there
+
+    def track_again(self, int node):
+        """What it was told by that node counts no more: its upstream there is closed, and the client is told."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = own_of(c, node) if c != NULL else NULL
+        if u != NULL:
+            private_drop(self.engine, u)
+            self.engine.wake()
+
+    def invalidate(self):
+        """It, or whom it redirects to, is told to forget everything."""
+        cdef Client *c = self.at()
+        if c != NULL and c.tracking:
+            forget_all(self.engine, c)
+            self.engine.wake()
 
     @property
     def caching(self):
         cdef Client *c = self.at()
-        return c.caching & ~CACHING_SAID if c != NULL else 0
+        return c.caching if c != NULL else 0
 
     @caching.setter
     def caching(self, int value):
         cdef Client *c = self.at()
         if c != NULL:
-            c.caching = value | CACHING_SAID
+            c.caching = value
 
     def kill(self, str reason):
         """Close it now; what is in flight is not answered."""
@@ -450,5 +481,5 @@ cdef class ClientHandle:
             answer_last(c)
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
-                for what in ("name", "subscriptions", "tracking", "redirected"):
+                for what in ("name", "subscriptions", "tracking", "redirected", "tracked"):
                     self.engine.meta[self.number].pop(what, None)

@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy
 from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport REQ_BAD, REQ_MORE, REQ_OK, Request, parse_request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
-from shardproxy.dataplane.engine cimport CACHING_SAID, SCRATCH, TEXT, Client, Engine
+from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
 from shardproxy.dataplane.routing cimport WAIT, route
 from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
 from shardproxy.dataplane.system cimport recv
@@ -129,8 +129,9 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
             c.commands += 1
             e.count[<int>COMMANDS] += 1
             if c.caching:
-                # it holds for one command, or one transaction, after the one that says so
-                c.caching = c.caching & ~CACHING_SAID if c.caching & CACHING_SAID or c.tx_state else 0
+                # it holds for one command, or one transaction, but for CLIENT's own
+                if not c.tx_state and memcmp(e.table.table[c.last_row].name, "client|", 7) != 0:
+                    c.caching = 0
             if c.dead or c.leaving or c.inp.p == NULL and not scratch:
                 return n
         at += r.size

@@ -15,6 +15,8 @@ cdef void private_lost(Engine e, Upstream *u) noexcept
 cdef void private_drop(Engine e, Upstream *u) noexcept
 # What a tracking client's own upstream brings besides replies: for the client, or for whom it redirects to.
 cdef void tracked(Engine e, Client *c, const char *p, size_t n) noexcept
+# As a node says after FLUSHALL: nothing that was read counts.
+cdef void forget_all(Engine e, Client *c) noexcept
 cdef Client *owner_of(Engine e, Upstream *u) noexcept
 # What a tracking client's own upstream of that node says first: (bytes, replies); None: it may not have one now.
 cdef object tracking_setup(Engine e, Client *c, int number)

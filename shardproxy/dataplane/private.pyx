@@ -138,6 +138,10 @@ cdef void tracked(Engine e, Client *c, const char *p, size_t n) noexcept:
         client_push_in_order(e, c, p, n)
 
 
+cdef void forget_all(Engine e, Client *c) noexcept:
+    tracked(e, c, NOTHING_IS_KNOWN, strlen(NOTHING_IS_KNOWN))
+
+
 cdef void unchain(Upstream **head, Upstream *u) noexcept:
     while head[0] != NULL and head[0] != u:
         head = &head[0].next_own
@@ -167,7 +171,7 @@ cdef void private_lost(Engine e, Upstream *u) noexcept:
         c = owner_of(e, u)
         if c != NULL:
             if u.lease & TRACKING and c.tracking:
-                tracked(e, c, NOTHING_IS_KNOWN, strlen(NOTHING_IS_KNOWN))
+                forget_all(e, c)
             c.unwatched = c.unwatched or u.lease & WATCHING
             if u.lease & WAITING:
                 c.waiting = False

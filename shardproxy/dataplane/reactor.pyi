@@ -102,6 +102,7 @@ class Reactor:
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 
+    def client(self, id: int) -> ClientHandle | None: ...
     def clients(self) -> list[ClientHandle]: ...
     def nodes(self) -> list[dict[str, Any]]:
         """What the engine knows of each node, in the order of the shards."""

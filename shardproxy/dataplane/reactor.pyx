@@ -457,6 +457,13 @@ cdef class Reactor(Engine):
 
     # --- what Python sees ---
 
+    def client(self, unsigned long long id):
+        cdef uint32_t i
+        for i in range(self.client_room):
+            if self.client_list[i] != NULL and self.client_list[i].id == id and not self.client_list[i].dead:
+                return client_handle(self, self.client_list[i])
+        return None
+
     def clients(self):
         cdef uint32_t i
         cdef list found = []

@@ -267,7 +267,8 @@ cdef void client_free(Engine e, Client *c) noexcept:
     client_release(c)
     mine = e.meta.pop(c.id, None)
     if mine is not None and "gone" in mine:
-        e.told.append((mine["gone"], (c.id,)))
+        for callback in mine["gone"]:
+            e.told.append((callback, (c.id,)))
         e.wake()
     if e.origins:
         depart(e, c.id)

@@ -202,9 +202,9 @@ cdef Upstream *tracking_one(Engine e, int number, Client *c) noexcept:
         if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1) < 0:
             u.doomed = True
         elif c.caching & CACHING_YES:
-            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n", 41)
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n", 38)
         else:
-            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$2\r\nNO\r\n", 40)
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$2\r\nNO\r\n", 37)
     return u
 
 

@@ -7,15 +7,16 @@ client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
 info         INFO
 pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
+tracking     CLIENT TRACKING, CACHING, GETREDIR, TRACKINGINFO
 proxy        PROXY and its subcommands that show
 keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import client, command, connection, info, keyspace, operate, proxy, pubsub
+from shardproxy.handlers import client, command, connection, info, keyspace, operate, proxy, pubsub, tracking
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
     "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy", "pubsub",
+    "keyspace", "operate", "proxy", "pubsub", "tracking",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.client import ClientRecord
     from shardproxy.handlers.subscriptions import Subscriptions
+    from shardproxy.handlers.tracking import Trackers
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
@@ -69,6 +70,7 @@ class Server(Protocol):
     slot: int  # which of the workers this is
     shared: bool  # there are other workers
     subscriptions: "Subscriptions"
+    trackers: "Trackers"
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property

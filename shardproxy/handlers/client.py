@@ -36,6 +36,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     psub: int = 0
     ssub: int = 0
     multi: int = -1
+    redirect: int = -1
     query_buffer: int = 0
     multi_memory: int = 0
     output_bytes: int = 0
@@ -51,6 +52,8 @@ def record_of(client: "ClientHandle") -> ClientRecord:
     flags = ("x" if client.in_multi >= 0 else "") + ("U" if client.laddr.startswith("/") else "")
     channels, patterns, shards = client.subscriptions
     flags += "P" if channels or patterns or shards else ""
+    tracked, redirect = client.tracked
+    flags += tracked
     flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
     return ClientRecord(
         id=client.id,
@@ -66,6 +69,7 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         psub=patterns,
         ssub=shards,
         multi=client.in_multi,
+        redirect=redirect,
         query_buffer=client.query_buffer,
         multi_memory=client.multi_memory,
         output_bytes=client.output_bytes,
@@ -85,7 +89,7 @@ def line(it: ClientRecord) -> bytes:
         f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} qbuf={it.query_buffer} "
         f"qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
         f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
-        f"user=default redir=-1 resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
+        f"user=default redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
     )
     return text.encode(errors="surrogateescape")
 

@@ -96,7 +96,10 @@ def hello(server: Server, call: "Call") -> bytes:
             options = options[2:]
         else:
             return reply.error(errors.hello_option(options[0]))
-    client.proto = version
+    if version != client.proto:
+        client.proto = version
+        if tracking := server.trackers.of(client):
+            tracking.proto_changed()
     return reply.mapping(
         [
             (reply.bulk("server"), reply.bulk("redis")),
@@ -140,6 +143,7 @@ def select(server: Server, call: "Call") -> bytes:
 @handles("reset")
 def reset(server: Server, call: "Call") -> bytes:
     server.subscriptions.leave(call.client.id)
+    server.trackers.off(call.client.id)
     call.client.reset()
     return reply.simple("RESET")
 

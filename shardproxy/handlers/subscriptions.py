@@ -176,7 +176,7 @@ class Subscriptions:
         self.others: dict[int, tuple[Counts, ...]] = {}  # of other workers: name -> clients
         self.crowded: tuple[Counts, ...] = ({}, {}, {})  # workers in which a name has more than one client
         self.changed: set[tuple[int, bytes]] = set()  # not yet told to the other workers
-        self.telling: asyncio.Task[None] | None = None
+        self.telling: asyncio.Future[None] | None = None  # when what is in `changed` has been told
         self.beating: asyncio.TimerHandle | None = None
 
     def now(self) -> float:
@@ -279,8 +279,7 @@ class Subscriptions:
             subscription.clients[client.id] = client
             self.count(subscription)
         client.subscriptions = mine.counts
-        if new and self.server.shared:
-            await self.told()
+        await self.told()
         return b""
 
     async def confirmed(self, subscriptions: list[Subscription]) -> bytes:
@@ -326,8 +325,7 @@ class Subscriptions:
         client.subscriptions = mine.counts
         if not any(mine.counts):
             self.subscribers.pop(client.id, None)
-        if old and self.server.shared:
-            await self.told()
+        await self.told()
 
     def leave(self, client_id: int) -> None:
         """It has left, or was reset."""
@@ -375,8 +373,10 @@ class Subscriptions:
     def count(self, subscription: Subscription) -> None:
         """Who listens to it has changed: PUBLISH must know."""
         kind, name = subscription.kind, subscription.name
-        self.changed.add((kind, name))
         self.recount(kind, name)
+        if self.server.shared:
+            self.changed.add((kind, name))
+            self.tell()
 
     def recount(self, kind: int, name: bytes) -> None:
         crowds = sum(count > 1 for count in self.counts(kind, name))
@@ -417,22 +417,30 @@ class Subscriptions:
             {name: len(each.clients) for name, each in names.items() if each.clients} for names in self.names
         ]
 
+    def tell(self) -> None:
+        """What has changed will be told, with whatever else changes until then."""
+        if self.server.shared and self.telling is None:
+            self.telling = asyncio.get_running_loop().create_future()
+            task = asyncio.get_running_loop().create_task(self._tell(self.telling))
+            self.server.tasks.add(task)
+            task.add_done_callback(self.server.tasks.discard)
+
     async def told(self) -> None:
         """When the other workers know what has changed: before the client does."""
         if self.telling is not None:
-            await asyncio.shield(self.telling)  # which may have begun before the change
-        if self.changed:
-            if self.telling is None or self.telling.done():
-                self.telling = asyncio.get_running_loop().create_task(self._tell())
             await asyncio.shield(self.telling)
 
-    async def _tell(self) -> None:
-        changed, self.changed = self.changed, set()
+    async def _tell(self, done: asyncio.Future[None]) -> None:
+        changed, self.changed, self.telling = self.changed, set(), None
         news: list[Counts] = [{}, {}, {}]
         for kind, name in changed:
             mine = self.names[kind].get(name)
             news[kind][name] = len(mine.clients) if mine else 0
-        await self.server.tell_others("subscribed", [self.server.slot, news])
+        try:
+            await self.server.tell_others("subscribed", [self.server.slot, news])
+        finally:
+            if not done.done():
+                done.set_result(None)
 
     def heard(self, slot: int, news: list[Counts] | None) -> None:
         """From another worker; None: it has died."""

@@ -25,6 +25,7 @@ from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -84,6 +85,7 @@ class Proxy:
         self.slot = team.slot if team else 0
         self.shared = team is not None
         self.subscriptions = Subscriptions(self)
+        self.trackers = Trackers(self)
         self._credentials = Credentials.read(config)
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, file)
@@ -212,6 +214,7 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.transitions.close()
         self.subscriptions.close()
+        self.trackers.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
@@ -344,6 +347,7 @@ class Proxy:
         logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
         self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
         self.subscriptions.follow()
+        self.trackers.follow()
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
             came_up = node.state == "up" and (address not in before or before[address].state != "up")
@@ -438,6 +442,8 @@ class Proxy:
         """What another worker tells: see Server.tell_others."""
         if what == "subscribed":
             self.subscriptions.heard(*body)
+        if what == "push":
+            return self.trackers.push(*body)
         return None
 
     def transitions_of(self, address: str) -> list[Transition]:
