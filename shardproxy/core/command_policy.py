@@ -90,7 +90,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("ping", LOCAL | {"in_multi": True, "keyless": True, "listening": True}),
     ("echo time", LOCAL | {"in_multi": True, "keyless": True}),
     ("hello select", LOCAL | {"barrier": True}),
-    ("reset", LOCAL | {"barrier": True, "listening": True}),
+    ("reset", SUBSCRIBES),
     ("dbsize", ASKS),
     ("auth info client command proxy", LOCAL),
     ("quit", LOCAL | {"listening": True}),

@@ -141,10 +141,13 @@ def select(server: Server, call: "Call") -> bytes:
 
 
 @handles("reset")
-def reset(server: Server, call: "Call") -> bytes:
-    server.subscriptions.leave(call.client.id)
-    server.trackers.off(call.client.id)
-    call.client.reset()
+async def reset(server: Server, call: "Call") -> bytes:
+    client = call.client
+    if any(client.subscriptions):
+        await server.subscriptions.fence(client)
+    server.subscriptions.leave(client.id)
+    server.trackers.off(client.id)
+    client.reset()
     return reply.simple("RESET")
 
 

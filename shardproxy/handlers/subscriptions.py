@@ -11,6 +11,7 @@ Listeners speak RESP2, whose frames differ from RESP3's in their first byte alon
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -230,28 +231,31 @@ class Subscriptions:
             each.beat(patience)
         self.beating = asyncio.get_running_loop().call_later(BEAT, self.beat)
 
-    def say(
-        self,
-        subscription: Subscription,
-        verbs: tuple[bytes, ...] | None,
-        nodes: Iterable[int],
-        done: Done | None = None,
-    ) -> None:
+    def request(self, subscription: Subscription, verbs: tuple[bytes, ...] | None) -> bytes:
         """verbs: SUBSCRIBE or UNSUBSCRIBE; None: PING, which is answered in order with its messages."""
-        request = pack(verbs[subscription.kind], subscription.name) if verbs else PING
+        return pack(verbs[subscription.kind], subscription.name) if verbs else PING
+
+    def say(self, subscription: Subscription, verbs: tuple[bytes, ...], nodes: Iterable[int]) -> None:
         for number in nodes:
-            self.listener(number).say(request, done=done)
+            self.listener(number).say(self.request(subscription, verbs))
+
+    def asked(self, number: int, request: bytes) -> asyncio.Future[bytes]:
+        """The node's error line, or nothing. What is asked is in its place at once."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def done(error: bytes) -> None:
+            if not future.done():  # else who asked has given up
+                future.set_result(error)
+
+        self.listener(number).say(request, done=done)
+        return future
 
     async def said(self, subscription: Subscription, verbs: tuple[bytes, ...] | None) -> bytes:
         """When every node has said so; an error line when one of them refuses."""
         while True:
             nodes = subscription.nodes
-            waits = []
-            for number in nodes:
-                future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-                self.say(subscription, verbs, (number,), lambda error, f=future: f.done() or f.set_result(error))  # type: ignore[misc]
-                waits.append(future)
-            found = await asyncio.gather(*waits)
+            request = self.request(subscription, verbs)
+            found = await asyncio.gather(*(self.asked(number, request) for number in nodes))
             if subscription.nodes == nodes or not subscription.nodes:
                 return next(filter(None, found), b"")
 
@@ -312,11 +316,9 @@ class Subscriptions:
         for subscription in old:
             subscription.wanted -= 1
             waits.append(self.said(subscription, None if subscription.wanted else UNSUBSCRIBE))
-        try:
+        with contextlib.suppress(TimeoutError):  # it is not there: no more messages come
             async with asyncio.timeout(self.server.topology.pools[0].timeout or None):
                 await asyncio.gather(*waits)
-        except TimeoutError:
-            pass  # it is not there: no more messages come
         for subscription in old:
             if mine.names[kind].pop(subscription.name, None) is None:
                 continue  # the client has left meanwhile
@@ -326,6 +328,14 @@ class Subscriptions:
         if not any(mine.counts):
             self.subscribers.pop(client.id, None)
         await self.told()
+
+    async def fence(self, client: "ClientHandle") -> None:
+        """When it has got all that the nodes have sent it by now."""
+        names = [each for names in self.of(client).names for each in names.values()]
+        nodes = frozenset[int]().union(*(each.nodes for each in names))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.server.topology.pools[0].timeout or None):
+                await asyncio.gather(*(self.asked(number, PING) for number in nodes))
 
     def leave(self, client_id: int) -> None:
         """It has left, or was reset."""

@@ -157,7 +157,6 @@ class Trackers:
         if error or not client.alive:
             self.off(client.id)
         elif self.tending is None:
-            self.placements = self.server.reactor.placements()
             self.tend()
         return error
 
@@ -168,7 +167,7 @@ class Trackers:
 
     def follow(self) -> None:
         """The topology has changed: a key that was read may be elsewhere now, and change there unseen."""
-        placements = self.server.reactor.placements() if self.trackers else 0
+        placements = self.server.reactor.placements()
         if placements != self.placements:
             self.placements = placements
             for tracker in self.trackers.values():
