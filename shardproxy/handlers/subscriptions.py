@@ -256,8 +256,10 @@ class Subscriptions:
             nodes = subscription.nodes
             request = self.request(subscription, verbs)
             found = await asyncio.gather(*(self.asked(number, request) for number in nodes))
-            if subscription.nodes == nodes or not subscription.nodes:
+            if subscription.nodes == nodes:
                 return next(filter(None, found), b"")
+            if not subscription.nodes:
+                return self.down(self.server.reactor.node_of(subscription.name), 0.0)
 
     # --- what clients want ---
 

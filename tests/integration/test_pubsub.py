@@ -125,3 +125,242 @@ def settle(proxy: ProxyProcess) -> None:
     with proxy.raw() as raw:
         until(lambda: raw.ask("PUBSUB", "CHANNELS") == b"*0\r\n" and raw.ask("PUBSUB", "NUMPAT") == b":0\r\n")
         until(lambda: raw.ask("PUBSUB", "SHARDCHANNELS") == b"*0\r\n")
+
+
+# --- many, slow, large ---
+
+
+def test_500_subscribers_are_one_to_the_node(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
+    settle(proxy)
+    crowd = [proxy.raw() for _ in range(500)]
+    try:
+        for number, raw in enumerate(crowd):
+            raw.send(pack("HELLO", 2 + number % 2) + pack("SUBSCRIBE", "crowd"))
+        for raw in crowd:
+            assert raw.frames(2)[1][1:] == b"3\r\n$9\r\nsubscribe\r\n$5\r\ncrowd\r\n:1\r\n"
+        seen = []
+        for node in nodes:
+            with node.raw() as direct:
+                seen.append(direct.value("PUBSUB", "NUMSUB", "crowd")[1])
+        workers = 2 if "workers = 2" in proxy.config_path.read_text() else 1
+        assert sum(seen) == workers
+        with proxy.raw() as raw:
+            assert raw.ask("PUBLISH", "crowd", "hello") == b":500\r\n"
+            assert raw.value("PUBSUB", "NUMSUB", "crowd", "none") == ["crowd", 500, "none", 0]
+        for raw in crowd:
+            assert raw.frame()[1:] == b"3\r\n$7\r\nmessage\r\n$5\r\ncrowd\r\n$5\r\nhello\r\n"
+    finally:
+        for raw in crowd:
+            raw.close()
+
+
+def test_a_foreign_subscriber_counts(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
+    with contextlib.ExitStack() as stack:
+        foreign = [stack.enter_context(node.raw()) for node in nodes]
+        for raw in foreign:
+            raw.ask("SUBSCRIBE", "abroad")
+        mine = [stack.enter_context(proxy.raw()) for _ in range(5)]
+        for raw in mine:
+            raw.ask("SUBSCRIBE", "abroad")
+        with proxy.raw() as raw:
+            assert raw.ask("PUBLISH", "abroad", "x") == b":6\r\n"
+
+
+def test_many_publish_in_a_pipeline(proxy: ProxyProcess) -> None:
+    with proxy.raw() as one, proxy.raw() as other, proxy.raw() as publisher:
+        for raw in (one, other):
+            raw.ask("SUBSCRIBE", "much")
+        count = 3000
+        publisher.send(b"".join(pack("PUBLISH", "much", number) for number in range(count)))
+        assert set(publisher.frames(count)) == {b":2\r\n"}
+        for raw in (one, other):
+            got = [int(frame.split(b"\r\n")[6]) for frame in raw.frames(count)]
+            assert got == list(range(count))
+
+
+def test_a_slow_subscriber_is_closed_with_a_reason(nodes: list[RedisNode]) -> None:
+    limits = '[limits]\npubsub_output_soft = "256kb"\npubsub_output_hard = "1mb"\npubsub_output_time = "300ms"'
+    config = toml(shards_of(nodes)).replace("[pool.main]\n", limits + "\n[pool.main]\n", 1)
+    with ProxyProcess(config) as proxy, proxy.raw() as publisher:
+        value = b"x" * 100_000
+
+        def owed() -> int:
+            found = publisher.value("CLIENT", "LIST", "TYPE", "pubsub")
+            return int(found.partition("omem=")[2].split()[0]) if "omem=" in found else -1
+
+        for most, reason in ((1 << 30, "pubsub_output_hard"), (300_000, "pubsub_output_soft")):
+            with proxy.raw() as slow:
+                slow.ask("SUBSCRIBE", "flood")
+                while 0 <= owed() < most:
+                    publisher.ask("PUBLISH", "flood", value)
+                until(lambda: owed() < 0, "it is closed")
+                assert reason in proxy.events("client_closed")[-1]["reason"]
+        assert publisher.ask("PUBLISH", "flood", "x") == b":0\r\n"
+
+
+def test_no_message_is_inside_a_long_reply(proxy: ProxyProcess) -> None:
+    value = bytes(range(256)) * 40960  # 10 MB
+    with proxy.raw() as reader, proxy.raw() as publisher:
+        reader.ask("HELLO", 3)
+        reader.ask("SET", "long", value)
+        reader.ask("SUBSCRIBE", "noise")
+        stop = threading.Event()
+
+        def publish() -> None:
+            while not stop.is_set():
+                publisher.ask("PUBLISH", "noise", "n" * 100)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            for _ in range(5):
+                reader.send(pack("GET", "long") + pack("GET", "none"))
+                replies = []
+                while len(replies) < 2:
+                    if not (frame := reader.frame()).startswith(b">"):
+                        replies.append(frame)
+                    else:
+                        assert frame == b">3\r\n$7\r\nmessage\r\n$5\r\nnoise\r\n$100\r\n" + b"n" * 100 + b"\r\n"
+                assert replies == [b"$%d\r\n%b\r\n" % (len(value), value), b"_\r\n"]
+        finally:
+            stop.set()
+            thread.join()
+
+
+# --- all nodes ---
+
+
+def test_keyspace_notifications_of_every_node(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
+    with proxy.raw() as one, proxy.raw() as other, proxy.raw() as writer:
+        assert one.ask("SUBSCRIBE", "__keyevent@0__:set").endswith(b":1\r\n")
+        assert other.ask("PSUBSCRIBE", "__keyspace@0__:key*").endswith(b":1\r\n")
+        for number in range(30):
+            writer.ask("SET", f"key{number}", 1)
+        keys = sorted(frame.split(b"\r\n")[6] for frame in one.frames(30))
+        assert keys == sorted(b"key%d" % number for number in range(30))
+        assert len({frame.split(b"\r\n")[6] for frame in other.frames(30)}) == 30
+        assert writer.value("PUBSUB", "NUMSUB", "__keyevent@0__:set") == ["__keyevent@0__:set", 1]
+
+
+# --- changes ---
+
+
+@pytest.fixture
+def own() -> Iterator[tuple[list[RedisNode], ProxyProcess]]:
+    """Nodes and a proxy for a test that breaks them."""
+    with redis_nodes(3) as nodes, ProxyProcess(toml(shards_of(nodes))) as proxy:
+        yield nodes, proxy
+
+
+def hears(publisher: Raw, subscriber: Raw, channel: str, word: str) -> bool:
+    """Whether a message arrives; what came before it is gone then."""
+    if not publisher.ask("PUBLISH", channel, word).startswith(b":"):
+        return False
+    return any(word.encode() in frame for frame in unasked(subscriber))
+
+
+def test_subscribers_outlive_a_node(own: tuple[list[RedisNode], ProxyProcess]) -> None:
+    nodes, proxy = own
+    channels = [f"c{number}" for number in range(12)]
+    with proxy.raw() as subscriber, proxy.raw() as publisher:
+        subscriber.send(pack("SUBSCRIBE", *channels) + pack("PSUBSCRIBE", "c1*"))
+        subscriber.frames(13)
+        for node in nodes:
+            node.kill()
+            time.sleep(0.1)
+            node.start()
+        for turn, channel in enumerate(channels):
+            until(
+                lambda channel=channel, turn=turn: hears(publisher, subscriber, channel, f"w{turn}"),
+                f"{channel} is heard again",
+            )
+        assert subscriber.ask("UNSUBSCRIBE", "c1").endswith(b":12\r\n")
+
+
+def test_subscribing_to_a_node_that_is_not_there(own: tuple[list[RedisNode], ProxyProcess]) -> None:
+    nodes, proxy = own
+    for node in nodes:
+        node.kill()
+    with proxy.raw() as raw:
+        assert raw.ask("SUBSCRIBE", "c1").startswith((b"-SHARDDOWN shard '", b"-TIMEOUT shard '"))
+        assert raw.ask("GET", "c1").startswith(b"-")  # not a subscriber's error
+        assert b"only (P|S)" not in raw.ask("GET", "c1")
+        for node in nodes:
+            node.start()
+        until(lambda: raw.ask("SUBSCRIBE", "c1").endswith(b":1\r\n"), "it can be subscribed to")
+
+
+def test_subscribers_move_with_the_ring(own: tuple[list[RedisNode], ProxyProcess]) -> None:
+    nodes, proxy = own
+    channels = [f"c{number}" for number in range(12)]
+    with proxy.raw() as subscriber, proxy.raw() as publisher, redis_nodes(1) as more:
+        subscriber.send(pack("SUBSCRIBE", *channels) + pack("PSUBSCRIBE", "*"))
+        subscriber.frames(13)
+        for nodes_then in (nodes + more, [*nodes[:2], *more], nodes):
+            proxy.config_path.write_text(toml(shards_of(nodes_then)))
+            assert not publisher.ask("PROXY", "RELOAD").startswith(b"-")
+            for channel in channels:
+                until(lambda channel=channel: hears(publisher, subscriber, channel, "word"), f"{channel} is heard")
+        for channel in channels:
+            publisher.ask("PUBLISH", channel, "once")
+        assert len(unasked(subscriber)) == 24  # each by its name and by the pattern: no name is on two nodes
+        seen = 0
+        for node in nodes:
+            with node.raw() as direct:
+                seen += len(direct.value("PUBSUB", "CHANNELS"))
+        assert seen == 12
+
+
+def test_nothing_is_left_behind(own: tuple[list[RedisNode], ProxyProcess]) -> None:
+    nodes, proxy = own
+    for _ in range(3):
+        crowd = [proxy.raw() for _ in range(30)]
+        for number, raw in enumerate(crowd):
+            raw.send(pack("SUBSCRIBE", f"c{number}", "all") + pack("PSUBSCRIBE", "p*"))
+        for raw in crowd:
+            raw.close()  # some before, some after it is confirmed
+    for node in nodes:
+        with node.raw() as direct:
+            until(lambda direct=direct: direct.ask("PUBSUB", "CHANNELS") == b"*0\r\n", "no channel is left")
+            until(lambda direct=direct: direct.ask("PUBSUB", "NUMPAT") == b":0\r\n", "no pattern is left")
+            until(lambda direct=direct: "cmd=subscribe" not in direct.value("CLIENT", "LIST"), "no connection is")
+
+
+# --- clients ---
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_redis_py(own: tuple[list[RedisNode], ProxyProcess], protocol: int) -> None:
+    nodes, proxy = own
+    client = redis_py.Redis(port=proxy.port, protocol=protocol, health_check_interval=1, decode_responses=True)
+    with client, client.pubsub() as pubsub:
+        pubsub.subscribe("one", "two")
+        pubsub.psubscribe("t*")
+        assert [pubsub.get_message(timeout=5)["type"] for _ in range(3)] == ["subscribe", "subscribe", "psubscribe"]
+        assert client.publish("two", "hello") == 2
+        assert {pubsub.get_message(timeout=5)["type"] for _ in range(2)} == {"message", "pmessage"}
+        time.sleep(1.2)
+        pubsub.get_message(timeout=0.1)  # its health check
+        client.publish("one", "still")
+        assert until(lambda: pubsub.get_message(timeout=0.1))["data"] == "still"
+        # its own reconnect
+        ids = [each["id"] for each in client.client_list() if each["flags"] == "P"]
+        assert len(ids) == 1
+        pubsub.connection.disconnect()
+
+        def heard() -> bool:
+            client.publish("one", "again")
+            return bool((pubsub.get_message(timeout=0.1) or {}).get("data") == "again")
+
+        until(heard, "it has connected and subscribed again")
+
+
+def test_transactions_publish_where_their_keys_are(own: tuple[list[RedisNode], ProxyProcess]) -> None:
+    _, proxy = own
+    client = redis_py.Redis(port=proxy.port, decode_responses=True)
+    with client, client.pubsub() as pubsub:
+        pubsub.subscribe("task-1")
+        pubsub.get_message(timeout=5)
+        with client.pipeline() as pipe:  # as Celery's result backend does
+            assert pipe.set("task-1", "done").publish("task-1", "done").execute() == [True, 1]
+        assert until(lambda: pubsub.get_message(timeout=0.1))["data"] == "done"
