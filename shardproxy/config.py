@@ -6,7 +6,8 @@ no message and no output; the records hold plain units (bytes, seconds) whatever
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -16,11 +17,13 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
+from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
+from shardproxy.core.acl import Users
 
 __all__ = [
     "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
-    "Source", "default_text", "effective_text", "load", "reference", "schema",
+    "Source", "UserConfig", "default_text", "effective_text", "load", "read_users", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
@@ -60,6 +63,14 @@ class Limits(Record, frozen=True, kw_only=True):
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
     ] = 0
+    address_requests: Annotated[
+        int,
+        Meta(ge=0, le=10**9),
+        "with so many in flight of one address, to a worker, its clients' next requests wait; 0: any number",
+    ] = 0
+    address_bytes: Annotated[
+        SizeOrNone, "the same for request and reply bytes outstanding; 0: any number"
+    ] = 0
     idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
     tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
     drain_timeout: Annotated[Duration, "how long a stop waits for requests in flight"] = 30.0
@@ -90,6 +101,7 @@ class ShardConfig(Record, frozen=True, kw_only=True):
     password_file: Annotated[text.FilePath | None, FILE] = None
     password: Annotated[Password | None, INLINE] = None
 
+    short: ClassVar[str] = "primary"
     not_yet: ClassVar[Mapping[str, str]] = {"replicas": "replicas", "tls": "TLS to nodes"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -155,6 +167,14 @@ class HealthConfig(Record, frozen=True, kw_only=True):
     )
 
 
+class TimeoutsConfig(Record, frozen=True, kw_only=True):
+    """How long a request may take in all, where its class is not as the others."""
+
+    read: Annotated[Duration, "for commands that only read; 0s: as the pool's timeout"] = 0.0
+    write: Annotated[Duration, "for the others, and transactions; 0s: as the pool's timeout"] = 0.0
+    script: Annotated[Duration, "for EVAL, EVALSHA, FCALL and theirs; 0s: as the pool's timeout"] = 0.0
+
+
 class PoolConfig(Record, frozen=True, kw_only=True):
     """The shards of one ring, and what becomes of their keys when nodes fail."""
 
@@ -180,7 +200,12 @@ class PoolConfig(Record, frozen=True, kw_only=True):
     partial: Annotated[
         Literal["error", "nil"], "when one of several shards fails a command: an error, or nil for its keys"
     ] = "error"
+    cross_shard: Annotated[
+        Literal["refuse", "emulate"],
+        "RENAME, SUNION and their like over several shards: an error, or in steps that are not atomic",
+    ] = "refuse"
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
+    timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0
     connect_timeout: Annotated[Timeout, "for connecting to a node and logging in"] = 1.0
     reset_after: Annotated[
@@ -269,6 +294,8 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         ):
             if getattr(self, key) == unset:
                 msgspec.structs.force_setattr(self, key, value)
+        times = {key: getattr(self.timeouts, key) or self.timeout for key in self.timeouts.__struct_fields__}
+        msgspec.structs.force_setattr(self, "timeouts", TimeoutsConfig(**times))
 
     @property
     def points(self) -> int:
@@ -292,16 +319,31 @@ class Config(Record, frozen=True, kw_only=True):
     state: Annotated[
         text.FilePath | None, "where the last good configuration is kept, for a start when the file is broken"
     ] = None
-    protected_mode: Annotated[bool, "serve only clients of this machine, as Redis does without users"] = True
+    protected_mode: Annotated[bool, "serve only clients of this machine, as long as nobody has to log in"] = (
+        True
+    )
+    acl_file: Annotated[
+        text.FilePath | None, "users as in Redis's ACL file (user NAME RULES...), instead of [users]"
+    ] = None
+    user_scripts: Annotated[
+        Literal["refuse", "trust"],
+        "scripts of users who may not do everything; trust: nodes run them without these users' rules",
+    ] = "refuse"
     log: Log = Log()
     limits: Limits = Limits()
     pool: Annotated[
         dict[str, PoolConfig],
         Meta(extra={"name": text.matching(r"[A-Za-z0-9_-]{1,64}", "letters, digits, - and _, at most 64")}),
     ] = field(default_factory=dict)
+    users: Annotated[
+        dict[str, UserConfig],
+        Meta(extra={"name": NAME}),
+        "name = rules, or a table; `default` is who has not logged in",
+    ] = field(default_factory=dict)
 
-    not_yet: ClassVar[Mapping[str, str]] = {"tls": "TLS", "users": "users", "route": "several pools"}
+    not_yet: ClassVar[Mapping[str, str]] = {"tls": "TLS", "route": "several pools"}
     rules: ClassVar[tuple[Rule, ...]] = (
+        *USER_RULES,
         Rule(("listen",), lambda it: "" if it.listen else "no address", "at least one, " + text.LISTEN),
         Rule(
             ("listen",),
@@ -341,7 +383,7 @@ def _twice(pool: PoolConfig) -> str:
 def _warnings(config: Config) -> Iterator[str]:
     if config.admin and not text.is_local(config.admin):
         yield f"admin on {config.admin}: it has no login; who reaches it sees nodes, counters and load"
-    for address in (each for each in config.listen if not text.is_local(each)):
+    for address in (each for each in config.listen if not text.is_local(each) and not guarded(config)):
         yield f"listen on {address}: " + (
             "protected_mode turns away clients of other machines; on a network you trust, set it to false"
             if config.protected_mode
@@ -372,6 +414,14 @@ class Credentials:
     def __repr__(self) -> str:
         return f"Credentials({len(self._logins)} logins)"
 
+    def to_wire(self) -> list[list[str]]:
+        """In clear, for a child of ours and nobody else."""
+        return [[*where, *login] for where, login in self._logins.items()]
+
+    @classmethod
+    def from_wire(cls, rows: Sequence[Sequence[str]]) -> "Credentials":
+        return cls({(pool, shard): (username, password) for pool, shard, username, password in rows})
+
     @classmethod
     def read(
         cls, config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
@@ -400,8 +450,28 @@ class Credentials:
         return cls(logins)
 
 
+def read_users(
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    file: str = "configuration",
+    secrets: bool = True,
+) -> Users:
+    """Who may log in. Raises ConfigError: rules are wrong, a password or a file cannot be read.
+
+    `secrets=False`: rules are checked, passwords and the file are left alone.
+    """
+    reader, passwords = Reader(file, Config), {}
+    for name, user in config.users.items() if secrets else ():
+        passwords[name] = _read_password(user, tables.join("users", name), reader, environ)
+    file_is_read = config.acl_file and secrets
+    users = read_acl_file(config, reader) if file_is_read else users_of(config, passwords, reader)
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return users
+
+
 def _read_password(
-    login: PoolConfig | ShardConfig, where: str, reader: Reader, environ: Mapping[str, str]
+    login: PoolConfig | ShardConfig | UserConfig, where: str, reader: Reader, environ: Mapping[str, str]
 ) -> str:
     if variable := login.password_env:
         if not environ.get(variable):
@@ -462,9 +532,10 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
         reader.mistake(
             where, "a password in a file that others can read", f"password_env, or chmod 600 {file}"
         )
-    if secrets:
+    reads: list[Callable[..., object]] = [partial(read_users, secrets=secrets)]
+    for read in [*reads, Credentials.read] if secrets else reads:
         try:
-            Credentials.read(config, file=file)
+            read(config, file=file)
         except ConfigError as error:
             reader.mistakes += error.mistakes
     if reader.mistakes:
@@ -473,6 +544,11 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
 
 
 def _inline_passwords(config: Config) -> Iterator[str]:
+    for name, user in config.users.items():
+        if user.password:
+            yield tables.join("users", name) + ".password"
+        if user.acl.plain:
+            yield tables.join("users", name) + ".acl"
     for pool_name, pool in config.pool.items():
         if pool.password:
             yield f"pool.{pool_name}.password"
@@ -513,10 +589,12 @@ def reference() -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of shardproxy.toml, for editors."""
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
-    for record in (Config, Log, Limits, PoolConfig, ShardConfig):
+    for record in (Config, Log, Limits, PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig, UserConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help
     shards = made["$defs"]["PoolConfig"]["properties"]["shards"]
     shards["additionalProperties"] = {"anyOf": [{"type": "string"}, shards["additionalProperties"]]}
+    users = made["$defs"]["Config"]["properties"]["users"]
+    users["additionalProperties"] = {"anyOf": [{"type": "string"}, users["additionalProperties"]]}
     return made

@@ -17,8 +17,6 @@ from msgspec import Meta
 
 from shardproxy.config_text import Secret, shown, toml_key, toml_value
 
-SHORT = "primary"  # a table of which only this is said may be written as its value alone
-
 
 class Rule(NamedTuple):
     """What several options may not say together; shown at the first of `keys`."""
@@ -33,6 +31,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     not_yet: ClassVar[Mapping[str, str]] = {}  # keys of the design that are refused until they are built
     rules: ClassVar[tuple[Rule, ...]] = ()
+    short: ClassVar[str] = ""  # a table of which only this is said may be written as its value alone
 
     @classmethod
     def prepare(cls, table: Any) -> Any:
@@ -161,7 +160,7 @@ class Reader:
         known = options(record)
         table = record.prepare(table)
         if not isinstance(table, dict):
-            short = f"{known[SHORT].allowed}, or " if SHORT in known else ""
+            short = f"{known[record.short].allowed}, or " if record.short else ""
             return self.mistake(where, shown(where, table), f"{short}a table")
         values: dict[str, Any] = {}
         for key, value in table.items():
@@ -244,6 +243,8 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if not self.before or not self.after:
             return f"{self.where} {'added' if self.after else 'removed'}"
+        if self.before == self.after:
+            return f"{self.where} changed"  # in what is not shown
         return f"{self.where}: {self.before} → {self.after}"
 
 
@@ -327,7 +328,8 @@ def leaves_toml(option: Option, records: Mapping[str, Record], path: str, commen
             if getattr(record, key) != each.default and each.type is not Secret
         }
         table = "{ " + ", ".join(f"{key} = {value}" for key, value in said.items()) + " }"
-        lines.append(f"{toml_key(name)} = {said[SHORT] if set(said) == {SHORT} else table}")
+        alone = set(said) == {record.short}
+        lines.append(f"{toml_key(name)} = {said[record.short] if alone else table}")
     return "\n".join(lines) + "\n"
 
 

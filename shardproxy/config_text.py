@@ -203,6 +203,7 @@ Fraction = Annotated[
     float, Meta(ge=0.0, le=1.0, extra={"read": read_fraction, "allowed": "a part of 1 such as 0.5"})
 ]
 Size = Annotated[int, Meta(ge=1, le=1 << 40, **_SIZES)]
+SizeOrNone = Annotated[int, Meta(ge=0, le=1 << 40, **_SIZES)]
 Duration = Annotated[float, Meta(ge=0, **_DURATIONS)]
 Timeout = Annotated[float, Meta(ge=0.001, **_DURATIONS)]
 Listen = Annotated[str, Meta(extra={"read": read_listen, "allowed": LISTEN})]

@@ -7,11 +7,16 @@ from typing import Any
 
 from shardproxy import config, handlers
 from shardproxy.core import commands, reply
+from shardproxy.core.acl import Users
 from shardproxy.core.command_rows import Row
+from shardproxy.core.logins import Failures
 from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy.transitions import Transitions
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -54,12 +59,25 @@ class FakeClient:
     reply_mode: str = "on"
     total_commands: int = 0
     leaving: bool = False
+    subscriptions: tuple[int, int, int] = (0, 0, 0)
+    tracked: tuple[str, int] = ("", -1)
+    tracking: bool = False
+    caching: int = 0
+    user: bytes = b""
+    failed: int = 0
+
+    def login(self, name: bytes) -> None:
+        self.user = name
+
+    def login_failed(self) -> None:
+        self.failed += 1
 
     def close_after_reply(self, reason: str | None = None) -> None:
         self.leaving = True
 
     def reset(self) -> None:
         self.proto, self.name, self.no_evict, self.no_touch, self.reply_mode = 2, b"", False, False, "on"
+        self.user = b""
 
 
 @dataclass
@@ -104,9 +122,21 @@ class FakeServer:
     histograms: dict[str, list[int]] = field(
         default_factory=lambda: {"read": [0] * BUCKET_COUNT, "write": [0] * BUCKET_COUNT}
     )
+    users: Users = field(default_factory=Users)
+    access_log: AccessLog = field(default_factory=AccessLog)
+    failures: Failures = field(default_factory=Failures)
     operated: list[tuple[Any, ...]] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     logged: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    slot: int = 0
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        self.subscriptions = Subscriptions(self)
+        self.trackers = Trackers(self)
+
+    async def tell_others(self, what: str, body: Any) -> list[Any]:
+        return []
 
     def counters(self) -> Mapping[str, int]:
         return self.counts
@@ -122,6 +152,11 @@ class FakeServer:
 
     async def all_processes(self) -> list[ProcessRecord]:
         return self.processes
+
+    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
+        if forget:
+            self.access_log.clear()
+        return self.access_log.entries()
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         self.operated.append((what, *args))

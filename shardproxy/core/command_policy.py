@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shardproxy.core.across import EMULATED
 from shardproxy.core.command_rows import Row, facts, nest, parse_line
 
 # Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
@@ -89,10 +90,11 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     # Answered here
     ("ping", LOCAL | {"in_multi": True, "keyless": True, "listening": True}),
     ("echo time", LOCAL | {"in_multi": True, "keyless": True}),
-    ("hello select", LOCAL | {"barrier": True}),
+    ("select", LOCAL | {"barrier": True}),
+    ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("reset", SUBSCRIBES),
     ("dbsize", ASKS),
-    ("auth info client command proxy", LOCAL),
+    ("acl info client command proxy", LOCAL),
     ("quit", LOCAL | {"listening": True}),
     # Messages
     ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", SUBSCRIBES),
@@ -117,7 +119,6 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
     ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
-    ("acl", _refused("the proxy has no users of its own")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
     ("monitor slowlog latency", _NODE),
@@ -146,7 +147,7 @@ def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
             raise ValueError(f"what to do with {row.name!r} must be said in command_policy.DECISIONS")
         decision = FORWARD
     subs = tuple(decide(sub, decisions) for sub in row.subcommands)
-    return msgspec.structs.replace(row, subcommands=subs, **decision)
+    return msgspec.structs.replace(row, subcommands=subs, across=row.name in EMULATED, **decision)
 
 
 def builtin_rows() -> list[Row]:

@@ -54,6 +54,13 @@ class KeySpec(msgspec.Struct, frozen=True):
         """False for what only looks like a key: a channel."""
         return "not_key" not in self.flags
 
+    @property
+    def access(self) -> int:
+        """What a user needs for its keys: 1: to read, 2: to write; a node of Redis 6 does not say: both."""
+        if not {"RO", "RW", "OW", "RM"} & set(self.flags):
+            return 3
+        return ("access" in self.flags) | 2 * bool({"insert", "delete", "update"} & set(self.flags))
+
     @classmethod
     def parse(cls, text: str) -> "KeySpec":
         """Reads the notation of commands.json; raises ValueError."""
@@ -118,6 +125,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
     barrier: bool = False  # waits until everything that the client sent before is answered
+    across: bool = False  # emulated over several shards, where the pool's cross_shard says so
     holds: bool = False  # a handler's: the client's later commands wait until it is answered
     channel: bool = False  # its first argument is a channel: it goes where a key of that name would
     listening: bool = False  # a RESP2 client that has subscribed may send it

@@ -23,9 +23,11 @@ cdef enum:
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
     FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
     FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
+    FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
-    FLAG_CHANNEL = 1024     # its first argument is a channel: it goes where a key of that name would
-    FLAG_LISTENING = 2048   # a RESP2 client that has subscribed may send it
+    FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
+    FLAG_CHANNEL = 4096     # its first argument is a channel: it goes where a key of that name would
+    FLAG_LISTENING = 8192   # a RESP2 client that has subscribed may send it
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand
@@ -44,6 +46,7 @@ cdef struct Spec:
     uint8_t find            # 0: range; 1: keynum; 2: unknown
     uint8_t is_key          # 0: it only looks like a key (a channel)
     uint8_t size            # of `keyword`
+    uint8_t access          # what is done with its keys: 1 they are read, 2 written (as acl.READ and acl.WRITE)
     int16_t index
     int16_t last
     int16_t step

@@ -481,7 +481,9 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_HOLDS if record.holds else 0)
         | (FLAG_CHANNEL if record.channel else 0)
         | (FLAG_LISTENING if record.listening else 0)
+        | (FLAG_ACROSS if record.across else 0)
         | (FLAG_WAITS if "blocking" in record.flags and not record.walk else 0)
+        | (FLAG_SCRIPT if "scripting" in record.categories else 0)
     )
     row.arity = record.arity
     row.first, row.last, row.step = record.key_range
@@ -495,6 +497,7 @@ cdef int fill_spec(Spec *spec, record) except -1:
     spec.begin = BEGINS[record.begin]
     spec.find = FINDS[record.find]
     spec.is_key = record.is_key
+    spec.access = record.access
     memcpy(spec.keyword, <const char *> keyword, len(keyword))
     spec.size = len(keyword)
     spec.index = record.index

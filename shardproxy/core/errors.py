@@ -26,11 +26,25 @@ NO_PASSWORD_SET = (
     "Are you sure your configuration is correct?"
 )
 WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
+HELLO_NOAUTH = (
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> "
+    "<pass> option can be used to authenticate the client and select the RESP protocol version at the same "
+    "time"
+)
+ACL_GENPASS = (
+    "ERR ACL GENPASS argument must be the number of bits for the output password, "
+    "a positive number up to 4096"
+)
+ACL_ELSEWHERE = (
+    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): "
+    "change them there; PROXY RELOAD takes them over"
+)
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
+MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
 
 
 def no_group(key: bytes, group: bytes) -> str:
@@ -45,6 +59,39 @@ def unknown_subcommand(container: str, sub: bytes) -> str:
 def wrong_arity(name: str) -> str:
     """name: as in the command table, "get" or "client|id"."""
     return f"ERR wrong number of arguments for '{name}' command"
+
+
+def wrong_use(container: str, sub: bytes) -> str:
+    return (
+        f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. "
+        f"Try {container.upper()} HELP."
+    )
+
+
+def too_many_of_user(user: str) -> str:
+    return f"ERR max number of clients of user '{user}' reached"
+
+
+def acl_category(name: bytes) -> str:
+    return f"ERR Unknown category '{shown(name)}'"
+
+
+def acl_no_user(name: bytes) -> str:
+    return f"ERR User '{shown(name)}' not found"
+
+
+def acl_no_command(name: bytes) -> str:
+    return f"ERR Command '{shown(name)}' not found"
+
+
+def acl_dry(verdict: str, command: str, argument: bytes) -> str:
+    """No error: what ACL DRYRUN says of a command that would be denied. verdict: of core/permit."""
+    if verdict in ("key", "channel"):
+        name = argument.decode(errors="surrogateescape")
+        return f"This user has no permissions to access the '{name}' {verdict}"
+    if verdict in ("by", "get"):
+        return f"{verdict.upper()} option of SORT denied due to insufficient ACL permissions."
+    return f"This user has no permissions to run the '{command}' command"
 
 
 def hello_option(option: bytes) -> str:
@@ -83,9 +130,7 @@ SWITCHED_OPT = (
     "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
     "and then re-enabling it with a different mode."
 )
-CACHING_WITHOUT_OPT = (
-    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
-)
+CACHING_WITHOUT_OPT = "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
 CACHING_YES = "ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode."
 CACHING_NO = "ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode."
 
@@ -98,8 +143,8 @@ def prefix_overlaps(prefix: bytes, which: str, other: bytes) -> str:
 
 
 NOT_LOCAL = (
-    "NOPERM this changes the proxy for everybody: until there are users, only clients on this machine may, "
-    "over the loopback interface or a unix socket"
+    "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this "
+    "machine may, over the loopback interface or a unix socket"
 )
 
 
@@ -111,6 +156,10 @@ def get_keys(reason: str) -> str:
 # --- The operator's: a change that cannot be ---------------------------------------------------------------
 
 NO_FILE = "ERR there is no file to load again: this proxy was given its configuration by a program"
+NOT_TIDIED = (
+    "ERR not reloaded: keys would move, and what they left behind when they moved before is still being "
+    "deleted; try it again in a moment"
+)
 HANDED_OVER = "ERR another process has taken over: connect again, and ask that one"
 NO_OWNER = "ERR the supervisor does not answer: try again, and see its log"
 
@@ -162,6 +211,11 @@ def not_subscribed(shard: str, address: str, why: str, timeout: float) -> str:
     if why:
         return f"SHARDDOWN shard '{shard}' at {address} is down: {why}"
     return f"TIMEOUT shard '{shard}' at {address} did not confirm the subscription within {timeout:g} s"
+
+
+def bad_reply(frame: bytes) -> str:
+    said = frame[:60].partition(b"\r")[0].decode("ascii", "replace")
+    return f"ERR a node answered something else than this command answers: {said!r}"
 
 
 # --- Ours: a bug -------------------------------------------------------------------------------------------
@@ -238,15 +292,25 @@ ENGINE = (
     "ERR unknown command '{}', with args beginning with: ",
     "ERR unknown subcommand '{}'. Try {} HELP.",
     "ERR wrong number of arguments for '{}' command",
+    "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
     "CROSSSLOT Keys in request don't hash to the same slot",
     "ERR MULTI calls can not be nested",
     "ERR EXEC without MULTI",
     "ERR DISCARD without MULTI",
     "ERR WATCH inside MULTI is not allowed",
     "EXECABORT Transaction discarded because of previous errors.",
-    "EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command",
+    "EXECABORT Transaction discarded because of: {}",
     "EXECABORT Transaction discarded because its keys have moved to another shard; try it again.",
     "ERR the transaction is larger than max_request",
+    # the client's: its user may not
+    "NOAUTH Authentication required.",
+    "NOPERM this user has no permissions to run the '{}' command",
+    "NOPERM this user has no permissions to access one of the keys used as arguments",
+    "NOPERM this user has no permissions to access one of the channels used as arguments",
+    "ERR BY option of SORT denied due to insufficient ACL permissions.",
+    "ERR GET option of SORT denied due to insufficient ACL permissions.",
+    "NOPERM '{}' of a user who may not do everything: a node would run the script without this user's rules. "
+    "If its scripts are to be trusted: user_scripts = 'trust' in shardproxy.toml",
     # the client's: it is not to be served
     "DENIED shardproxy is running in protected mode because no users are configured: only clients on this "
     "machine are served. Connect over the loopback interface or a unix socket, or set protected_mode = false "
@@ -260,6 +324,7 @@ ENGINE = (
     "ERR '{}' without a key is not supported yet: it says no shard",
     # a node's: (shard, address, ...)
     "SHARDDOWN shard '{}' at {} is down: {}",
+    "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",
     "OVERLOADED shard '{}' at {}: {} private connections are in use",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",

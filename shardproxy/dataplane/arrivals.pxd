@@ -1,9 +1,7 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from shardproxy.dataplane.engine cimport Engine
 
 cdef void take_connections(Engine e, int listener) noexcept
 # Room for so many clients in every list; raises MemoryError.
 cdef int grow_clients(Engine e, uint32_t room) except -1
 cdef int open_spare() noexcept                  # the descriptor kept for running out of them; -1: none
-# A client that was counted for its address has left.
-cdef void depart(Engine e, uint64_t id) noexcept

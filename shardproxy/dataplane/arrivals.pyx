@@ -12,7 +12,8 @@ from libc.stdlib cimport calloc, realloc
 from posix.unistd cimport close
 
 from shardproxy.dataplane.counters cimport ACCEPT_FAILURES, CLIENTS, CLIENTS_ACCEPTED, CLIENTS_REFUSED
-from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, sockaddr_storage
+from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Origin, sockaddr_storage
+from shardproxy.dataplane.origins cimport admit, depart
 from shardproxy.dataplane.slots cimport client_close
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, IPPROTO_TCP, MSG_NOSIGNAL, SOCK_CLOEXEC,
@@ -39,6 +40,8 @@ cdef void take_connections(Engine e, int listener) noexcept:
     cdef int i, fd
     cdef epoll_event ev
     cdef bint protected
+    cdef bint watched = e.budget.per_address or e.budget.address_requests or e.budget.address_bytes
+    cdef Origin *origin
     if listener not in e.listeners:
         return
     protected = e.listeners[listener]
@@ -63,44 +66,19 @@ cdef void take_connections(Engine e, int listener) noexcept:
         if e.client_count >= e.budget.clients:
             e.count[<int>CLIENTS_REFUSED] += 1
             turn_away(fd, TOO_MANY)
-        elif protected and not is_local(&address):
+        elif protected and not e.guarded and not is_local(&address):
             e.count[<int>CLIENTS_REFUSED] += 1
             turn_away(fd, DENIED)
-        elif e.budget.per_address and not admit(e, &address):
-            e.count[<int>CLIENTS_REFUSED] += 1
-            turn_away(fd, TOO_MANY_THERE)
         else:
-            take_client(e, fd, address.ss_family)
-
-cdef bint admit(Engine e, sockaddr_storage *address) noexcept:
-    """One more client from there; take_client and depart know it by the id that it is about to get."""
-    cdef bytes where = host_of(address)
-    known = e.addresses.get(where, 0)
-    if known >= e.budget.per_address:
-        return False
-    e.addresses[where] = known + 1
-    e.origins[e.next_id + 1] = where
-    return True
+            origin = admit(e, &address) if watched else NULL
+            if watched and origin == NULL:
+                e.count[<int>CLIENTS_REFUSED] += 1
+                turn_away(fd, TOO_MANY_THERE)
+            else:
+                take_client(e, fd, address.ss_family, origin)
 
 
-cdef void depart(Engine e, uint64_t id) noexcept:
-    where = e.origins.pop(id, None)
-    if where is not None:
-        e.addresses[where] -= 1
-        if e.addresses[where] == 0:
-            del e.addresses[where]
-
-
-cdef bytes host_of(sockaddr_storage *address):
-    """An address without its port."""
-    if address.ss_family == AF_INET:
-        return (<const char *>&(<sockaddr_in *>address).sin_addr)[:4]
-    if address.ss_family == AF_INET6:
-        return (<const char *>&(<sockaddr_in6 *>address).sin6_addr)[:16]
-    return b""
-
-
-cdef void take_client(Engine e, int fd, int family) noexcept:
+cdef void take_client(Engine e, int fd, int family, Origin *origin) noexcept:
     cdef Client *c
     cdef epoll_event ev
     cdef int one = 1
@@ -109,13 +87,16 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
             grow_clients(e, e.client_room * 2)
     except MemoryError:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
     c = <Client *>calloc(1, sizeof(Client))
     if c == NULL:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
+    c.origin = origin
     if family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         keep_alive(e, fd)
@@ -127,6 +108,7 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
     c.fd = fd
     c.proto = 2
     c.tx_shard = c.watching = -1
+    c.permit = e.newcomer
     c.created = c.active = e.now
     c.events = EPOLLIN
     e.client_list[c.index] = c

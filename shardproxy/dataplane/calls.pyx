@@ -9,11 +9,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from shardproxy.core.buffers cimport buf_release
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.counters cimport ANSWERED_HERE
+from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
     KEPT, REPLY_ON, SERVE, TO_NOBODY, TRACKING, TX_NONE, UP, WAITING, Client, Engine, Node, Upstream,
     monotonic_us, sockaddr_storage,
 )
+from shardproxy.dataplane.permissions cimport assign, note_login
 from shardproxy.dataplane.private cimport abandon, forget_all, lease, private_drop, tracking_setup
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise
@@ -191,6 +192,21 @@ cdef class ClientHandle:
         self.set_text("lib_ver", value)
 
     @property
+    def user(self):
+        """Whom it has logged in as; b"": nobody, so it is the default user."""
+        return self.text("user")
+
+    def login(self, bytes name):
+        """It is this user from now on; b"": nobody."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            note_login(self.engine, c, name or None)
+            assign(self.engine, c)
+
+    def login_failed(self):
+        self.engine.count[<int>FAILED_LOGINS] += 1
+
+    @property
     def proto(self):
         cdef Client *c = self.at()
         return c.proto if c != NULL else 2
@@ -289,7 +305,7 @@ cdef class ClientHandle:
         while u != NULL:
             # what keeps it (WATCH) stays; it will not be another's
             setup, count = tracking_setup(self.engine, c, u.node) if c.tracking else (TRACKING_OFF, 1)
-            if promise(self.engine, u, TO_NOBODY, 0, 0, 0, 0, True, 0, count) < 0:
+            if promise(self.engine, u, TO_NOBODY, 0, 0, 0, 0, True, 0, count, self.engine.now + self.engine.allowed[1]) < 0:
                 raise MemoryError
             give(self.engine, u, setup, len(setup))
             u.lease |= TRACKING
@@ -465,7 +481,7 @@ cdef class ClientHandle:
                 self.engine.event("client_closed", {"client": c.id, "reason": reason})
 
     def reset(self):
-        """What RESET undoes: transaction, watched keys, database, protocol, reply mode, name."""
+        """What RESET undoes: login, transaction, watched keys, database, protocol, reply mode, name."""
         cdef Client *c = self.at()
         if c != NULL:
             c.tx_state = TX_NONE
@@ -483,3 +499,4 @@ cdef class ClientHandle:
             if self.number in self.engine.meta:
                 for what in ("name", "subscriptions", "tracking", "redirected", "tracked"):
                     self.engine.meta[self.number].pop(what, None)
+            self.login(b"")

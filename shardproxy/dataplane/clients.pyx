@@ -14,6 +14,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport REQ_BAD, REQ_MORE, REQ_OK, Request, parse_request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
 from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
+from shardproxy.dataplane.origins cimport account, is_full
 from shardproxy.dataplane.routing cimport WAIT, route
 from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
 from shardproxy.dataplane.system cimport recv
@@ -108,9 +109,11 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
     cdef int status
     while at < n:
         if (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft
-                or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE):
+                or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE
+                or c.origin != NULL and is_full(e, c)):
             stall(e, c)
             break
+        r.limits.stranger = c.permit != NULL and c.permit == e.stranger
         status = parse_request(r, &c.progress, p + at, n - at)
         if status == REQ_MORE:
             break
@@ -133,8 +136,11 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
                 if not c.tx_state and memcmp(e.table.table[c.last_row].name, "client|", 7) != 0:
                     c.caching = 0
             if c.dead or c.leaving or c.inp.p == NULL and not scratch:
-                return n
+                at = n
+                break
         at += r.size
+    if c.origin != NULL:
+        account(c)
     return at
 
 

@@ -14,6 +14,8 @@ TABLE = (
     ("fanned_out", "counter", "commands that were split over several shards"),
     ("answered_here", "counter", "commands that a handler answered"),
     ("refused", "counter", "commands answered with an error before they reached a node"),
+    ("denied", "counter", "commands that a client's user may not run"),
+    ("failed_logins", "counter", "logins with a wrong user or password"),
     ("transactions", "counter", "MULTI ... EXEC runs sent to a node"),
     ("protocol_errors", "counter", "clients that sent something that is not RESP"),
     ("error_replies", "counter", "error replies that nodes sent"),

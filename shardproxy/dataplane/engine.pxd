@@ -26,7 +26,7 @@ cdef enum:
     OF_CLIENT = 0
     OF_UPSTREAM = 1
     OF_LISTENER = 2
-    OF_WAKE = 3
+    OF_WAKE = 3                 # or, with index 1, the timer
 
 cdef enum:
     REPLY_ON = 0
@@ -49,6 +49,23 @@ cdef struct Slot:
     uint8_t filled
     uint8_t discard             # CLIENT REPLY OFF: what fills it is thrown away
 
+# A client that waits until its address has room
+cdef struct Waiter:
+    uint32_t index
+    uint32_t generation
+
+# All clients of one address, when there are limits for that: see origins.
+cdef struct Origin:
+    char address[16]
+    int size                    # of it
+    uint32_t clients
+    uint64_t requests           # in flight
+    uint64_t bytes              # of them, and of replies that are not taken yet
+    Waiter *waiting             # waiting[head .. tail), each at [number & mask]
+    uint32_t head
+    uint32_t tail
+    uint32_t mask
+
 cdef struct Client:
     uint64_t id
     int fd
@@ -67,6 +84,7 @@ cdef struct Client:
     uint64_t created            # us, as everything that is a time here
     uint64_t active
     uint64_t commands
+    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
     uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
@@ -101,7 +119,13 @@ cdef struct Client:
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
     uint32_t tx_placement       # Engine.placement at its first key
+    uint64_t tx_allowed         # us: the longest of its commands' times
+    Origin *origin              # NULL: no address has a limit
+    uint64_t counted_requests   # its part of the origin's
+    size_t counted_bytes
+    bint in_line                # at its origin
     Buf tx                      # MULTI and the commands after it, as they came
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
@@ -121,6 +145,7 @@ cdef struct Entry:
     uint8_t tries               # sendings left, this one too; 0: not to be sent again, nor elsewhere, even if unwritten
     uint32_t frames             # replies still to come
     uint64_t at                 # when the request was read
+    uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
 
 cdef enum:
@@ -177,7 +202,12 @@ cdef struct Upstream:
     uint32_t head
     uint32_t tail
     uint32_t mask
-    uint32_t late               # fifo[head .. late) have passed their deadline
+    uint32_t late               # fifo[head .. late) have passed their deadline; behind it some may have: see dues
+    uint32_t disorder           # from here on entries fall due in their order, after all before them
+    uint32_t unsent             # that fell due before they were written, since they were last taken out
+    uint64_t look               # nothing falls due before
+    uint64_t walked             # when it was last looked for what has fallen due
+    uint64_t latest             # no entry is due later
     Scan scan
     size_t scanned              # bytes of the frame at inp's head that the scanner is done with
     bint midway                 # part of the frame being read has been passed on
@@ -248,7 +278,9 @@ cdef struct Node:
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
-    uint32_t per_address        # clients of one address; 0: any number
+    uint32_t per_address        # clients of one address; 0: any number, as of the next two
+    uint64_t address_requests   # in flight, of all of them: none of them is read beyond it
+    uint64_t address_bytes      # of theirs, in flight or reply: the same
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t pubsub_soft          # a subscriber that is owed more for pubsub_time is closed
@@ -261,6 +293,8 @@ cdef struct Budget:
 cdef class Engine:
     cdef int epoll
     cdef int wake_fd
+    cdef int timer_fd
+    cdef uint64_t armed                     # the time that the timer was set for; dues.NEVER: it is off
     cdef bint in_tick
     cdef bint awake                         # the wake descriptor is readable
     cdef bint closed
@@ -303,6 +337,7 @@ cdef class Engine:
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
     cdef bint displaced                     # a key of what was located last is not at home
+    cdef bint emulates                      # the pool's cross_shard = "emulate"
     cdef bint reads_miss                    # the pool's on_shard_down = "miss"
     cdef bint missing                       # upstream_for's NULL: reads find nothing
     cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits
@@ -328,6 +363,12 @@ cdef class Engine:
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table
+    cdef object users                       # core/acl.Users
+    cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
+    cdef dict logins_of                     # user name -> clients that have logged in as it
+    cdef void *newcomer                     # the permit of a client that has just come
+    cdef void *stranger                     # the permit of who must log in first
+    cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
     cdef uint32_t *resuming
@@ -340,7 +381,9 @@ cdef class Engine:
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
     cdef size_t eff_soft
     cdef size_t eff_input                   # input of one client that is kept while it does not read its replies
-    cdef uint64_t timeout                   # us; of the pool, as are the next three
+    cdef uint64_t timeout                   # us; of the pool, as are the next five
+    cdef uint64_t[3] allowed                # a read, a write, a script: until it is due
+    cdef uint64_t longest                   # of these
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections
@@ -355,8 +398,7 @@ cdef class Engine:
     cdef int spare_fd
     cdef object dispatch
     cdef object on_event
-    cdef dict addresses                     # with a limit for each: address -> clients
-    cdef dict origins                       # client id -> its address
+    cdef dict origins                       # with a limit for each: address -> Origin *
     cdef dict meta                          # client id -> what few clients have: names
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last

@@ -9,7 +9,9 @@ cdef void link_lost(Engine e, Upstream *u) noexcept
 # What handlers are to be told: at the end of the tick, where they may do anything.
 cdef void tell(Engine e) noexcept
 # A handler's request on an upstream; -1: no memory.
-cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, done) except -2
+cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
+             done) except -2
+cdef uint64_t due_in(Engine e, double timeout, bint write) noexcept
 cdef object open_link(Engine e, int number, int proto, int db, setup, bint stream, on_frame, on_lost)
 
 cdef class Link:

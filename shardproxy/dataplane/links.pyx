@@ -5,8 +5,8 @@ callback may do anything: ask, answer, close. An ask is always answered: with th
 line as a client would get it.
 """
 
-from libc.stdint cimport uint32_t
-from shardproxy.dataplane.engine cimport KEPT, TEXT, TO_ASK, UP, Client, Engine, Upstream
+from libc.stdint cimport uint32_t, uint64_t
+from shardproxy.dataplane.engine cimport KEPT, TEXT, TO_ASK, UP, Client, Engine, Upstream, monotonic_us
 from shardproxy.dataplane.private cimport private_drop, private_new, private_of, unlease
 from shardproxy.dataplane.upstreams cimport give, promise, start
 
@@ -20,17 +20,24 @@ cdef class Waiting:
     cdef size_t size
 
 
-cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, done) except -2:
+cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
+             done) except -2:
     cdef Waiting it = Waiting.__new__(Waiting)
     it.done = done
     e.next_ask += 1
     e.asks[e.next_ask] = it
     if promise(e, u, TO_ASK, c.index if c != NULL else 0, c.generation if c != NULL else 0, e.next_ask, 0, write,
-               e.retries + 1, frames) < 0:
+               e.retries + 1, frames, due) < 0:
         del e.asks[e.next_ask]
         raise MemoryError
     give(e, u, p, n)
     return 0
+
+
+cdef uint64_t due_in(Engine e, double timeout, bint write) noexcept:
+    """Seconds: 0 is never, below 0 as for a client's command."""
+    e.now = e.now if e.in_tick else monotonic_us()
+    return e.now + e.allowed[write] if timeout < 0 else e.now + <uint64_t>(timeout * 1e6) if timeout else 0
 
 
 cdef void ask_feed(Engine e, uint32_t number, const char *p, size_t n, bint last) noexcept:
@@ -129,12 +136,12 @@ cdef class Link:
         cdef Upstream *u = self.at()
         return u.id if u != NULL else 0
 
-    def ask(self, bytes request, done, int frames=1):
+    def ask(self, bytes request, done, int frames=1, double timeout=-1):
         cdef Upstream *u = self.at()
         if u == NULL:
             self.engine.told.append((done, (b"-ERR the connection is closed\r\n",)))
         else:
-            ask(self.engine, u, NULL, request, len(request), frames, True, done)
+            ask(self.engine, u, NULL, request, len(request), frames, True, due_in(self.engine, timeout, True), done)
         self.engine.wake()
 
     def send(self, bytes request):

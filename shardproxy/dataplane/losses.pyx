@@ -15,8 +15,9 @@ from shardproxy.dataplane.counters cimport (
     RETRIES, RETRY_BUDGET_EMPTY, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_LOSSES, UPSTREAM_RESETS,
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.dues cimport Walk, due_anew, due_front, walk_from, walk_on
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, WAITING, Client, Engine, Entry, Node,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node,
     Upstream,
 )
 from shardproxy.dataplane.private cimport private_lost
@@ -43,6 +44,8 @@ cdef void ghost(Engine e, Upstream *u) noexcept:
     """We leave a connection on which requests are: the node may read them later, unless it is told not to."""
     cdef bytes address = e.node_list[u.node].name
     cdef list known
+    if e.node_list[u.node].gone:
+        return                  # it never returns
     if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
         known = e.ghosts.setdefault(address.decode(errors="replace"), [])
         known.append(u.id)
@@ -99,7 +102,7 @@ cdef void lost_error(Engine e, Upstream *u, Entry *entry, const char *reason, bi
 
 cdef bint repeatable(Engine e, Upstream *u, Entry *entry) noexcept:
     """Whether it may be sent (again); a read that was sent has used up one of its tries then."""
-    if entry.to == TO_NOBODY or entry.to == TO_LATE or entry.tries == 0 or entry.at + e.timeout <= e.now:
+    if entry.to == TO_NOBODY or entry.to == TO_LATE or entry.tries == 0 or entry.due <= e.now:
         return False
     if entry.start >= u.written:
         return True
@@ -170,7 +173,9 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
         else:
             lost_error(e, u, &entry, reason, False)
     u.tail = w
-    u.kept = u.late = u.head
+    u.kept = u.head
+    u.unsent = 0
+    due_anew(u)
     buf_release(&u.out)
     u.out = out
     u.base = u.written = 0
@@ -184,10 +189,13 @@ cdef void prune(Engine e, Upstream *u) noexcept:
     cdef Entry *waiting
     cdef Buf out
     cdef uint64_t start, end
+    if u.unsent == 0:
+        return                  # none of them is late
+    u.unsent = 0
     while i != u.tail and u.fifo[i & u.mask].start < u.written:
         i += 1
-    if u.late == u.head or i == u.tail or <int>(u.late - i) <= 0:
-        return                  # none of them is late
+    if i == u.tail:
+        return
     w = first = i
     memset(&out, 0, sizeof(out))
     start = u.fifo[i & u.mask].start
@@ -209,7 +217,7 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         u.fifo[w & u.mask] = entry
         w += 1
     u.tail = w
-    u.late = u.head
+    due_anew(u)
     if <int>(u.kept - first) > 0:       # past the +QUEUED of a transaction, which has no bytes of its own
         u.kept = first
     buf_release(&u.out)
@@ -220,32 +228,40 @@ cdef void prune(Engine e, Upstream *u) noexcept:
 cdef void deadlines(Engine e, Upstream *u) noexcept:
     """Only after all that the node has sent was read: what has arrived is not late."""
     cdef Entry *entry
-    cdef Node *node = e.node_list[u.node]
-    cdef bint unsent
-    if u.lease & WAITING:
-        return                  # it waits because it was asked to: see upstreams_due
-    while u.late != u.tail:
-        entry = &u.fifo[u.late & u.mask]
-        if entry.at + e.timeout > e.now:
-            break
-        if not (u.late == u.head and u.midway) and entry.to != TO_NOBODY and entry.to != TO_LATE:
-            unsent = entry.start >= u.written and (u.state != UP or node.mode == HOLD)
-            e.count[<int>TIMEOUTS] += 1
-            node.timeouts += 1
-            e.text_size = snprintf(
-                e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s could not be asked within %llu ms; the command has not run\r\n"
-                if unsent else "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; the command may still run\r\n",
-                node.shard, node.name, <unsigned long long>(e.timeout // 1000))
-            deliver_error(e, entry, False)
-            entry.to = TO_LATE
-        u.late += 1
-        overdue(e, u, entry)
-    if u.late - u.head > PRUNE_ABOVE and (u.state != UP or node.mode == HOLD):
+    cdef Walk walk
+    if e.now < u.look:
+        due_front(u)
+    else:
+        walk_from(u, &walk)
+        entry = walk_on(u, &walk, e.now)
+        while entry != NULL:
+            if entry.to != TO_NOBODY and entry.to != TO_LATE:
+                if not (u.midway and entry == &u.fifo[u.head & u.mask]):
+                    give_up(e, u, entry)
+                overdue(e, u, entry)
+            entry = walk_on(u, &walk, e.now)
+    if u.unsent > PRUNE_ABOVE and (u.state != UP or e.node_list[u.node].mode == HOLD):
         prune(e, u)
     elif u.late == u.head and u.head != u.tail and e.attempt_timeout < e.timeout:
         entry = &u.fifo[u.head & u.mask]
-        if entry.at + e.attempt_timeout <= e.now:
+        # of what may take longer than others, nothing is known so soon
+        if entry.at + e.attempt_timeout <= e.now and entry.due <= entry.at + e.timeout:
             overdue(e, u, entry)
+
+
+cdef void give_up(Engine e, Upstream *u, Entry *entry) noexcept:
+    """Its client is told; its place is kept, for the reply that will come."""
+    cdef Node *node = e.node_list[u.node]
+    cdef bint unsent = entry.start >= u.written and (u.state != UP or node.mode == HOLD)
+    e.count[<int>TIMEOUTS] += 1
+    node.timeouts += 1
+    u.unsent += entry.start >= u.written
+    e.text_size = snprintf(
+        e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s could not be asked within %llu ms; the command has not run\r\n"
+        if unsent else "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; the command may still run\r\n",
+        node.shard, node.name, <unsigned long long>((entry.due - entry.at) // 1000))
+    deliver_error(e, entry, False)
+    entry.to = TO_LATE
 
 
 cdef inline void overdue(Engine e, Upstream *u, const Entry *entry) noexcept:

@@ -26,8 +26,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
-    cdef tuple placed = pool.placed
-    cdef int i, number, n = len(placed)
+    cdef int i, number, n = len(pool.shards)
     cdef uint16_t *shards = <uint16_t *>calloc(n, sizeof(uint16_t))
     cdef unsigned char *absent = <unsigned char *>calloc(n, 1)
     cdef Node *node
@@ -43,11 +42,14 @@ cdef int install(Engine e, topology, credentials) except -1:
             number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
         numbers[key] = number
         e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
-    for i, shard in enumerate(placed):
+    for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
         shards[i] = <uint16_t>number
-        # a shard that is out is nobody's stand-in either, whatever becomes of its own keys
-        absent[i] = shard.node.state == "out"
+        absent[i] = pool.elsewhere(shard)
+        if (old := before.get(shard.name, number)) != number and old in e.written_bytes:
+            # another node takes its place, and has to be told as well what was written elsewhere
+            e.written[number] = e.written.pop(old, set())
+            e.written_bytes[number] = e.written_bytes.pop(old)
     shares_for(e)
     moved = e.ring is not pool.ring or n != e.shard_count or memcmp(e.shards, shards, n * sizeof(uint16_t)) != 0 \
         or memcmp(e.absent, absent, n) != 0
@@ -81,6 +83,8 @@ cdef int install(Engine e, topology, credentials) except -1:
     for number in gone:
         if e.node_list[number].mode == HOLD:
             leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
+    here = {shard.node.address for shard in pool.shards}
+    e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
     e.wake()
     return 0
@@ -88,7 +92,10 @@ cdef int install(Engine e, topology, credentials) except -1:
 
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
+    e.emulates = pool.cross_shard == "emulate"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
+    e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
+    e.longest = int(pool.longest * 1e6) or e.timeout
     e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
     e.connect_timeout = int(pool.connect_timeout * 1e6)
     e.reset_after = int(pool.reset_after * 1e6) or 1 << 60
@@ -100,7 +107,7 @@ cdef take_policy(Engine e, pool):
     e.holds = pool.on_shard_down == "rehash"
     e.reads_miss = pool.on_shard_down == "miss"
     # a write may be on its way for as long as its deadline, and some more until its bytes have run
-    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), int(pool.timeout * 2e6))
+    terms = (pool.stale_memory, int(pool.stale_while_down * 1e6), 2 * e.longest)
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
@@ -138,7 +145,7 @@ cdef void set_fence(Engine e) noexcept:
         u.fence = u.tail
         # what blocks is not waited for: its keys are the client's to fear for, as on a Redis that fails over
         u.fenced = u.late != u.tail and e.node_list[u.node].mode != HOLD and not u.lease & WAITING
-    e.fence_ends = e.now + e.timeout
+    e.fence_ends = e.now + e.longest
 
 
 cdef bint settled(Engine e) noexcept:

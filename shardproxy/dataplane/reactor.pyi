@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shardproxy.config import Limits
+from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.calls import Call, ClientHandle
@@ -50,8 +51,11 @@ class Reactor:
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
+    def connection_ids(self) -> dict[str, list[int]]:
+        """CLIENT IDs there of the connections to each node that are up."""
+
     def placed(self) -> list[tuple[int, str]]:
-        """(node number, shard name) in the order of the ring."""
+        """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
 
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
@@ -59,7 +63,9 @@ class Reactor:
     def placements(self) -> int:
         """Counts changes of where keys are."""
 
-    def count_receivers(self, channels: Mapping[bytes, int], shards: Mapping[bytes, int], patterns: bool) -> None:
+    def count_receivers(
+        self, channels: Mapping[bytes, int], shards: Mapping[bytes, int], patterns: bool
+    ) -> None:
         """PUBLISH (SPUBLISH) to these, or every PUBLISH, goes to its handler; kept, not copied."""
 
     def ask(
@@ -74,11 +80,12 @@ class Reactor:
         write: bool = True,
         frames: int = 1,
         keys: Iterable[bytes] = (),
+        timeout: float = -1,
     ) -> None:
         """A request of a handler's own, on the client's own way to the node (client) or a shared upstream.
 
         done gets the reply's bytes, or an error line as a client would get it, after the tick.
-        keys: those it writes.
+        keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
         """
 
     def open_link(
@@ -99,6 +106,15 @@ class Reactor:
         """
 
     def set_commands(self, table: CommandTable) -> None: ...
+    def set_users(self, users: Users) -> None:
+        """Who may do what from now on; before the first call everybody may do everything.
+
+        Clients whose user is gone are closed. A denial comes to `on_event` as "denied".
+        """
+
+    def logins(self, user: bytes) -> int:
+        """Clients that have logged in as this user."""
+
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 

@@ -19,12 +19,14 @@ from shardproxy.dataplane.absence cimport wrote
 from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
+from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, open_link, tell
+from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.sending cimport node_of
@@ -32,7 +34,8 @@ from shardproxy.dataplane.slots cimport client_close, client_flush, client_free,
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, EPOLLRDHUP, epoll_create1, epoll_ctl, epoll_event, epoll_wait, eventfd, tag,
+    EPOLLOUT, EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    eventfd, tag, timerfd_create,
 )
 from shardproxy.dataplane.upstreams cimport (
     upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
@@ -63,7 +66,7 @@ cdef class Reactor(Engine):
     cdef uint64_t trim_at
 
     def __cinit__(self):
-        self.epoll = self.wake_fd = self.spare_fd = -1
+        self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
     def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
         cdef epoll_event ev
@@ -72,7 +75,8 @@ cdef class Reactor(Engine):
         self.dispatch = dispatch
         self.on_event = on_event
         self.meta = {}
-        self.addresses = {}
+        self.permits = {}
+        self.logins_of = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -93,7 +97,8 @@ cdef class Reactor(Engine):
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
         self.connections = 1
-        self.timeout = self.connect_timeout = 1000000
+        self.timeout = self.connect_timeout = self.longest = 1000000
+        self.allowed = [1000000, 1000000, 1000000]
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
@@ -108,16 +113,22 @@ cdef class Reactor(Engine):
         self.now = monotonic_us()
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         self.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.epoll < 0 or self.wake_fd < 0:
+        self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        self.armed = NEVER
+        if self.epoll < 0 or self.wake_fd < 0 or self.timer_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.spare_fd = open_spare()
         ev.events = EPOLLIN
         ev.data.u64 = tag(OF_WAKE, 0, 0)
         epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.wake_fd, &ev)
+        ev.data.u64 = tag(OF_WAKE, 1, 0)
+        epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.timer_fd, &ev)
 
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
         self.budget.per_address = limits.clients_per_address
+        self.budget.address_requests = limits.address_requests
+        self.budget.address_bytes = limits.address_bytes
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
@@ -201,13 +212,18 @@ cdef class Reactor(Engine):
                     upstream_readable(self, u)
             elif kind == OF_LISTENER:
                 take_connections(self, <int>index)
-            else:
+            elif index == 0:
                 self.awake = False
                 read(self.wake_fd, &data, 8)
+            else:
+                read(self.timer_fd, &data, 8)
+                self.armed = NEVER
+                self.deadline_check = self.deadline_check if self.deadline_check < self.now else self.now
         # after the reads, and only when every ready socket has had its turn
         if self.now >= self.deadline_check and (n < EVENTS or self.now > self.deadline_check + DEADLINE_LATEST):
             self.deadline_check = self.now + DEADLINE_STEP
             upstreams_due(self)
+            due_alarms(self)
         self.finish()
         self.in_tick = False
 
@@ -284,8 +300,12 @@ cdef class Reactor(Engine):
 
     cdef void write_upstreams(self) noexcept:
         cdef uint32_t i = 0
+        cdef Upstream *u
         while i < self.dirty_upstream_count:    # grows meanwhile
-            upstream_flush(self, self.upstreams[self.dirty_upstreams[i]])
+            u = self.upstreams[self.dirty_upstreams[i]]
+            upstream_flush(self, u)
+            if u.look < self.armed and u.head != u.tail:
+                due_alarm(self, u.look)
             i += 1
         self.dirty_upstream_count = 0
 
@@ -374,6 +394,15 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_users(self)
+
+    def logins(self, bytes user):
+        return self.logins_of.get(user, 0)
+
+    def set_users(self, users):
+        self.users = users
+        install_users(self)
+        self.wake()
 
     def set_topology(self, topology, credentials):
         if self.in_tick:
@@ -410,6 +439,16 @@ cdef class Reactor(Engine):
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
 
+    def connection_ids(self):
+        cdef uint32_t i
+        cdef Upstream *u
+        found = {}
+        for i in range(self.upstream_count):
+            u = self.upstreams[i]
+            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+        return found
+
     def set_address(self, str node, str address):
         move(self, node, address)
 
@@ -417,7 +456,8 @@ cdef class Reactor(Engine):
 
     def placed(self):
         cdef int i
-        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)]
+        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
+                if self.node_list[self.shards[i]].mode != MOVE]
 
     def node_of(self, bytes key):
         return node_of(self, key, len(key))
@@ -431,13 +471,16 @@ cdef class Reactor(Engine):
         self.counted_patterns = patterns
 
     def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
-            int frames=1, keys=()):
+            int frames=1, keys=(), double timeout=-1):
         cdef Client *c = client.at() if client is not None else NULL
         cdef Upstream *u
+        cdef uint64_t due = due_in(self, timeout, write)
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
-        self.now = self.now if self.in_tick else monotonic_us()
-        u = upstream_for(self, node, c) if c != NULL else upstream_at(self, node, <uint8_t>proto, <uint16_t>db)
+        if c != NULL:
+            u = upstream_for(self, node, c, due)
+        else:
+            u = upstream_at(self, node, <uint8_t>proto, <uint16_t>db, due)
         if u == NULL:
             self.told.append((done, (self.text[:self.text_size],)))
         else:
@@ -446,7 +489,7 @@ cdef class Reactor(Engine):
                     wrote(self, key, len(key))
                 if c != NULL:
                     c.wrote |= <uint64_t>1 << (node & 63)
-            ask(self, u, c, request, len(request), frames, write, done)
+            ask(self, u, c, request, len(request), frames, write, due, done)
         self.wake()
 
     def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
@@ -553,4 +596,5 @@ cdef class Reactor(Engine):
         self.closed = True
         close(self.epoll)
         close(self.wake_fd)
+        close(self.timer_fd)
         close(self.spare_fd)

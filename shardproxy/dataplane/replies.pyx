@@ -131,7 +131,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if sick == NULL:
             node.ok += 1
             node.streak = 0
-            node.slow += us > e.slow_call and not u.lease & WAITING
+            # what may take longer than others, or blocks, is not slow when it does
+            node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
         if not u.lease & WAITING:
             node.latency[entry.write][bucket_of(us)] += 1

@@ -20,6 +20,7 @@ from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
 from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.engine cimport TEXT, Client, Engine
+from shardproxy.dataplane.permissions cimport permitted
 from shardproxy.dataplane.sending cimport forward, split
 from shardproxy.dataplane.transactions cimport abort_exec, queue, transaction
 
@@ -40,7 +41,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
             return TAKEN
     if (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
         if row.kind == KIND_MULTI and row.name[0] == c'e':
-            abort_exec(e, c)
+            abort_exec(e, c, "wrong number of arguments for 'exec' command")
             return TAKEN
         snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
         refuse(e, c, text)
@@ -53,6 +54,8 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     if (row.flags & FLAG_BARRIER or c.holding) and c.head != c.tail:
         return WAIT
     c.holding = False
+    if c.permit != NULL and not permitted(e, c, r, row):
+        return TAKEN
     c.last_row = row.id
     if row.kind == KIND_MULTI:
         return transaction(e, c, r, row)

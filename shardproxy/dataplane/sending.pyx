@@ -12,26 +12,29 @@ from libc.string cimport memcmp, memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_CHANNEL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    FLAG_ACROSS, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
+from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
+from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, WAITING, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.private cimport lease, unlease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
 
 
 cdef enum:
     CROSS = -4                  # its keys have no node in common
     PATTERN = -5
     NO_MEMORY = -6
+    PATIENCE = 1000000          # us that a node may be late with what blocks, beyond the timeout
 
 
 cdef int node_of(Engine e, const char *key, size_t n) noexcept:
@@ -43,6 +46,15 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
             e.displaced = True
             shard = other
     return e.shards[shard]
+
+
+cdef int anywhere(Engine e) noexcept:
+    """The first shard whose keys are with it."""
+    cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i]:
+            return i
+    return 0
 
 
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
@@ -120,9 +132,16 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int node = node_of_command(e, c, r, row)
+    cdef int node
+    if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
+        if c.head != c.tail:
+            return WAIT
+        call_handler(e, c, r, row)
+        c.holding = True
+        return TAKEN
+    node = node_of_command(e, c, r, row)
     if node == MALFORMED:
-        node = e.shards[0]      # any node says what is wrong with it, in its own words
+        node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
     if node >= 0 and e.blocks:
         return block(e, c, r, row, node)
     if node >= 0:
@@ -142,10 +161,11 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     cdef Upstream *u
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
+    cdef uint64_t due = 0 if e.blocks else due_of(e, row)
     cdef Buf swap
     if write and e.stale != NULL:
         drop_stale(e, r, row)
-    u = upstream_for(e, node, c)
+    u = upstream_for(e, node, c, due)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -163,7 +183,7 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
         return TAKEN
     charge(c, <uint32_t>slot, r)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1, due) < 0:
         client_close(e, c, "out of memory")
         return TAKEN
     e.count[<int>FORWARDED] += 1
@@ -197,7 +217,8 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
         unlease(e, u, WAITING)
         return TAKEN
     seconds = patience(r, row)
-    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout if 0 < seconds < 1e9 else 0
+    # a node looks at what waits ten times a second, and less often when it has much to do
+    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout + PATIENCE if 0 < seconds < 1e9 else 0
     c.holding = c.waiting = True
     e.mark_dirty(c)             # epoll is to say when it leaves
     return TAKEN
@@ -224,7 +245,7 @@ cdef int count_shares(Engine e, Request *r, const Row *row, int keys) noexcept:
     """Fills e.owners, each key's node, and e.shares, how many each node has; how many nodes have any."""
     cdef int i, at, node, parts = 0
     memset(e.shares, 0, e.node_count * sizeof(uint32_t))
-    e.displaced = False
+    e.displaced = e.blocks = False
     for i in range(keys):
         at = row.first + i * row.step
         node = node_of(e, r.argv[at], r.argl[at])
@@ -251,6 +272,7 @@ cdef void sort_shares(Engine e, int keys) noexcept:
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """One request a node that has keys: e.owners has each key's node, e.shares how many each has."""
     cdef int first = row.first, step = row.step, keys, i, shard, parts, part
+    cdef uint64_t due = due_of(e, row)
     cdef Upstream *u
     cdef uint32_t at
     cdef uint32_t *ends = e.shares + e.node_count
@@ -272,6 +294,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
             if e.stale != NULL:
                 stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
+    keep_lane(e, c)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN
@@ -296,18 +319,18 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
     # replies come after this tick's reads, so that f lives until its last part has failed or been sent
     for part in range(parts):
         shard = f.part[part].shard
-        u = upstream_for(e, shard, c)
+        u = upstream_for(e, shard, c, due)
         if u == NULL:
             part_missing(e, c, row, <uint32_t>slot, <uint16_t>part, e.shares[shard])
         else:
-            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1)
+            send_share(e, c, r, row, u, shard, <uint32_t>slot, <uint16_t>part, e.retries + 1, due)
         if c.dead:
             return TAKEN
     return TAKEN
 
 
 cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *u, int shard, uint32_t slot,
-                     uint16_t part, uint8_t tries) noexcept:
+                     uint16_t part, uint8_t tries, uint64_t due) noexcept:
     cdef uint32_t k, end = e.shares[e.node_count + shard]
     cdef int i, step = row.step, first = row.first
     cdef size_t n, m
@@ -316,7 +339,7 @@ cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *
     if not row.flags & FLAG_READONLY:
         c.wrote |= <uint64_t>1 << (shard & 63)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1) < 0:
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, not row.flags & FLAG_READONLY, tries, 1, due) < 0:
         client_close(e, c, "out of memory")
         return
     n = put_number(line, c'*', first + <int64_t>e.shares[shard] * step)
@@ -359,7 +382,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         share_again(e, c, r, row, entry)
         return
     node = locate(e, r, row)
-    u = upstream_for(e, node, c) if node >= 0 else NULL
+    u = upstream_for(e, node, c, entry.due) if node >= 0 else NULL
     if u == NULL:
         if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot, e.node_list[node].out)):
             deliver_error(e, entry, False)
@@ -367,7 +390,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
     if e.displaced:
         e.count[<int>REHASHED] += 1
         remember(e, r, row)
-    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
@@ -402,12 +425,12 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
         if k == 0 or e.positions[ends[node] - k] != i:
             continue
         f.part[part].shard = <uint16_t>node
-        u = upstream_for(e, node, c)
+        u = upstream_for(e, node, c, entry.due)
         if u == NULL:
             part_missing(e, c, row, entry.slot, part, k)
         else:
             e.count[<int>REHASHED] += 1
-            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries)
+            send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
                 u.fifo[(u.tail - 1) & u.mask].at = entry.at
         if c.dead or slot_at(c, entry.slot).fan == NULL:

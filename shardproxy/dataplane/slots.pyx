@@ -13,11 +13,12 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
-from shardproxy.dataplane.arrivals cimport depart
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
 from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
+from shardproxy.dataplane.origins cimport depart, flushed, has_room
+from shardproxy.dataplane.permissions cimport note_login
 from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.system cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
@@ -215,10 +216,13 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             return
     if c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
-            e.mark_resuming(c)
+            if c.origin == NULL or c.barred or has_room(e, c):
+                e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft):
         c.stalled = True
         e.count[<int>STALLS] += 1
+    if c.origin != NULL:
+        flushed(e, c)
     watch(e, c)
 
 
@@ -265,13 +269,14 @@ cdef void client_free(Engine e, Client *c) noexcept:
     if c.own != NULL:
         abandon(e, c)
     client_release(c)
+    note_login(e, c, None)
     mine = e.meta.pop(c.id, None)
     if mine is not None and "gone" in mine:
         for callback in mine["gone"]:
             e.told.append((callback, (c.id,)))
         e.wake()
-    if e.origins:
-        depart(e, c.id)
+    if c.origin != NULL:
+        depart(e, c.origin, c)
     e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1
     e.free_clients[e.free_count] = c.index

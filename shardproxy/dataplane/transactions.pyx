@@ -14,10 +14,11 @@ from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
 from shardproxy.dataplane.counters cimport TRANSACTIONS
+from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
@@ -51,6 +52,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_state = TX_OPEN
     c.tx_shard = -1
     c.tx_count = 0
+    c.tx_allowed = e.allowed[1]
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -61,6 +63,7 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     """The run: MULTI, what was queued, EXEC, in one block of bytes."""
     cdef Upstream *u
     cdef int64_t slot
+    cdef uint64_t due = e.now + c.tx_allowed
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -73,7 +76,8 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[0], c)
+    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)],
+                     c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
         return
@@ -82,8 +86,8 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
         return
     c.wrote |= <uint64_t>1 << (u.node & 63)
     # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count) < 0 or \
-            promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1) < 0:
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0 or \
+            promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
         u.doomed = True
         client_close(e, c, "out of memory")
     elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
@@ -139,14 +143,14 @@ cdef void forget_watched(Engine e, Client *c) noexcept:
     if u == NULL or not u.lease & WATCHING:
         return
     u.lease &= ~WATCHING
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1) < 0:
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
         u.doomed = True
     else:
         give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
-cdef void abort_exec(Engine e, Client *c) noexcept:
-    say(e, c, "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n")
+cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
+    refuse_bytes(e, c, b"-EXECABORT Transaction discarded because of: %b\r\n" % why)
     c.tx_state = TX_NONE
     buf_release(&c.tx)
     if c.watching >= 0:
@@ -185,4 +189,6 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
+        if due_of(e, row) - e.now > c.tx_allowed:
+            c.tx_allowed = due_of(e, row) - e.now
     say(e, c, "+QUEUED\r\n")

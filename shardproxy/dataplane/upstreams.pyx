@@ -19,6 +19,7 @@ from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SERVE, TEXT, TO_NOBODY,
     TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
+from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.private cimport lease, owner_of, private_drop, tracking_setup
 from shardproxy.dataplane.system cimport (
@@ -182,13 +183,14 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int number, Client *c) noexcept:
+cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
+    keep_lane(e, c)
     if c.tracking:
-        return tracking_one(e, number, c)
-    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index)
+        return tracking_one(e, number, c, due)
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
 
 
-cdef Upstream *tracking_one(Engine e, int number, Client *c) noexcept:
+cdef Upstream *tracking_one(Engine e, int number, Client *c, uint64_t due) noexcept:
     """Its own, where the node remembers what it reads; made when it first needs one."""
     cdef Node *node = e.node_list[number]
     cdef Upstream *u = own_of(c, number)
@@ -197,9 +199,9 @@ cdef Upstream *tracking_one(Engine e, int number, Client *c) noexcept:
         if u == NULL:
             e.missing = e.crowded = e.down = False
             return NULL
-    u = usable(e, number, u, c.proto, c.db, c.index)
+    u = usable(e, number, u, c.proto, c.db, c.index % c.lanes, due)
     if u != NULL and c.caching:
-        if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1) < 0:
+        if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1, due) < 0:
             u.doomed = True
         elif c.caching & CACHING_YES:
             give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n", 38)
@@ -208,8 +210,13 @@ cdef Upstream *tracking_one(Engine e, int number, Client *c) noexcept:
     return u
 
 
-cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
-    return usable(e, number, NULL, proto, db, 0)
+cdef void keep_lane(Engine e, Client *c) noexcept nogil:
+    if c.head == c.tail or c.lanes == 0:
+        c.lanes = <uint8_t>e.connections
+
+
+cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
+    return usable(e, number, NULL, proto, db, 0, due)
 
 
 cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
@@ -219,7 +226,7 @@ cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
     return u
 
 
-cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k) noexcept:
+cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, uint32_t k) noexcept:
     """Of a database other than 0: they are few, and looked for."""
     cdef Upstream *u = e.node_list[number].first
     while u != NULL:
@@ -229,9 +236,9 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k
     return NULL
 
 
-cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread) noexcept:
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t k,
+                      uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
-    cdef int k = <int>(spread % e.connections)
     if u == NULL:
         u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     e.missing = e.crowded = e.down = False
@@ -257,7 +264,7 @@ cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
                                node.shard, node.name, <unsigned long long>(u.given - u.written))
         return NULL
-    if u.tail - u.head > ALWAYS and late_for(e, u):
+    if u.tail - u.head > ALWAYS and late_for(e, u, due):
         e.crowded = True
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu requests wait for it, more than it "
@@ -270,15 +277,15 @@ cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t
     return u
 
 
-cdef inline bint late_for(Engine e, Upstream *u) noexcept nogil:
-    """Little's law: what waits is more than the node answers within the deadline; and it does lag behind.
+cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
+    """Little's law: what waits is more than the node answers until then; and it does lag behind.
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
-            and u.state == UP and u.tail - u.head > u.rate * e.timeout / 1e6)
+            and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
@@ -327,7 +334,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = 0
+    u.base = u.written = u.given = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -351,7 +358,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
 
 
 cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint8_t tries, uint32_t frames) noexcept:
+                 uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept:
     cdef Entry *entry
     if u.fifo == NULL or u.tail - u.head > u.mask:
         if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
@@ -370,6 +377,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
+    due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
 
@@ -472,7 +480,8 @@ cdef void upstreams_due(Engine e) noexcept:
             u.more = False      # the last read was full: this once, look later
         elif u.head != u.tail:
             deadlines(e, u)
-            if u.state == UP and u.head != u.tail and not u.lease & WAITING and u.fifo[u.head & u.mask].start < u.written \
+            # what has time left may take it: one script, and no byte meanwhile; nor is what blocks ever late
+            if u.state == UP and u.late != u.head and u.fifo[u.head & u.mask].start < u.written \
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:

@@ -1,7 +1,9 @@
 """What is answered here and not by a node: a family of commands a file.
 
+across       RENAME, SUNION, ... over several shards, where they are emulated
 asking       asking nodes: one, or all
 base         the registry, the guard, and `Server`: what a handler may ask of the proxy
+acl          ACL and its subcommands; accesslog: the entries of ACL LOG
 connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
@@ -13,10 +15,21 @@ keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import client, command, connection, info, keyspace, operate, proxy, pubsub, tracking
+from shardproxy.handlers import (
+    acl,
+    across,
+    client,
+    command,
+    connection,
+    info,
+    keyspace,
+    operate,
+    proxy,
+    pubsub,
+    tracking,
+)
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
-__all__ = [
-    "NodeInfo", "Server", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy", "pubsub", "tracking",
-]  # fmt: skip
+FAMILIES = (across, acl, client, command, connection, info, keyspace, operate, proxy, pubsub, tracking)
+
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "handled", "handles"]

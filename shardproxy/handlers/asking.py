@@ -1,8 +1,8 @@
 """Asking nodes from a handler: raw replies of one or of all, and what they say.
 
 Rules: an ask is always answered, with the node's own reply or with an error line as a client would get it
-(SHARDDOWN, TIMEOUT, UNKNOWN outcome): a handler looks at the first byte. A command that asks more than once, or
-more than one node, `holds` (command_policy), so that its client's later commands come after it.
+(SHARDDOWN, TIMEOUT, UNKNOWN outcome): a handler looks at the first byte. A command that asks more than once,
+or more than one node, `holds` (command_policy), so that its client's later commands come after it.
 """
 
 import asyncio
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
+
+from shardproxy.core import errors
+from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call, ClientHandle
@@ -40,11 +43,20 @@ def pack(*args: Argument) -> bytes:
     return packed
 
 
-def value_of(frame: bytes) -> Any:
-    """A reply as bytes, int, list, None, hiredis.ReplyError; of RESP3 also dict, float, bool."""
+def value_of(frame: bytes, kind: type | tuple[type, ...] = object) -> Any:
+    """A reply as bytes, int, list, None, hiredis.ReplyError; of RESP3 also dict, float, bool.
+
+    Raises BadReply, which the guard answers, when it is not of this kind: a node may answer anything.
+    """
     reader = hiredis.Reader()
-    reader.feed(frame)
-    return reader.gets()
+    try:
+        reader.feed(frame)
+        value = reader.gets()
+    except (hiredis.ProtocolError, TypeError):  # the second: a map whose keys are maps, which no dict takes
+        raise BadReply(errors.bad_reply(frame)) from None
+    if not isinstance(value, kind):
+        raise BadReply(errors.bad_reply(frame))
+    return value
 
 
 def _fill(future: asyncio.Future[bytes]) -> Callable[[bytes], None]:
@@ -64,6 +76,7 @@ async def ask(
     db: int = 0,
     write: bool = True,
     keys: Iterable[bytes] = (),
+    timeout: float = -1,
 ) -> bytes:
     """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one."""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -76,22 +89,25 @@ async def ask(
         db=db,
         write=write,
         keys=keys,
+        timeout=timeout,
     )
     return await future
 
 
-async def ask_all(server: "Server", call: "Call", *args: Argument, write: bool = True) -> list[Answer]:
+async def ask_all(
+    server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
+) -> list[Answer]:
     """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
     client = call.client
     places = server.reactor.placed()
     frames = await asyncio.gather(
-        *(ask(server, node, *args, client=client, write=write) for node, _ in places)
+        *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
     )
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 
 
-async def ask_link(link: "Link", *args: Argument) -> bytes:
+async def ask_link(link: "Link", *args: Argument, timeout: float = -1) -> bytes:
     """On a connection of the handler's own."""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    link.ask(pack(*args), _fill(future))
+    link.ask(pack(*args), _fill(future), timeout=timeout)
     return await future

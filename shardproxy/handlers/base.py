@@ -17,10 +17,13 @@ from shardproxy.core import errors, reply
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
+    from shardproxy.core.acl import Users
     from shardproxy.core.commands import CommandTable
+    from shardproxy.core.logins import Failures
     from shardproxy.core.topology import Topology
     from shardproxy.dataplane.calls import Call
     from shardproxy.dataplane.reactor import Reactor
+    from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
     from shardproxy.handlers.subscriptions import Subscriptions
     from shardproxy.handlers.tracking import Trackers
@@ -56,6 +59,10 @@ class Outcome(msgspec.Struct, frozen=True):
     answer: dict[str, Any] = {}
 
 
+class BadReply(Exception):
+    """A node answered what the command never answers; str(): what, for the client."""
+
+
 class Server(Protocol):
     """The proxy, as far as handlers may know it."""
 
@@ -71,6 +78,9 @@ class Server(Protocol):
     shared: bool  # there are other workers
     subscriptions: "Subscriptions"
     trackers: "Trackers"
+    users: "Users"  # limits are this worker's part
+    access_log: "AccessLog"  # this worker's
+    failures: "Failures"  # logins that failed, this worker's
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -94,6 +104,9 @@ class Server(Protocol):
 
     async def tell_others(self, what: str, body: Any) -> list[Any]:
         """Has the other workers hear it ("subscribed", "push"); what each says to it, of those that do in time."""
+
+    async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
+        """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
@@ -152,6 +165,8 @@ def _no_handler(server: Server, call: "Call") -> bytes:
 async def _finish(server: Server, call: "Call", answer: Coroutine[Any, Any, bytes | None]) -> None:
     try:
         data = await answer
+    except BadReply as error:
+        call.reply(reply.error(str(error)))
     except Exception as error:
         _failed(server, call, error)
     except asyncio.CancelledError:

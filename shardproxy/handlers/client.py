@@ -44,6 +44,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     total_memory: int = 0
     command: str = "NULL"
     proto: int = 2
+    user: str = "default"
     lib_name: str = ""
     lib_ver: str = ""
 
@@ -77,6 +78,7 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         total_memory=client.total_memory,
         command=client.last_command,
         proto=client.proto,
+        user=client.user.decode(errors="replace") or "default",
         lib_name=client.lib_name.decode(),
         lib_ver=client.lib_ver.decode(),
     )
@@ -89,7 +91,7 @@ def line(it: ClientRecord) -> bytes:
         f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} qbuf={it.query_buffer} "
         f"qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
         f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
-        f"user=default redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
+        f"user={it.user} redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
     )
     return text.encode(errors="surrogateescape")
 

@@ -1,13 +1,16 @@
 """What concerns one connection: its protocol, its login, its end; and the questions any server answers.
 
-There are no users: everybody is `default`, who has no password, and AUTH answers as Redis does then.
+A login that fails is answered late, later each time for its address; what that client sends meanwhile
+waits, and nobody else does. No password is kept, logged or shown, wrong ones neither.
 """
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.base import Server, handles
+from shardproxy.core.acl import DEFAULT
+from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -54,7 +57,7 @@ def ping(server: Server, call: "Call") -> bytes:
     if len(call.args) > 2:
         return reply.error(errors.wrong_arity("ping"))
     if call.proto == 2 and any(call.client.subscriptions):
-        return reply.bulks(["pong", *(call.args[1:] or [""])])
+        return reply.bulks([b"pong", *(call.args[1:] or [b""])])
     return reply.bulk(call.args[1]) if len(call.args) == 2 else reply.PONG
 
 
@@ -69,8 +72,53 @@ def time_(server: Server, call: "Call") -> bytes:
     return reply.bulks([str(seconds), str(micros)])
 
 
+MOST_FAILURES = 1024  # failed logins that wait for their answer; more are answered at once and closed
+
+
+def login(server: Server, call: "Call", name: bytes, password: bytes) -> str:
+    """Logs the client in, if it may: "", or the error."""
+    client = call.client
+    user = server.users.login(name.decode(errors="surrogateescape"), password)
+    if user is None:
+        server.access_log.denied(
+            time.time(), client, name[:128].decode(errors="replace"), "auth", "toplevel", call.args[0].upper()
+        )
+        return errors.WRONGPASS
+    limit = server.users.limits.get(user.name, 0)
+    if limit and client.user != name and server.reactor.logins(name) >= limit:
+        return errors.too_many_of_user(user.name)
+    client.login(name)
+    return ""
+
+
+def failed(server: Server, call: "Call", text: str) -> Answer:
+    """The answer to a login that failed, now or later."""
+    if text != errors.WRONGPASS:
+        return reply.error(text)
+    wait = server.failures.failed(call.client.addr.rpartition(":")[0], asyncio.get_running_loop().time())
+    call.client.login_failed()
+    if server.failures.waiting >= MOST_FAILURES:
+        call.client.close_after_reply("too many failed logins at once")
+        return reply.error(text)
+    return _later(server, call, wait, text)
+
+
+async def _later(server: Server, call: "Call", wait: float, text: str) -> bytes:
+    server.failures.waiting += 1
+    try:
+        await asyncio.sleep(wait)
+    finally:
+        server.failures.waiting -= 1
+    return reply.error(text)
+
+
+def may_enter(server: Server, call: "Call") -> bool:
+    """It has logged in, or need not."""
+    return bool(call.client.user) or server.users.default.open
+
+
 @handles("hello")
-def hello(server: Server, call: "Call") -> bytes:
+def hello(server: Server, call: "Call") -> Answer:
     """HELLO [2|3 [AUTH username password] [SETNAME name]]"""
     client = call.client
     version = client.proto
@@ -85,9 +133,8 @@ def hello(server: Server, call: "Call") -> bytes:
     while options:
         option = options[0].lower()
         if option == b"auth" and len(options) >= 3:
-            # as Redis, which knows no user but `default`, who needs no password: any one is right
-            if options[1] != b"default":
-                return reply.error(errors.WRONGPASS)
+            if error := login(server, call, options[1], options[2]):
+                return failed(server, call, error)
             options = options[3:]
         elif option == b"setname" and len(options) >= 2:
             if not printable(options[1]):
@@ -96,6 +143,8 @@ def hello(server: Server, call: "Call") -> bytes:
             options = options[2:]
         else:
             return reply.error(errors.hello_option(options[0]))
+    if not may_enter(server, call):
+        return reply.error(errors.HELLO_NOAUTH)
     if version != client.proto:
         client.proto = version
         if tracking := server.trackers.of(client):
@@ -115,13 +164,15 @@ def hello(server: Server, call: "Call") -> bytes:
 
 
 @handles("auth")
-def auth(server: Server, call: "Call") -> bytes:
+def auth(server: Server, call: "Call") -> Answer:
     """AUTH [username] password"""
     if len(call.args) > 3:
         return reply.error(errors.SYNTAX)
-    if len(call.args) == 2:
+    if len(call.args) == 2 and server.users.default.nopass:
         return reply.error(errors.NO_PASSWORD_SET)
-    return reply.OK if call.args[1] == b"default" else reply.error(errors.WRONGPASS)
+    name = call.args[1] if len(call.args) == 3 else DEFAULT.encode()
+    error = login(server, call, name, call.args[-1])
+    return failed(server, call, error) if error else reply.OK
 
 
 @handles("select")

@@ -1,6 +1,6 @@
 """What concerns the keys of all shards: asked of every node, merged.
 
-When a node cannot answer, the pool's `partial` decides: the error, which names the shard, or the others alone.
+When a node cannot answer, the pool's `partial` decides: the error, which names its shard, or the others' sum.
 """
 
 from typing import TYPE_CHECKING
@@ -26,4 +26,4 @@ async def dbsize(server: Server, call: "Call") -> bytes:
     answers = usable(server, await ask_all(server, call, "DBSIZE", write=False))
     if isinstance(answers, bytes):
         return answers
-    return reply.integer(sum(value_of(answer.frame) for answer in answers))
+    return reply.integer(sum(value_of(answer.frame, int) for answer in answers))

@@ -1,7 +1,7 @@
 """PROXY RELOAD, DRAIN, UNDRAIN: what changes the proxy while it runs.
 
 They act for all workers, so they are carried out where configuration and topology are owned
-(`Server.operate`). Until there are users, only clients on this machine may ask.
+(`Server.operate`). Who has not logged in with a password may ask on this machine only.
 """
 
 import ipaddress
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.base import Server, handles
+from shardproxy.core.acl import DEFAULT
+from shardproxy.handlers.base import Outcome, Server, handles
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -33,10 +34,15 @@ def _name(arg: bytes) -> str:
     return arg[:200].decode(errors="replace")
 
 
+async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+    user = server.users.get(call.client.user.decode(errors="surrogateescape") or DEFAULT)
+    if (user is None or user.nopass) and not is_local(call.client.addr):
+        return Outcome(errors.NOT_LOCAL)
+    return await server.operate(what, *args)
+
+
 async def _operate(server: Server, call: "Call", what: str, *args: Any) -> bytes:
-    if not is_local(call.client.addr):
-        return reply.error(errors.NOT_LOCAL)
-    outcome = await server.operate(what, *args)
+    outcome = await change(server, call, what, *args)
     if outcome.error:
         return reply.error(outcome.error)
     return reply.bulk(msgspec.json.format(msgspec.json.encode(outcome.answer), indent=2))

@@ -120,7 +120,10 @@ async def numsub(server: Server, call: "Call") -> bytes:
             seen[name] = max(seen[name], count)
     frames = []
     for name in names:
-        frames += [reply.bulk(name), reply.integer(max(0, seen[name] + server.subscriptions.surplus(kind, name)))]
+        frames += [
+            reply.bulk(name),
+            reply.integer(max(0, seen[name] + server.subscriptions.surplus(kind, name))),
+        ]
     return reply.array(frames)
 
 

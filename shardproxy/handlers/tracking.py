@@ -39,7 +39,7 @@ class Options(msgspec.Struct, frozen=True):
         """What a node is told. redirect: a client id there."""
         words = [name.upper() for name in ("bcast", "optin", "optout", "noloop") if getattr(self, name)]
         prefixes = [word for prefix in self.prefixes for word in (b"PREFIX", prefix)] if self.bcast else []
-        to = ["REDIRECT", redirect] if redirect else []
+        to: list[bytes | str | int] = ["REDIRECT", redirect] if redirect else []
         return pack("CLIENT", "TRACKING", "ON", *to, *words, *prefixes)
 
 
@@ -77,7 +77,10 @@ class Tracker:
         for number in self.home.nodes() - self.links.keys():
             try:
                 link = self.home.server.reactor.open_link(
-                    number, proto=3, on_frame=self.deliver, on_lost=lambda why, n=number: self.lost(n)  # type: ignore[misc]
+                    number,
+                    proto=3,
+                    on_frame=self.deliver,
+                    on_lost=lambda why, n=number: self.lost(n),  # type: ignore[misc]
                 )
             except ConnectionError as error:
                 return reply.error(str(error))
@@ -179,7 +182,11 @@ class Trackers:
         for tracker in self.trackers.values():
             if tracker.options.bcast:
                 tracker.client.track_everywhere()
-            if tracker.links.keys() != self.nodes() and tracker.client.proto == 2 and tracker.options.redirect:
+            if (
+                tracker.links.keys() != self.nodes()
+                and tracker.client.proto == 2
+                and tracker.options.redirect
+            ):
                 self.keep(tracker.connect())
         if self.trackers:
             self.tending = asyncio.get_running_loop().call_later(TEND, self.tend)

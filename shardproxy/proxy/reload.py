@@ -12,20 +12,28 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Credentials, Source, load
+from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
-from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 
 WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
+TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
-RUNNING = ("pool", "state")  # tables and options that change without a restart
+RUNNING = (
+    "pool",
+    "state",
+    "users",
+    "acl_file",
+    "user_scripts",
+)  # tables and options that change without a restart
 
 
 class Owner(Protocol):
@@ -38,8 +46,12 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """None: a worker, which owns nothing."""
 
     async def linger(self) -> None:
         """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
@@ -73,21 +85,32 @@ def moved(old: Topology, new: Topology) -> list[str]:
     ]
 
 
+def moves(old: Topology, new: Topology) -> bool:
+    """Whether keys move between nodes of a pool where none must find what it had of them before."""
+    before = {pool.name: pool for pool in old.pools}
+    return any(
+        pool.removes and pool.name in before and replaced(before[pool.name], pool) for pool in new.pools
+    )
+
+
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
-    def __init__(self, owner: Owner, file: str = "") -> None:
+    def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials = Credentials.read(owner.config)
+        self._credentials, self._users = credentials, read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
 
     # --- start ---
 
-    def restore(self, drained: Mapping[str, Any] | None = None) -> None:
-        """Shards that were drained are so again: these, else those of the state file."""
+    def restore(
+        self, drained: Mapping[str, Any] | None = None, away: Mapping[str, tuple[str, bool]] | None = None
+    ) -> None:
+        """Shards that were drained are so again (these, else the state file's), and nodes that were out."""
         owner = self._owner
+        owner.topology = owner.topology.with_away(away or {})
         if drained is None and owner.config.state:
             try:
                 kept = state.read(owner.config.state)
@@ -114,8 +137,9 @@ class Reloader:
                 continue
             await asyncio.sleep(SETTLED)
             if self._look() == now:
-                seen = now
-                await self.operate("reload", FILE_CHANGED)
+                outcome = await self.operate("reload", FILE_CHANGED)
+                if outcome.error != errors.NOT_TIDIED:  # else the same again, in a moment
+                    seen = now
 
     async def _first(self) -> None:
         """The file is worth keeping only if it is what runs: we may have been started without it."""
@@ -131,12 +155,14 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file; None: it is not there, as while an editor replaces it."""
+        """What changes with the files; None: one is not there, as while an editor replaces it."""
         try:
-            found = os.stat(self._file)
+            found = [os.stat(path) for path in (self._file, self._owner.config.acl_file) if path]
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+        return tuple(
+            number for each in found for number in (each.st_mtime_ns, each.st_size, each.st_ino, each.st_dev)
+        )
 
     # --- changes ---
 
@@ -167,7 +193,12 @@ class Reloader:
             source = await asyncio.to_thread(Source.read, self._file)
             new = await asyncio.to_thread(load, source)
             credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
+            users = await asyncio.to_thread(read_users, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            moving = moves(owner.topology, owner.topology.with_config(config))
+            if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
+                owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
+                return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)
         except (ConfigError, ValueError) as error:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
@@ -175,12 +206,14 @@ class Reloader:
             return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
         if credentials != self._credentials:
             changed.append("the passwords of nodes")
-        self._content, self._credentials = source.content, credentials
+        if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
+            changed.append("users")
+        self._content, self._credentials, self._users = source.content, credentials, users
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology)
+            late = await owner.adopt(config, topology, credentials)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
@@ -211,7 +244,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology)
+            late = await owner.adopt(owner.config, topology, self._credentials)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(

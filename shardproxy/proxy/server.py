@@ -11,17 +11,20 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from shardproxy import handlers
-from shardproxy.config import Config, Credentials, Limits
+from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.core import commands, misses
+from shardproxy.core.acl import Users
+from shardproxy.core.logins import Failures
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.subscriptions import Subscriptions
@@ -35,7 +38,7 @@ from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.team import Team
-from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of, password_variables
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -75,8 +78,9 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        hidden = password_variables(config)
         self.transitions = Transitions(
-            self.log, None if team else hook_of(config), team.transitions if team else ()
+            self.log, None if team else hook_of(config, hidden), team.transitions if team else (), hidden
         )
         self.draining = False
         self._lag = LoopLag(CRON)
@@ -86,16 +90,21 @@ class Proxy:
         self.shared = team is not None
         self.subscriptions = Subscriptions(self)
         self.trackers = Trackers(self)
-        self._credentials = Credentials.read(config)
+        self.users = self._users_of(config)
+        self._credentials = team.credentials if team else Credentials.read(config)
+        self.access_log = AccessLog()
+        self.failures = Failures()
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, file)
+        self.reloader = Reloader(self, self._credentials, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
-        self._keeper = None if team else Keeper(self, self.run_id, self.log)
+        inherits = taken is not None and taken.knows
+        self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -139,9 +148,10 @@ class Proxy:
         if self._team is None:
             taken = self._taken
             self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
-            self.reloader.restore(taken.drained if taken else None)
+            self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
+        self.reactor.set_users(self.users)
         self.apply(self.topology)
         for listener in self.bound:
             for each in listener.sockets[0]:
@@ -205,8 +215,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
-        if self._keeper:
-            await self._keeper.close()
+        if self.keeper:
+            await self.keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -225,9 +235,9 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def reconfigure(self, config: Config, topology: Topology) -> None:
-        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        credentials = Credentials.read(config)
+    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
+        """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
+        users = self._users_of(config)
         before = self.config, self.topology, self._credentials
         self.config, self._credentials = config, credentials
         try:
@@ -235,11 +245,21 @@ class Proxy:
         except BaseException:
             self.config, self.topology, self._credentials = before
             raise
+        if users != self.users:
+            self.users = users
+            self.reactor.set_users(users)
+        self.transitions.hide(config)
         self._follow()
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    def _users_of(self, config: Config) -> Users:
+        """With this worker's part of their limits. Raises ConfigError."""
+        users, workers = read_users(config), self._team.workers if self._team else 1
+        limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
+        return msgspec.structs.replace(users, limits=limits)
+
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.reconfigure(config, topology)
+        self.reconfigure(config, topology, credentials)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
@@ -257,8 +277,8 @@ class Proxy:
                 known.pop(gone, None)
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
-        if self._keeper:
-            self._keeper.follow(self._credentials)
+        if self.keeper:
+            self.keeper.follow(self._credentials)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -272,6 +292,9 @@ class Proxy:
         """From the engine, within a tick."""
         if self._closing:
             return  # what is lost now we have closed ourselves
+        if event == "denied":
+            self.access_log.denied(time.time(), **fields)
+            return
         self.log(event, **fields)
         if event in ("node_down", "node_failing", "upstream_lost"):
             self._resolver.lost(fields["node"])
@@ -282,10 +305,15 @@ class Proxy:
 
     def _report(self) -> None:
         """What the engine has seen of the nodes goes to whoever decides."""
-        if self._closing or not (found := self.reactor.evidence()):
+        if self._closing:
             return
-        if self._keeper:
-            self._keeper.observe(found)
+        if self._peers and (ids := self.reactor.connection_ids()) != self._connections:
+            self._connections = ids
+            self._peers.connections(ids)
+        if not (found := self.reactor.evidence()):
+            return
+        if self.keeper:
+            self.keeper.observe(found)
         elif self._peers:
             self._peers.evidence(found)
 
@@ -361,7 +389,7 @@ class Proxy:
         """
         pool = topology.pools[0]
         held = any(pool.mode(shard) == "hold" for shard in pool.shards)
-        limit = time.monotonic() + pool.timeout
+        limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)
         return True
@@ -390,12 +418,18 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process", "worker" or "subscriptions"."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "denials", "subscriptions"..."""
         if what == "clients":
             return await self._clients()
-        if what == "subscriptions":
-            return self.slot, self.subscriptions.own()
-        return {"nodes": self.reactor.nodes, "process": self._process, "worker": self._worker}[what]()
+        parts: dict[str, Callable[[], Any]] = {
+            "nodes": self.reactor.nodes,
+            "process": self._process,
+            "worker": self._worker,
+            "denials": self.access_log.entries,
+            "forget denials": self.access_log.clear,
+            "subscriptions": lambda: (self.slot, self.subscriptions.own()),
+        }
+        return parts[what]()
 
     def _process(self) -> ProcessRecord:
         return process_record(self._lag)
@@ -446,6 +480,13 @@ class Proxy:
             return self.trackers.push(*body)
         return None
 
+    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
+        if forget:
+            await self._all("forget denials", None)
+            return []
+        found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
+        return sorted(found, key=lambda entry: -entry.updated)
+
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)
 
@@ -457,7 +498,7 @@ class Proxy:
 
     @property
     def mistaken(self) -> Mapping[str, int]:
-        return self._keeper.mistaken if self._keeper else {}
+        return self.keeper.mistaken if self.keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:

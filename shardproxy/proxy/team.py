@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from shardproxy.config import Credentials
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.transitions import Transition
@@ -26,6 +27,9 @@ class Peers(Protocol):
     def evidence(self, found: list[Any]) -> None:
         """What this one's engine has seen of the nodes, for the Keeper."""
 
+    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
+        """The CLIENT IDs of this one's connections, by node: it may die with requests on them."""
+
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Has the supervisor change what concerns all."""
 
@@ -45,4 +49,5 @@ class Team(NamedTuple):
     started: float
     pid: int  # the supervisor's
     peers: Peers
+    credentials: Credentials
     transitions: Sequence[Transition] = ()  # the latest

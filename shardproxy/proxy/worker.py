@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from shardproxy.config import Config, Secret
+from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
@@ -45,6 +45,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a new worker is told."""
 
     config: Any  # config_to_wire's
+    logins: list[list[str]]  # Credentials.to_wire's
     slot: int
     workers: int
     id_base: int
@@ -62,7 +63,7 @@ def config_to_wire(config: Config) -> Any:
 
 
 def config_from_wire(data: Any) -> Config:
-    return msgspec.convert(data, Config, dec_hook=lambda _, value: Secret(value))
+    return msgspec.convert(data, Config, dec_hook=lambda kind, value: kind(value))
 
 
 class Worker:
@@ -114,9 +115,11 @@ class Worker:
             await self.proxy.linger()
             return None
         if name == "reload":
-            config, topology = body
+            config, topology, logins = body
             self.proxy.meet()
-            return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
+            return self._reconfigure(
+                config_from_wire(config), Topology.from_json(topology), Credentials.from_wire(logins)
+            )
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
@@ -129,13 +132,13 @@ class Worker:
             return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name), builtin_types=(bytes,))
 
-    def _reconfigure(self, config: Config, topology: Topology) -> int:
+    def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> int:
         """The generation that it has then."""
         assert self.proxy is not None
         if topology.generation > self.proxy.topology.generation:
-            self.proxy.reconfigure(config, topology)
+            self.proxy.reconfigure(config, topology, credentials)
         elif config != self.proxy.config:
-            self.proxy.reconfigure(config, self.proxy.topology)
+            self.proxy.reconfigure(config, self.proxy.topology, credentials)
         return self.proxy.topology.generation
 
     def _start(self, order: Order) -> int:
@@ -158,6 +161,7 @@ class Worker:
                 order.started,
                 os.getppid(),
                 self,
+                Credentials.from_wire(order.logins),
                 order.transitions,
             ),
         )
@@ -199,6 +203,9 @@ class Worker:
 
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
+
+    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
+        self.channel.tell("connections", ids)
 
     def node_version(self, address: str, version: str) -> None:
         self.channel.tell("version", [address, version])

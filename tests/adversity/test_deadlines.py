@@ -5,6 +5,7 @@ Only an upstream that brings nothing at all for `reset_after` is reset; other sh
 """
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -281,3 +282,70 @@ def test_order_of_writes_over_timeouts_and_a_protocol_switch(stage: Stage) -> No
             with stage.slow_node.raw() as node:
                 for _ in range(20):
                     assert node.value("GET", stage.slow) == f"{turn} new"
+
+
+CLASSES = 'timeout = "10s"\ntimeouts = { read = "300ms", write = "1200ms" }\nreset_after = "1h"' + ALONE
+
+
+def test_each_class_has_its_own_deadline() -> None:
+    """A read behind a write and a script on one upstream is given up first; nobody gets another's reply."""
+    with stage_of(CLASSES) as stage, stage.proxy.raw() as writer, stage.proxy.raw() as scripter:
+        raw = stage.raw
+        raw.ask("SET", stage.slow, "0")
+        stage.slow_node.pause()
+        before = counters(raw)["forwarded"]
+        # each in a client of its own, so that each reply comes when it is there
+        scripter.send(pack("EVAL", "return redis.call('INCR', KEYS[1])", 1, stage.slow))
+        until(lambda: counters(raw)["forwarded"] == before + 1)
+        writer.send(pack("INCR", stage.slow))
+        until(lambda: counters(raw)["forwarded"] == before + 2)
+        assert b"did not answer within 300 ms" in raw.ask("GET", stage.slow)
+        assert counters(raw)["timeouts"] == 1
+        assert b"did not answer within 1200 ms" in writer.frame()
+        assert counters(raw)["timeouts"] == 2
+        # reads that come later still fall due before the script that is ahead of them
+        assert b"did not answer within 300 ms" in raw.ask("GET", stage.slow)
+        stage.slow_node.resume()
+        assert scripter.frame() == b":1\r\n"
+        assert raw.value("GET", stage.slow) == "2"
+        found = counters(raw)
+        assert (found["timeouts"], found["late_replies"]) == (3, 3)
+        assert found["upstream_resets"] == found["upstream_losses"] == 0
+
+
+def test_a_transaction_may_take_as_long_as_the_longest_of_its_commands() -> None:
+    with stage_of(CLASSES) as stage, stage.proxy.raw() as other:
+        raw = stage.raw
+        raw.ask("SET", stage.slow, "0")
+        stage.slow_node.pause()
+        other.send(pack("MULTI") + pack("INCR", stage.slow) + pack("EXEC"))
+        script = pack("EVAL", "return 1", 1, stage.slow)
+        raw.send(pack("MULTI") + script + pack("INCR", stage.slow) + pack("EXEC"))
+        assert other.frames(2) == [b"+OK\r\n", b"+QUEUED\r\n"]
+        assert raw.frames(3) == [b"+OK\r\n", b"+QUEUED\r\n", b"+QUEUED\r\n"]
+        assert b"did not answer within 1200 ms" in other.frame()
+        stage.slow_node.resume()
+        assert raw.frame() == b"*2\r\n:1\r\n:2\r\n"
+
+
+def test_a_script_that_takes_its_time_is_no_fault_of_the_node() -> None:
+    """Slower than slow_call and attempt_timeout, not a byte for longer than reset_after: its class may."""
+    pool = (
+        'timeout = "200ms"\nattempt_timeout = "100ms"\nreset_after = "300ms"\ntimeouts = { script = "20s" }\n'
+        "health = { consecutive = 1, minimum = 1, slow_rate = 0.1, failures = 100 }"
+    )
+    takes_its_time = """
+        local function now() local t = redis.call('TIME'); return t[1] + t[2] / 1e6 end
+        local begun = now()
+        while now() < begun + 0.8 do end
+        return 'done'"""
+    with stage_of(pool) as stage:
+        raw = stage.raw
+        for _ in range(2):
+            assert raw.ask("EVAL", takes_its_time, 1, stage.slow) == b"$4\r\ndone\r\n"
+        assert raw.ask("SET", stage.slow, "after") == b"+OK\r\n"
+        found = counters(raw)
+        assert found["upstream_resets"] == found["upstream_losses"] == found["timeouts"] == 0
+        assert not stage.proxy.events("node_failing")
+        states = [each["to"] for each in json.loads(str(raw.value("PROXY", "NODES")))[0]["transitions"]]
+        assert "suspect" not in states and "out" not in states

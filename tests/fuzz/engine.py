@@ -60,6 +60,11 @@ BAD_LOG = re.compile(
     r"AddressSanitizer|runtime error:|handler_failed|Traceback|Exception ignored|invalid (read|write)", re.I
 )
 
+# May wait for data
+BLOCKING = frozenset(
+    b"BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP XREAD XREADGROUP".split()
+)
+
 
 class Broken(AssertionError):
     """A rule was broken."""
@@ -174,8 +179,8 @@ class Field:
         except OSError:
             frames = []
         writer.close()
-        if b"QUIT" in names:
-            return
+        if b"QUIT" in names or any(each[0].upper() in BLOCKING for each in commands):
+            return  # who waits for data and has sent an end of file is closed, as on a Redis
         end = [b"+RESET\r\n", b"$%d\r\n%b\r\n" % (len(nonce), nonce)]
         if frames[-2:] != end:
             # a node that is lost in the middle of its reply takes the client with it

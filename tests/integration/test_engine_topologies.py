@@ -1,7 +1,10 @@
 """An engine in this process, its topology replaced step by step: what becomes of requests underway."""
 
 import contextlib
+import os
+import select
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from servers import Raw, RedisNode, frame_end, pack, redis_nodes, shards_of, toml, until
@@ -143,3 +146,49 @@ def test_a_transaction_that_was_held_too_long_leaves_the_reads_after_it_whole(
         nodes[0].start()
         assert engine.frame(raw) == b"$-1\r\n"
         assert engine.frame(other).startswith(b"-UNKNOWN")
+
+
+def timer() -> float:
+    """In how many seconds the engine's timer goes off; 0: it is off."""
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+            if "it_value" in text:
+                seconds, _, nano = text.partition("it_value: (")[2].partition(")")[0].partition(", ")
+                return int(seconds) + int(nano) / 1e9
+    raise AssertionError("no timer")
+
+
+@pytest.mark.parametrize("engine", ["400ms"], indirect=True)
+def test_a_deadline_passes_when_it_does_though_nothing_else_happens(
+    engine: Engine, nodes: list[RedisNode]
+) -> None:
+    """Nobody calls cron: what is due is told because the engine says that it has something to do."""
+    ready = select.poll()
+    ready.register(engine.reactor.fileno(), select.POLLIN)
+    with engine.client() as raw:
+        key = engine.home("a")
+        assert engine.ask(raw, "SET", key, "1") == b"+OK\r\n"
+        nodes[0].pause()
+        raw.send(pack("GET", key))
+        raw.socket.setblocking(False)
+        while not raw.buffer or frame_end(raw.buffer) < 0:
+            assert ready.poll(10_000), "woken by its own timer"
+            engine.reactor.tick()
+            with contextlib.suppress(BlockingIOError):
+                raw.buffer += raw.socket.recv(1 << 16)
+        assert raw.frame().startswith(b"-TIMEOUT")
+        nodes[0].resume()
+        engine.until(lambda: engine.reactor.counters()["late_replies"] == 1, "the late reply")
+        # and when nothing is in flight it is off
+        engine.until(lambda: timer() == 0, "it has gone off for the last time")
+
+
+def test_the_timer_is_not_moved_for_each_request(engine: Engine) -> None:
+    with engine.client() as raw:
+        engine.ask(raw, "SET", "key", "1")
+        before = timer()
+        assert 0 < before <= 20
+        for _ in range(100):
+            assert engine.ask(raw, "GET", "key") == b"$1\r\n1\r\n"
+        assert 0 < timer() < before

@@ -179,7 +179,9 @@ def test_many_publish_in_a_pipeline(proxy: ProxyProcess) -> None:
 
 
 def test_a_slow_subscriber_is_closed_with_a_reason(nodes: list[RedisNode]) -> None:
-    limits = '[limits]\npubsub_output_soft = "256kb"\npubsub_output_hard = "1mb"\npubsub_output_time = "300ms"'
+    limits = (
+        '[limits]\npubsub_output_soft = "256kb"\npubsub_output_hard = "1mb"\npubsub_output_time = "300ms"'
+    )
     config = toml(shards_of(nodes)).replace("[pool.main]\n", limits + "\n[pool.main]\n", 1)
     with ProxyProcess(config) as proxy, proxy.raw() as publisher:
         value = b"x" * 100_000
@@ -220,7 +222,9 @@ def test_no_message_is_inside_a_long_reply(proxy: ProxyProcess) -> None:
                     if not (frame := reader.frame()).startswith(b">"):
                         replies.append(frame)
                     else:
-                        assert frame == b">3\r\n$7\r\nmessage\r\n$5\r\nnoise\r\n$100\r\n" + b"n" * 100 + b"\r\n"
+                        assert (
+                            frame == b">3\r\n$7\r\nmessage\r\n$5\r\nnoise\r\n$100\r\n" + b"n" * 100 + b"\r\n"
+                        )
                 assert replies == [b"$%d\r\n%b\r\n" % (len(value), value), b"_\r\n"]
         finally:
             stop.set()
@@ -300,7 +304,10 @@ def test_subscribers_move_with_the_ring(own: tuple[list[RedisNode], ProxyProcess
             proxy.config_path.write_text(toml(shards_of(nodes_then)))
             assert not publisher.ask("PROXY", "RELOAD").startswith(b"-")
             for channel in channels:
-                until(lambda channel=channel: hears(publisher, subscriber, channel, "word"), f"{channel} is heard")
+                until(
+                    lambda channel=channel: hears(publisher, subscriber, channel, "word"),
+                    f"{channel} is heard",
+                )
         for channel in channels:
             publisher.ask("PUBLISH", channel, "once")
         assert len(unasked(subscriber)) == 24  # each by its name and by the pattern: no name is on two nodes
@@ -323,7 +330,10 @@ def test_nothing_is_left_behind(own: tuple[list[RedisNode], ProxyProcess]) -> No
         with node.raw() as direct:
             until(lambda direct=direct: direct.ask("PUBSUB", "CHANNELS") == b"*0\r\n", "no channel is left")
             until(lambda direct=direct: direct.ask("PUBSUB", "NUMPAT") == b":0\r\n", "no pattern is left")
-            until(lambda direct=direct: "cmd=subscribe" not in direct.value("CLIENT", "LIST"), "no connection is")
+            until(
+                lambda direct=direct: "cmd=subscribe" not in direct.value("CLIENT", "LIST"),
+                "no connection is",
+            )
 
 
 # --- clients ---
@@ -332,11 +342,17 @@ def test_nothing_is_left_behind(own: tuple[list[RedisNode], ProxyProcess]) -> No
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_redis_py(own: tuple[list[RedisNode], ProxyProcess], protocol: int) -> None:
     nodes, proxy = own
-    client = redis_py.Redis(port=proxy.port, protocol=protocol, health_check_interval=1, decode_responses=True)
+    client = redis_py.Redis(
+        port=proxy.port, protocol=protocol, health_check_interval=1, decode_responses=True
+    )
     with client, client.pubsub() as pubsub:
         pubsub.subscribe("one", "two")
         pubsub.psubscribe("t*")
-        assert [pubsub.get_message(timeout=5)["type"] for _ in range(3)] == ["subscribe", "subscribe", "psubscribe"]
+        assert [pubsub.get_message(timeout=5)["type"] for _ in range(3)] == [
+            "subscribe",
+            "subscribe",
+            "psubscribe",
+        ]
         assert client.publish("two", "hello") == 2
         assert {pubsub.get_message(timeout=5)["type"] for _ in range(2)} == {"message", "pmessage"}
         time.sleep(1.2)

@@ -29,7 +29,7 @@ def shown(frame: bytes) -> bytes:
 
 
 def run(port: int, program: Sequence[str]) -> list[object]:
-    """"NAME COMMAND ..." of clients w, a, t, s and b; @NAME: its id; "NAME close"; "?"."""
+    """ "NAME COMMAND ..." of clients w, a, t, s and b; @NAME: its id; "NAME close"; "?"."""
     clients = {name: Raw(port) for name in "watsb"}
     ids = {name: raw.ask("CLIENT", "ID")[1:-2] for name, raw in clients.items()}
     found: list[object] = []
@@ -110,7 +110,9 @@ def test_tracking_is_as_redis_does_it(
     proxy: ProxyProcess, nodes: list[RedisNode], redis: RedisNode, name: str
 ) -> None:
     emptied([*nodes, redis])
-    program = [step.strip() for line in PROGRAMS[name].splitlines() for step in line.split("|") if step.strip()]
+    program = [
+        step.strip() for line in PROGRAMS[name].splitlines() for step in line.split("|") if step.strip()
+    ]
     expected, found = run(redis.port, program), run(proxy.port, program)
     for one, other in zip(expected, found, strict=True):
         assert other == one

@@ -12,7 +12,10 @@ import pytest
 from shardproxy import config, config_tables, config_text
 from shardproxy.config import Config, ConfigError, Credentials, Limits, PoolConfig, ShardConfig, load
 
-RECORDS = (Config, config.Log, Limits, PoolConfig, ShardConfig)
+RECORDS = (
+    *(Config, config.Log, Limits, PoolConfig, config.TimeoutsConfig, config.HealthConfig, ShardConfig),
+    config.UserConfig,
+)
 SHARD = '[pool.main.shards]\na = "redis://127.0.0.1:7001"\n'
 
 
@@ -144,6 +147,11 @@ def test_auto_is_resolved(pool: str, expected: tuple[str, str]) -> None:
 def test_timeouts_follow_timeout() -> None:
     made = load(f'[pool.main]\ntimeout = "200ms"\n{SHARD}'.encode()).pool["main"]
     assert (made.attempt_timeout, made.reset_after) == (0.2, 1.0)
+    assert (made.timeouts.read, made.timeouts.write, made.timeouts.script) == (0.2, 0.2, 0.2)
+    one = load(f'[pool.main]\ntimeout = "200ms"\ntimeouts = {{ script = "5s" }}\n{SHARD}'.encode()).pool[
+        "main"
+    ]
+    assert (one.timeouts.read, one.timeouts.script) == (0.2, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,6 @@ MISTAKES = [
     (POOL, "x1 = 1", "pool.main.x1: found an unknown key; expected one of kind, ", "shards"),
     # designed, not built
     (TOP, "tls = {}", "tls: found TLS, not supported yet", "this key left out"),
-    (TOP, "users = {}", "users: ", "not supported yet"),
     (
         NODES,
         'a = { primary = "redis://h:1", replicas = ["x"] }',

@@ -3,7 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shardproxy.config import HealthConfig
+from shardproxy.config import HealthConfig, TimeoutsConfig
 from shardproxy.core.topology import Node, Shard, Topology
 
 
@@ -26,7 +26,9 @@ class PoolConfig(msgspec.Struct):
     hash_tag: str = "{}"
     virtual_nodes: int = 160
     partial: str = "error"
+    cross_shard: str = "refuse"
     timeout: float = 1.0
+    timeouts: TimeoutsConfig = TimeoutsConfig(read=0.5, write=1.0, script=5.0)
     attempt_timeout: float = 0.5
     connect_timeout: float = 0.25
     reset_after: float = 5.0
@@ -63,6 +65,7 @@ def test_built_from_configuration() -> None:
     assert main.shards[1] == Shard("b", 1, "redis", Node("[::1]:7002", "unknown", "", ""))
     assert made.pool("other").shards[0].weight == 3
     assert main.ring.names == ("a", "b", "c")
+    assert main.longest == 5.0
     with pytest.raises(KeyError, match="none"):
         made.pool("none")
 

@@ -1,0 +1,378 @@
+"""Users in Redis's own ACL language: rules ↔ records, and who logs in with what.
+
+Pure. Rules are words ("on", ">secret", "~app:*", "+@read", "(~tmp:* +set)"); `parse` reads them and
+names every word that is wrong; `User.describe` writes them as ACL LIST does. Command rules stay as they
+were given, in order, without those that a later one replaced, as Redis 7.2 keeps them: what they come to
+is worked out for a command table by `allowed`, again for each new table, so that learned commands are
+in. Passwords are kept as SHA-256 digests alone, are in no repr, and are compared in constant time.
+core/permit checks commands against users.
+"""
+
+import difflib
+import functools
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from shardproxy.core import command_policy
+from shardproxy.core.command_rows import Row
+
+READ, WRITE = 1, 2  # what a key pattern is for
+DEFAULT = "default"  # whom a client is before it logs in
+
+# As ACL CAT lists them
+CATEGORIES = (
+    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo",
+    "stream", "pubsub", "admin", "fast", "slow", "blocking", "dangerous", "connection", "transaction",
+    "scripting",
+)  # fmt: skip
+# What nodes newer than the built-in table bring: a rule may name it before any node has told of it. A name
+# with a dot is a module's, and may be named as well.
+NEWER_CATEGORIES = (
+    "bloom", "cuckoo", "cms", "json", "search", "tdigest", "timeseries", "topk", "vset",
+)  # fmt: skip
+NEWER_COMMANDS = (
+    "hexpire", "hexpireat", "hexpiretime", "hpersist", "hpexpire", "hpexpireat", "hpexpiretime", "hpttl",
+    "httl", "hgetdel", "hgetex", "hsetex", "waitaof", "vadd", "vcard", "vdim", "vemb", "vgetattr",
+    "vinfo", "vismember", "vlinks", "vrandmember", "vrange", "vrem", "vsetattr", "vsim", "xackdel",
+    "xdelex", "xcfgset", "delex", "digest", "msetex",
+)  # fmt: skip
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_COMMAND = re.compile(r"[a-z0-9_.:-]{1,40}")
+
+
+class KeyPattern(msgspec.Struct, frozen=True):
+    pattern: str
+    flags: int = READ | WRITE
+
+    def __str__(self) -> str:
+        return {READ: "%R", WRITE: "%W"}.get(self.flags, "") + "~" + self.pattern
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """One set of permissions: the user's own, or one in parentheses. Nothing is allowed but what it says."""
+
+    commands: tuple[
+        str, ...
+    ] = ()  # rules in order: "+@all", "-flushall", "+config|get"; they begin from -@all
+    all_keys: bool = False
+    keys: tuple[KeyPattern, ...] = ()
+    all_channels: bool = False
+    channels: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> bool:
+        """It allows every command, learned ones too, on every key and channel."""
+        return (
+            self.all_keys
+            and self.all_channels
+            and self.commands[:1] == ("+@all",)
+            and not any(rule[0] == "-" for rule in self.commands)
+        )
+
+    @property
+    def command_text(self) -> str:
+        return " ".join(self.commands if self.commands[:1] == ("+@all",) else ("-@all", *self.commands))
+
+    @property
+    def key_text(self) -> str:
+        return "~*" if self.all_keys else " ".join(map(str, self.keys))
+
+    @property
+    def channel_text(self) -> str:
+        return "&*" if self.all_channels else " ".join("&" + channel for channel in self.channels)
+
+    def describe(self) -> str:
+        channels = self.channel_text if self.all_channels else f"resetchannels {self.channel_text}"
+        return " ".join(" ".join((self.key_text, channels, self.command_text)).split())
+
+
+class User(msgspec.Struct, frozen=True):
+    """Nobody can log in as a user of whom nothing more is said than the name."""
+
+    name: str
+    enabled: bool = False
+    nopass: bool = False
+    passwords: tuple[str, ...] = ()  # SHA-256, hexadecimal
+    root: Selector = Selector()
+    selectors: tuple[Selector, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"User({self.name!r})"
+
+    @property
+    def everything(self) -> bool:
+        return any(each.everything for each in (self.root, *self.selectors))
+
+    @property
+    def open(self) -> bool:
+        """Whoever says this name is this user; of the default user: whoever connects."""
+        return self.enabled and self.nopass
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return ("on" if self.enabled else "off", *(["nopass"] if self.nopass else []))
+
+    def describe(self) -> str:
+        """A line of ACL LIST, which is a line of an ACL file."""
+        hashes = ["#" + digest for digest in self.passwords]
+        selectors = [f"({each.describe()})" for each in self.selectors]
+        return " ".join(["user", self.name, *self.flags, *hashes, self.root.describe(), *selectors])
+
+    def accepts(self, password: bytes) -> bool:
+        """Takes the same time whichever password is wrong, and whether the user may log in at all."""
+        digest = digest_of(password)
+        found = False
+        for known in self.passwords:
+            found |= hmac.compare_digest(known, digest)
+        return self.enabled and (self.nopass or found)
+
+
+NOBODY = User("", passwords=("0" * 64,))  # who logs in as a user that does not exist
+FREE = User(DEFAULT, True, True, root=Selector(("+@all",), all_keys=True, all_channels=True))
+
+
+class Users(msgspec.Struct, frozen=True):
+    """All of them. Without any, everybody is `default` and may do everything, as in Redis."""
+
+    by_name: Mapping[str, User] = msgspec.field(default_factory=dict)
+    trust_scripts: bool = (
+        False  # who is restricted may run scripts all the same: nodes do not hold them to rules
+    )
+    limits: Mapping[str, int] = msgspec.field(default_factory=dict)  # name → connections at once
+
+    def __post_init__(self) -> None:
+        if DEFAULT not in self.by_name:
+            msgspec.structs.force_setattr(self, "by_name", {**self.by_name, DEFAULT: FREE})
+
+    def get(self, name: str) -> User | None:
+        return self.by_name.get(name)
+
+    @property
+    def default(self) -> User:
+        return self.by_name[DEFAULT]
+
+    def listed(self) -> list[User]:
+        return [self.by_name[name] for name in sorted(self.by_name, key=str.encode)]
+
+    def login(self, name: str, password: bytes) -> User | None:
+        """The user, if that is the password."""
+        user = self.by_name.get(name, NOBODY)
+        return user if user.accepts(password) else None
+
+
+def digest_of(password: bytes) -> str:
+    return hashlib.sha256(password).hexdigest()
+
+
+class Wrong(msgspec.Struct, frozen=True):
+    """A word of some rules that is wrong. found: the word, unless it may be a password."""
+
+    found: str
+    allowed: str
+
+
+@functools.cache
+def known() -> Mapping[str, Row]:
+    """The built-in commands, subcommands as "config|get"."""
+    return {flat.name: flat for row in command_policy.builtin_rows() for flat in row.flat()}
+
+
+def split(rules: str) -> list[str]:
+    """The words of some rules; a selector in parentheses is one."""
+    words: list[str] = []
+    for word in rules.split():
+        if words and words[-1].startswith("(") and not words[-1].endswith(")"):
+            words[-1] += " " + word
+        else:
+            words.append(word)
+    return words
+
+
+def parse(name: str, words: Iterable[str]) -> tuple[User, list[Wrong]]:
+    """A user, from nothing, and what of the words is wrong (left out of the user)."""
+    user, root, wrong = User(name), Selector(), []
+    for word in words:
+        try:
+            if word.startswith("("):
+                user = msgspec.structs.replace(user, selectors=(*user.selectors, _read_selector(word)))
+            elif (changed := _account(user, word)) is not None:
+                user, root = (User(name), Selector()) if word.lower() == "reset" else (changed, root)
+            else:
+                root = _permission(root, word)
+        except ValueError as error:
+            wrong.append(Wrong(_shown(word), str(error)))
+    return msgspec.structs.replace(user, root=root), wrong
+
+
+WORDS = (
+    "on", "off", "nopass", "resetpass", "reset", "clearselectors", "allkeys", "resetkeys", "allchannels",
+    "resetchannels", "allcommands", "nocommands",
+)  # fmt: skip
+A_WORD = (
+    "a word of Redis's ACL language: on, off, >PASSWORD, #SHA256, nopass, ~KEYS, %R~KEYS, %W~KEYS, "
+    "&CHANNELS, +COMMAND, -COMMAND, +COMMAND|SUBCOMMAND, +@CATEGORY, -@CATEGORY, (SELECTOR), reset..."
+)
+
+
+def _shown(word: str) -> str:
+    """What may be shown of a word, or of a selector's words: nothing of what could be a password."""
+    if word.startswith((">", "<", "#", "!")):
+        return f"{word[0]}..."
+    if not word.startswith(("+", "-", "~", "%", "&", "(")):
+        return "a word that is not shown"
+    parts = (part if part.lstrip("(")[:1] in ("+", "-", "~", "%", "&") else "..." for part in word.split())
+    return f'"{" ".join(parts)[:80]}"'
+
+
+def _account(user: User, word: str) -> User | None:
+    """The user after a word that is not about permissions; None: it is about them."""
+    replace, value = msgspec.structs.replace, word[1:]
+    match word.lower():
+        case "on" | "off" as state:
+            return replace(user, enabled=state == "on")
+        case "nopass":
+            return replace(user, nopass=True, passwords=())
+        case "resetpass":
+            return replace(user, nopass=False, passwords=())
+        case "clearselectors":
+            return replace(user, selectors=())
+        case (
+            "reset" | "sanitize-payload" | "skip-sanitize-payload"
+        ):  # the payload of RESTORE is a node's matter
+            return user
+    if word[:1] in (">", "#"):
+        if word[0] == "#" and not _HASH.fullmatch(value):
+            raise ValueError("# and 64 lower-case hexadecimal digits, the SHA-256 of the password")
+        digest = value if word[0] == "#" else digest_of(value.encode(errors="surrogateescape"))
+        return replace(user, nopass=False, passwords=tuple(dict.fromkeys((*user.passwords, digest))))
+    if word[:1] in ("<", "!"):
+        digest = value if word[0] == "!" else digest_of(value.encode(errors="surrogateescape"))
+        if digest not in user.passwords:
+            raise ValueError("a password that was given before it")
+        return replace(user, passwords=tuple(each for each in user.passwords if each != digest))
+    return None
+
+
+def _read_selector(word: str) -> Selector:
+    if not word.endswith(")"):
+        raise ValueError("a closing parenthesis")
+    selector = Selector()
+    for inner in word[1:-1].split():
+        selector = _permission(selector, inner)
+    return selector
+
+
+def _permission(selector: Selector, word: str) -> Selector:
+    """The selector after a word about commands, keys or channels. Raises ValueError: what is allowed."""
+    replace = msgspec.structs.replace
+    match word.lower():
+        case "allkeys" | "~*":
+            return replace(selector, all_keys=True, keys=())
+        case "resetkeys":
+            return replace(selector, all_keys=False, keys=())
+        case "allchannels" | "&*":
+            return replace(selector, all_channels=True, channels=())
+        case "resetchannels":
+            return replace(selector, all_channels=False, channels=())
+        case "allcommands" | "+@all":
+            return replace(selector, commands=("+@all",))
+        case "nocommands" | "-@all":
+            return replace(selector, commands=())
+    if word[:1] in ("~", "%"):
+        return _add_key(selector, word)
+    if word[:1] == "&":
+        if selector.all_channels:
+            raise ValueError("no channels after allchannels; begin again with resetchannels")
+        return replace(selector, channels=tuple(dict.fromkeys((*selector.channels, word[1:]))))
+    if word[:1] in ("+", "-"):
+        return _add_command(selector, word[0], word[1:].lower())
+    near = difflib.get_close_matches(word.lower(), WORDS, n=1, cutoff=0.8)
+    raise ValueError(A_WORD + (f" (did you mean {near[0]}?)" if near else ""))
+
+
+def _add_key(selector: Selector, word: str) -> Selector:
+    marks, tilde, pattern = word.partition("~")
+    letters = marks[1:].upper()
+    if not tilde or (marks and not letters) or set(letters) - {"R", "W"}:
+        raise ValueError("%R~PATTERN, %W~PATTERN, %RW~PATTERN or ~PATTERN")
+    if selector.all_keys:
+        raise ValueError("no keys after allkeys; begin again with resetkeys")
+    flags = (READ * ("R" in letters) | WRITE * ("W" in letters)) or READ | WRITE
+    if pattern == "*" and flags == READ | WRITE:
+        return msgspec.structs.replace(selector, all_keys=True, keys=())
+    # of the same pattern, what it is for is added up
+    flags_of = {each.pattern: each.flags for each in selector.keys}
+    flags_of[pattern] = flags_of.get(pattern, 0) | flags
+    return msgspec.structs.replace(selector, keys=tuple(KeyPattern(*each) for each in flags_of.items()))
+
+
+def _add_command(selector: Selector, sign: str, name: str) -> Selector:
+    if name.startswith("@"):
+        if name[1:] not in CATEGORIES and name[1:] not in NEWER_CATEGORIES:
+            near = difflib.get_close_matches(name[1:], CATEGORIES, n=1)
+            raise ValueError(
+                "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else "")
+            )
+    else:
+        _check_command(sign, name)
+    # what it replaces goes: itself, and rules for its subcommands
+    kept = [rule for rule in selector.commands if rule[1:] != name and not rule[1:].startswith(name + "|")]
+    commands = [*kept, sign + name]
+    while commands and commands[0][0] == "-":  # nothing is allowed yet, so nothing to forbid
+        del commands[0]
+    return msgspec.structs.replace(selector, commands=tuple(commands))
+
+
+def _check_command(sign: str, name: str) -> None:
+    rows = known()
+    container, bar, sub = name.partition("|")
+    newer = "." in container or container in NEWER_COMMANDS
+    if not _COMMAND.fullmatch(container) or (container not in rows and not newer):
+        near = difflib.get_close_matches(container, rows, n=1)
+        raise ValueError("a command of Redis" + (f" (did you mean {near[0]}?)" if near else ""))
+    if not bar or name in rows:
+        return
+    if not sub or "|" in sub:
+        raise ValueError("COMMAND|SUBCOMMAND")
+    if not newer and rows[container].subcommands:
+        subs = ", ".join(each.name.partition("|")[2] for each in rows[container].subcommands)
+        raise ValueError(f"a subcommand of {container}: {subs}")
+    if sign == "-":
+        raise ValueError("COMMAND|FIRST-ARGUMENT after a + only")
+
+
+def allowed(selector: Selector, rows: Sequence[Row]) -> tuple[frozenset[str], Mapping[str, tuple[str, ...]]]:
+    """Which commands of a table these rules come to, and which more with certain first arguments.
+
+    rows: flat, subcommands after their containers. A rule for what is not in the table does nothing.
+    """
+    found: set[str] = set()
+    first: dict[str, tuple[str, ...]] = {}
+    subs: dict[str, list[str]] = {}
+    categories: dict[str, list[str]] = {"all": [row.name for row in rows]}
+    for row in rows:
+        subs.setdefault(row.name.partition("|")[0], []).append(row.name)
+        for category in row.categories:
+            categories.setdefault(category, []).append(row.name)
+    names = set(categories["all"])
+    for rule in selector.commands:
+        name = rule[1:]
+        if name.startswith("@"):
+            # a container in a category brings its subcommands along
+            hit = {each for one in categories.get(name[1:], ()) for each in (subs.get(one) or (one,))}
+        elif name in names:
+            hit = set(subs.get(name) or (name,))
+        else:
+            container, _, argument = name.partition("|")
+            if argument and rule[0] == "+" and container in names and len(subs[container]) == 1:
+                first[container] = (*first.get(container, ()), argument)
+            continue
+        found = found | hit if rule[0] == "+" else found - hit
+        for each in hit:
+            first.pop(each, None)
+    return frozenset(found), first

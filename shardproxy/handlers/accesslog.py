@@ -1,0 +1,56 @@
+"""What clients were refused: the entries of ACL LOG, of one worker, bounded.
+
+The same thing refused again within a minute is the same entry, as in Redis. An entry names a key or a
+channel: it is for who may run ACL LOG, and goes into no other log.
+"""
+
+from collections import deque
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from shardproxy.handlers.client import line, record_of
+
+if TYPE_CHECKING:
+    from shardproxy.dataplane.calls import ClientHandle
+
+MOST = 128  # as Redis's acllog-max-len
+SAME = 60.0  # seconds
+LONGEST = 1024  # bytes of a name that are kept
+
+Reason = Literal["command", "key", "channel", "auth"]
+
+
+class AccessEntry(msgspec.Struct):
+    """One of ACL LOG. Times are seconds since 1970."""
+
+    reason: Reason
+    context: str  # "toplevel", "multi"
+    object: bytes
+    user: str
+    client: str  # a line of CLIENT LIST
+    created: float
+    updated: float
+    count: int = 1
+
+
+class AccessLog:
+    def __init__(self) -> None:
+        self._entries: deque[AccessEntry] = deque(maxlen=MOST)
+
+    def denied(
+        self, now: float, client: "ClientHandle", user: str, reason: Reason, context: str, object: bytes
+    ) -> None:
+        for entry in self._entries:
+            same = (entry.reason, entry.context, entry.object, entry.user) == (reason, context, object, user)
+            if same and now - entry.updated < SAME:
+                entry.count, entry.updated = entry.count + 1, now
+                return
+        text = line(record_of(client)).decode(errors="replace").rstrip("\n")
+        self._entries.appendleft(AccessEntry(reason, context, object[:LONGEST], user, text, now, now))
+
+    def entries(self) -> list[AccessEntry]:
+        return list(self._entries)
+
+    def clear(self) -> None:
+        self._entries.clear()

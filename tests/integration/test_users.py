@@ -1,0 +1,645 @@
+"""Users through the proxy, beside a plain Redis with the same ACL file: the same answers, and nothing gets
+past.
+
+What rules mean is compared in tests/property/test_users_like_redis.py; here it is about connections: logins,
+pipelines, MULTI, spellings, what reaches a node, and changes while it runs.
+"""
+
+import itertools
+import os
+import random
+import re
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import ProxyProcess, Raw, RedisNode, Relay, pack, shards_of, toml, until
+
+from shardproxy.core.commands import builtin
+
+SHA = {"admin": "8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918"}  # of "admin"
+APP = (
+    "user app on >secret ~app:* %R~ro:* %W~wo:* &chan* +@all -@dangerous -@scripting +eval -incr +config|get "
+    "(~tmp:* +set +get)"
+)
+USERS = f"""
+user default on >open resetchannels ~pub:* +@read +ping +select +multi +exec +discard
+user admin on #{SHA["admin"]} ~* &* +@all
+{APP}
+user any on nopass ~any* +@all -exec
+user gone off >gone ~* &* +@all
+""".lstrip()
+PATTERN = "user sorter on >sorter %R~* ~s* +@all\n"
+
+
+@pytest.fixture(scope="module")
+def acl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("users") / "users.acl"
+    path.write_text(USERS + PATTERN)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(acl_file: Path) -> Iterator[RedisNode]:
+    with RedisNode("--aclfile", str(acl_file)) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[RedisNode]:
+    with RedisNode() as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def guarded(acl_file: Path, node: RedisNode) -> Iterator[ProxyProcess]:
+    with ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{acl_file}"')) as proxy:
+        yield proxy
+
+
+class Stranger(Raw):
+    """From an address of its own, which has no failed logins to its name."""
+
+    addresses = itertools.count(2)
+
+    def __init__(self, where: ProxyProcess | RedisNode) -> None:
+        number = next(self.addresses)
+        source = (f"127.9.{number >> 8}.{number & 255}", 0)
+        self.socket = socket.create_connection(("127.0.0.1", where.port), timeout=10, source_address=source)
+        self.buffer = bytearray()
+
+
+def logged_in(where: ProxyProcess | RedisNode, user: str, password: str) -> Raw:
+    raw = Stranger(where)
+    assert raw.ask("AUTH", user, password) == b"+OK\r\n"
+    return raw
+
+
+MASKS = [
+    (rb"\$2\r\nid\r\n:\d+", b"$2\r\nid\r\n:#"),
+    (rb"id=\d+ addr=\S+ laddr=\S+ fd=\d+", b"id=#"),
+    (rb"\$\d+\r\nid=#.*?(user=\S+).*?\n", rb"\1"),
+    (rb",?[0-9.e-]+\r\n(\$11\r\nclient-info)", rb"#\1"),
+    (rb"\$\d+\r\n#", b"#"),
+]
+
+
+def masked(frame: bytes) -> bytes:
+    for pattern, instead in MASKS:
+        frame = re.sub(pattern, instead, frame, flags=re.DOTALL)
+    return frame
+
+
+# Each is one connection's whole conversation.
+CONVERSATIONS = """
+GET a; PING; ECHO; NOSUCH; SELECT 0; MULTI; EXEC; EXEC x; CLIENT ID; CLIENT FOO; RESET; GET a
+
+HELLO; HELLO 3; HELLO 3 SETNAME x; HELLO 4; HELLO 3 FOO; AUTH; AUTH a b c
+
+AUTH nobody x; AUTH wrong; AUTH open; ACL WHOAMI; GET pub:a; GET a; SET pub:a 1; PING; RESET; PING
+
+HELLO 3 AUTH app wrong; HELLO 3 AUTH app secret SETNAME me; ACL WHOAMI; CLIENT GETNAME; HELLO 2;
+GET x
+
+HELLO 3 AUTH app secret FOO; ACL WHOAMI
+
+HELLO 2 AUTH gone gone; AUTH any; AUTH any whatever; ACL WHOAMI; HELLO; CLIENT LIST ID 1; EXEC
+
+AUTH any x; MULTI; SET any1 2; EXEC; EXEC; DISCARD; GET any1; MULTI; GET other; GET any1; EXEC
+
+AUTH app secret; SET app:1 v; SET ro:1 v; GET ro:1; GET wo:1; SET wo:1 v; SET wo:1 v GET;
+APPEND wo:1 x
+
+AUTH app secret; SET tmp:1 v; GETDEL tmp:1; GET tmp:1; incr app:1; Flushall; CONFIG SET a b
+
+AUTH app secret; MGET app:1 app:2 x; MSET app:1 a app:2 b; MSET app:1 a x b; MSET x a app:1;
+DEL x app:1
+
+AUTH app secret; COPY app:1 other; COPY ro:1 wo:1; COPY wo:1 ro:1; PUBLISH other m; EVALSHA a 0
+
+AUTH app secret; MULTI; SET x 1; SET app:1 2; EXEC; GET app:1; MULTI; INCR app:1; DISCARD; GET app:9
+
+AUTH app secret; AUTH admin wrong; ACL WHOAMI; AUTH admin admin; ACL WHOAMI; GET anything;
+ACL GETUSER nobody
+
+AUTH admin admin; ACL USERS; ACL GETUSER any; HELLO 3; ACL GETUSER any; ACL CAT x; ACL CAT a b
+
+AUTH admin admin; ACL DRYRUN app GET x; ACL DRYRUN app FLUSHALL; ACL DRYRUN app GET;
+ACL DRYRUN x GET x
+
+AUTH admin admin; ACL DRYRUN app NOSUCH; ACL DRYRUN app PUBLISH x m; ACL DRYRUN app CONFIG GET x;
+ACL CAT
+
+AUTH admin admin; ACL GENPASS x; ACL GENPASS 0; ACL GENPASS 4097; ACL LOG x; ACL LOG 1 2; ACL FOO;
+ACL
+
+AUTH sorter sorter; SORT s1 BY w_*; SORT s1 GET #; SORT x; SORT s1 STORE x; SORT_RO x
+
+AUTH app secret; SORT app:l BY x*; SORT app:l GET #; SORT app:l LIMIT 0 1 GET x*;
+SORT app:l BY nosort
+
+get a; Auth APP secret; auth app SECRET; aUtH app secret; gEt x; gET app:none
+"""
+
+
+@pytest.mark.parametrize("text", CONVERSATIONS.strip().split("\n\n"))
+def test_a_conversation_as_with_redis(text: str, plain: RedisNode, guarded: ProxyProcess) -> None:
+    with Stranger(plain) as theirs, Stranger(guarded) as ours:
+        for line in re.split(r";\s+", text):
+            expected = masked(theirs.ask(*line.split()))
+            assert masked(ours.ask(*line.split())) == expected, line
+
+
+def test_the_log_of_denials_is_that_of_redis(plain: RedisNode, guarded: ProxyProcess) -> None:
+    found = []
+    for where in (plain, guarded):
+        with logged_in(where, "admin", "admin") as admin, logged_in(where, "app", "secret") as app:
+            assert admin.ask("ACL", "LOG", "RESET") == b"+OK\r\n"
+            app.ask("GET", "x")
+            for _ in range(3):
+                app.ask("FLUSHALL")
+            app.ask("PUBLISH", "other", "m")
+            app.ask("MULTI")
+            app.ask("SET", "forbidden", "1")
+            app.ask("AUTH", "app", "wrong")
+            admin.ask("HELLO", "3")
+            found.append([masked(admin.ask("ACL", "LOG")), masked(admin.ask("ACL", "LOG", "2"))])
+    # AUTH inside MULTI is refused here before it is looked at
+    theirs, ours = ([frame.replace(b"\r\n", b" ") for frame in each] for each in found)
+    for said in (b"forbidden", b"flushall", b"other", b" $1 x "):
+        assert said in theirs[0] and said in ours[0], said
+    entry = (
+        rb"%7 \$5 count :(\d+) \$6 reason \$\d+ (\w+) \$7 context \$\d+ (\w+) \$6 object \$\d+ (\S+) "
+        rb"\$8 username \$\d+ (\w+)"
+    )
+    assert [e for e in re.findall(entry, theirs[0]) if e[1] != b"auth"] == re.findall(entry, ours[0])
+
+
+# --- nothing gets past ---
+
+SKIP = {
+    # they change the other server, or the connection's replies, or take their time
+    "subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor",
+    "quit", "wait", "client|reply", "client|pause", "client|kill", "client|unblock", "client|tracking",
+    "client|caching", "auth", "hello", "blpop", "brpop", "blmove", "blmpop", "brpoplpush", "bzpopmin",
+    "bzpopmax", "bzmpop", "xread", "xreadgroup", "reset", "shutdown", "sync", "psync", "replconf",
+    "replicaof", "slaveof", "failover", "debug", "module|load", "module|loadex", "module|unload",
+    "acl|setuser", "acl|deluser", "acl|load", "acl|save", "config|set", "config|rewrite", "pfselftest",
+    "multi", "exec", "discard", "watch", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro",
+    "acl|log",
+}  # fmt: skip
+OURS = {"proxy", "client|no-touch", "client|setinfo"}
+KEYS = [
+    b"app:1",
+    b"app:2",
+    b"x",
+    b"ro:1",
+    b"wo:1",
+    b"tmp:1",
+    b"chan1",
+    b"other",
+    b"1",
+    b"2",
+    b"0",
+    b"any1",
+    b"pub:1",
+]
+DENIALS = (b"-NOAUTH", b"-NOPERM", b"-WRONGPASS", b"-EXECABORT Transaction discarded because of")
+
+
+def random_command(rows: Sequence[Any], rng: random.Random) -> list[bytes]:
+    row = rng.choice(rows)
+    args = [*row.name.encode().split(b"|")]
+    size = abs(row.arity) + (rng.choice([0, 0, 1, 2, 3]) if row.arity < 0 else 0)
+    args += [rng.choice(KEYS) for _ in range(size - len(args) + rng.choice([0] * 20 + [1, -1]))]
+    for spec in row.key_specs:
+        at = spec.index + spec.count
+        if spec.find == "keynum" and at < len(args) and rng.random() < 0.8:
+            args[at] = b"%d" % rng.randint(1, max(1, len(args) - at - 1))
+    args[0] = bytes(rng.choice((c, c ^ 0x20)) if chr(c).isalpha() else c for c in args[0])
+    return args
+
+
+def known_difference(step: bytes, theirs: bytes) -> bool:
+    """Redis finds no key in PFMERGE KEY, and lets everybody make that key; and it looks at no_multi first."""
+    return b"pfmerge" in step.lower() or theirs == b"-ERR Command not allowed inside a transaction\r\n"
+
+
+def denial(frame: bytes) -> bytes:
+    return frame if frame.startswith(DENIALS) else b""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_program_is_denied_the_same(seed: int, plain: RedisNode, guarded: ProxyProcess) -> None:
+    """Pipelined, in MULTI and out of it, in any spelling, as changing users: the same commands are denied."""
+    rng = random.Random(seed)
+    rows = [
+        row
+        for row in builtin().records
+        if not row.subcommands and row.name not in SKIP | OURS and row.name.split("|")[0] not in OURS
+        and not (row.name.split("|")[0] in ("script", "function") and "admin" in row.categories)
+    ]  # fmt: skip
+    users = [("app", "secret"), ("any", "x"), ("default", "open"), ("sorter", "sorter")]
+    steps: list[bytes] = []
+    for _ in range(600):
+        kind = rng.random()
+        if kind < 0.03:
+            steps.append(pack("AUTH", *rng.choice(users)))
+        elif kind < 0.05:
+            steps.append(pack(rng.choice(["RESET", "MULTI", "EXEC", "EXEC", "DISCARD"])))
+        elif kind < 0.15:
+            line = b" ".join(
+                b'"%b"' % arg if rng.random() < 0.3 else arg for arg in random_command(rows, rng)
+            )
+            steps.append(line + b"\r\n")
+        else:
+            steps.append(pack(*random_command(rows, rng)))
+    found = []
+    for where in (plain, guarded):
+        with where.raw() as raw:
+            frames = []
+            for at in range(0, len(steps), BATCH):
+                raw.send(b"".join(steps[at : at + BATCH]))
+                try:
+                    frames += raw.frames(len(steps[at : at + BATCH]))
+                except EOFError:
+                    pytest.fail(f"{where} closed after {steps[at : at + BATCH]}")
+            found.append(frames)
+    theirs, ours = found
+    told = [
+        (step, their, our)
+        for step, their, our in zip(steps, theirs, ours, strict=True)
+        if denial(their) != denial(our) and not known_difference(step, their)
+    ]
+    assert told == []
+    assert sum(bool(denial(frame)) for frame in ours) > 150
+
+
+# Redis closes a client that has not logged in and has 1 KB of replies outstanding
+BATCH = 15
+
+FORBIDDEN = "forbidden"
+WAYS_IN = [
+    [("GET", FORBIDDEN)],
+    [("get", FORBIDDEN)],
+    [("gEt", FORBIDDEN)],
+    [b"get forbidden\r\n"],
+    [b'"GET" "forbidden"\r\n'],
+    [b"gEt 'forbidden'\r\n"],
+    [b'"\\x47ET" "\\x66orbidden"\r\n'],
+    [b"*2\r\n$3\r\nGET\r\n$9\r\nforbidden\r\n"],
+    [("MULTI",), ("GET", FORBIDDEN), ("EXEC",)],
+    [("MULTI",), ("GET", "app:1"), ("GET", FORBIDDEN), ("EXEC",)],
+    [("MULTI",), b"get forbidden\r\n", ("EXEC",)],
+    [("MGET", "app:1", FORBIDDEN)],
+    [("MGET", *["app:1"] * 200, FORBIDDEN)],
+    [("DEL", FORBIDDEN, "app:1")],
+    [("MSET", "app:1", "v", FORBIDDEN, "v")],
+    [("EVAL", "return redis.call('GET', 'forbidden')", "1", FORBIDDEN)],
+    [("EVAL", "return redis.call('GET', 'forbidden')", "0")],
+    [("EVAL", "return redis.call('GET', 'forbidden')", "1", "app:1")],
+    [("EVAL_RO", "return redis.call('GET', 'forbidden')", "1", "app:1")],
+    [("MULTI",), ("EVAL", "return redis.call('GET', 'forbidden')", "1", "app:1"), ("EXEC",)],
+    [("SORT", "app:1", "BY", "forbidden*")],
+    [("SORT", "app:1", "GET", "forbidden*")],
+    [("SORT", "app:1", "STORE", FORBIDDEN)],
+    [("SORT", "app:1", "LIMIT", "0", "1", "STORE", "app:2", "STORE", FORBIDDEN)],
+    [("GEORADIUS", "app:1", "0", "0", "1", "km", "STORE", FORBIDDEN)],
+    [("GEORADIUS", "app:1", "0", "0", "1", "km", "COUNT", "1", "STOREDIST", FORBIDDEN)],
+    [("ZUNIONSTORE", FORBIDDEN, "1", "app:1")],
+    [("ZUNIONSTORE", "app:1", "2", "app:1", FORBIDDEN)],
+    [("LMPOP", "2", "app:1", FORBIDDEN, "LEFT")],
+    [("XREAD", "COUNT", "1", "STREAMS", "app:1", FORBIDDEN, "0", "0")],
+    [("XREADGROUP", "GROUP", "STREAMS", "app:1", "STREAMS", FORBIDDEN, ">")],
+    [("COPY", "app:1", FORBIDDEN)],
+    [("RENAME", FORBIDDEN, "app:1")],
+    [("OBJECT", "ENCODING", FORBIDDEN)],
+    [("object", "Encoding", FORBIDDEN)],
+    [("MEMORY", "USAGE", FORBIDDEN)],
+    [("XINFO", "STREAM", FORBIDDEN)],
+    [("XGROUP", "CREATE", FORBIDDEN, "g", "0", "MKSTREAM")],
+    [("BITFIELD", "ro:1", "GET", "u8", "0", "SET", "u8", "0", "1"), ("SET", "ro:1", FORBIDDEN)],
+    [("SET", "wo:1", FORBIDDEN, "GET")],
+    [("PFMERGE", FORBIDDEN)],
+    [("PUBLISH", FORBIDDEN, "m"), ("SPUBLISH", FORBIDDEN, "m")],
+    [("AUTH", "app", "wrong"), ("GET", FORBIDDEN)],
+    [("AUTH", "admin", "secret"), ("GET", FORBIDDEN)],
+    [("HELLO", "3", "AUTH", "admin", "secret"), ("GET", FORBIDDEN)],
+    [("RESET",), ("GET", FORBIDDEN)],
+    [("RESET",), ("AUTH", "default", "open"), ("GET", FORBIDDEN), ("SET", "pub:1", FORBIDDEN)],
+    [("MULTI",), ("AUTH", "admin", "admin"), ("GET", FORBIDDEN), ("EXEC",)],
+]  # fmt: skip
+
+
+@pytest.fixture
+def watcher(node: RedisNode) -> Iterator[Raw]:
+    """What reaches the node, as MONITOR shows it."""
+    with node.raw() as raw:
+        assert raw.ask("MONITOR") == b"+OK\r\n"
+        yield raw
+
+
+def reached(watcher: Raw, node: RedisNode, mark: bytes) -> bytes:
+    with node.raw() as raw:
+        raw.ask("ECHO", mark)
+    seen = b""
+    while mark not in (frame := watcher.frame()):
+        seen += frame
+    return seen
+
+
+def test_what_is_denied_never_reaches_a_node(guarded: ProxyProcess, node: RedisNode, watcher: Raw) -> None:
+    for number, way in enumerate(WAYS_IN):
+        for pipelined in (True, False):
+            with logged_in(guarded, "app", "secret") as raw:
+                pieces = [each if isinstance(each, bytes) else pack(*each) for each in way]
+                if pipelined:
+                    raw.send(b"".join(pieces))
+                    frames = raw.frames(len(pieces))
+                else:
+                    frames = []
+                    for piece in pieces:
+                        raw.send(piece)
+                        frames.append(raw.frame())
+            assert any(denial(frame) or frame.startswith((b"-EXECABORT", b"-ERR")) for frame in frames), (
+                way,
+                frames,
+            )
+            if not any(b"wrong" in piece or b"admin" in piece for piece in pieces):
+                seen = reached(watcher, node, b"mark-%d-%d" % (number, pipelined))
+                assert FORBIDDEN.encode() not in seen, (way, seen)
+    assert FORBIDDEN.encode() not in reached(watcher, node, b"the end")
+
+
+def test_who_has_not_logged_in_reaches_no_node(guarded: ProxyProcess, node: RedisNode, watcher: Raw) -> None:
+    rng = random.Random(23)
+    rows = [
+        row for row in builtin().records if row.name not in ("quit", "auth", "hello") and not row.subcommands
+    ]
+    with guarded.raw() as raw:
+        for row in rows:
+            args = random_command([row], rng)
+            frame = raw.ask(*args[:1], *(arg.replace(b"app:", b"forbidden:") for arg in args[1:]))
+            assert frame.startswith(
+                (b"-NOAUTH", b"-ERR wrong number", b"-ERR unknown", b"-EXECABORT", b"+RESET")
+            ), frame
+    assert b"forbidden" not in reached(watcher, node, b"no login")
+
+
+def test_scripts_may_be_trusted(acl_file: Path, node: RedisNode) -> None:
+    text = toml({"a": node.address}, top=f'acl_file = "{acl_file}"\nuser_scripts = "trust"')
+    with ProxyProcess(text) as proxy, logged_in(proxy, "app", "secret") as raw:
+        assert raw.ask("EVAL", "return 7", "1", "app:1") == b":7\r\n"
+        assert raw.ask("EVAL", "return 7", "1", "x").startswith(b"-NOPERM this user")
+        assert raw.ask("EVALSHA", "0" * 40, "1", "app:1").startswith(b"-NOPERM this user")
+
+
+def test_learned_commands_are_under_the_rules() -> None:
+    """The node calls its GETDEL x.grab: a command that the proxy learns."""
+    users = (
+        '[users]\nfull = "on nopass ~app:* +@all"\nreads = "on nopass ~* +@all -@write"\n'
+        'named = "on nopass ~* +x.grab"\nothers = "on nopass ~* +@all -x.grab"\n'
+        'looks = "on nopass %R~* +@all"\n'
+    )
+    with (
+        RedisNode() as node,
+        Relay(node.port, (b"x.grab", b"getdel"), (b"getdel", b"x.grab")) as relay,
+        ProxyProcess(toml({"a": relay.address}) + users) as proxy,
+        proxy.raw() as raw,
+    ):
+        until(lambda: b"x.grab" in raw.ask("COMMAND", "LIST"), "the proxy to learn")
+        for user, key, said in (
+            (
+                "full",
+                "x",
+                b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+            ),
+            (
+                "looks",
+                "app:1",
+                b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+            ),
+            ("reads", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
+            ("others", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
+            ("full", "app:1", b"$5\r\nhello"),
+            ("named", "other", b"$5\r\nhello"),
+        ):
+            with node.raw() as direct:
+                direct.ask("MSET", "app:1", "hello", "x", "hello", "other", "hello")
+            assert raw.ask("AUTH", user, "x") == b"+OK\r\n"
+            assert raw.ask("x.grab", key) == said + b"\r\n", user
+
+
+# --- logins ---
+
+LARGE = [
+    b"*11\r\n",
+    b"*10\r\n$4\r\nPING\r\n$16385\r\n",
+    b"*2\r\n$16384\r\n" + b"x" * 16384 + b"\r\n$1\r\nx\r\n",
+]
+
+
+@pytest.mark.parametrize("data", LARGE, ids=["arguments", "size", "just right"])
+def test_who_has_not_logged_in_sends_little(data: bytes, plain: RedisNode, guarded: ProxyProcess) -> None:
+    said = []
+    for where in (plain, guarded):
+        with where.raw() as raw:
+            raw.send(data)
+            frame = raw.frame()
+            said.append(frame)
+            if b"unauthenticated" in frame:
+                assert raw.rest() == b""
+    assert said[0] == said[1]
+    with logged_in(guarded, "app", "secret") as raw:
+        assert raw.ask("MSET", *["app:1", "x" * 20000] * 20) == b"+OK\r\n"
+        raw.send(pack("RESET") + pack("AUTH", "app", "secret") + pack("MSET", *["app:1", "x" * 20000] * 20))
+        assert raw.frames(3) == [b"+RESET\r\n", b"+OK\r\n", b"+OK\r\n"]
+
+
+def test_what_follows_a_login_waits_for_it(guarded: ProxyProcess) -> None:
+    with Stranger(guarded) as raw:
+        raw.send(
+            pack("GET", "app:p") + pack("AUTH", "app", "wrong") + pack("GET", "app:p")
+            + pack("AUTH", "app", "secret") + pack("SET", "app:p", "1") + pack("GET", "x")
+            + pack("RESET") + pack("GET", "app:p")
+        )  # fmt: skip
+        said = [frame[:12] for frame in raw.frames(8)]
+        assert said == [
+            b"-NOAUTH Auth", b"-WRONGPASS i", b"-NOAUTH Auth", b"+OK\r\n", b"+OK\r\n", b"-NOPERM this",
+            b"+RESET\r\n", b"-NOAUTH Auth",
+        ]  # fmt: skip
+
+
+def test_a_wrong_password_makes_its_client_wait_and_nobody_else(node: RedisNode) -> None:
+    users = '[users]\ndefault = "on nopass ~* &* +@all"\napp = "on #' + "ab" * 32 + ' ~* +@all"\n'
+    with (
+        ProxyProcess(toml({"a": node.address}) + users) as proxy,
+        proxy.raw() as guesser,
+        proxy.raw() as other,
+    ):
+        for _ in range(4):
+            assert guesser.ask("AUTH", "app", "wrong-guess").startswith(b"-WRONGPASS")
+        guesser.send(pack("AUTH", "app", "wrong-guess") + pack("GET", "x"))
+        for _ in range(50):
+            assert other.ask("GET", "x") == b"$-1\r\n"
+        assert not select.select([guesser.socket], [], [], 0)[0]
+        assert [frame[:5] for frame in guesser.frames(2)] == [b"-WRON", b"$-1\r\n"]
+        counters = other.value("PROXY", "INFO")
+        assert '"failed_logins": 5' in counters
+        with proxy.raw() as leaves:
+            leaves.send(pack("AUTH", "app", "wrong-guess"))
+        assert other.ask("PING") == b"+PONG\r\n"
+        listed = other.ask("CLIENT", "LIST") + other.ask("ACL", "LOG", "100") + other.ask("PROXY", "INFO")
+        assert b"wrong-guess" not in listed and "wrong-guess" not in proxy.log_text()
+
+
+def test_a_user_has_only_so_many_connections(node: RedisNode) -> None:
+    users = '[users.app]\nacl = "on nopass ~* +@all"\nclients = 2\n'
+    with (
+        ProxyProcess(toml({"a": node.address}) + users) as proxy,
+        logged_in(proxy, "app", "x") as first,
+        logged_in(proxy, "app", "x"),
+        proxy.raw() as third,
+    ):
+        assert third.ask("AUTH", "app", "x") == b"-ERR max number of clients of user 'app' reached\r\n"
+        assert first.ask("AUTH", "app", "x") == b"+OK\r\n"
+        first.ask("RESET")
+        assert third.ask("AUTH", "app", "x") == b"+OK\r\n"
+        assert first.ask("AUTH", "app", "x").startswith(b"-ERR max number")
+        third.close()
+        until(lambda: first.ask("AUTH", "app", "x") == b"+OK\r\n", "the place of who has left")
+
+
+def test_passwords_from_elsewhere(node: RedisNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("from a file\n")
+    monkeypatch.setenv("APP_PASSWORD", "from-the-environment")
+    users = (
+        f'[users]\na = {{ acl = "on ~* +@all", password_file = "{tmp_path}/secret" }}\n'
+        'b = { acl = "on ~* +@all", password_env = "APP_PASSWORD" }\n'
+    )
+    with ProxyProcess(toml({"a": node.address}) + users) as proxy, proxy.raw() as raw:
+        assert raw.ask("AUTH", "a", "from a file") == b"+OK\r\n"
+        assert raw.ask("AUTH", "b", "from-the-environment") == b"+OK\r\n"
+        assert raw.ask("AUTH", "b", "from a file").startswith(b"-WRONGPASS")
+
+
+# --- changes while it runs ---
+
+
+def rewrite(proxy: ProxyProcess, text: str) -> Any:
+    proxy.config_path.write_text(text)
+    with logged_in(proxy, "admin", "admin") as admin:
+        return admin.value("PROXY", "RELOAD")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_changes_users_at_once(workers: int, node: RedisNode) -> None:
+    def text(users: str) -> str:
+        admin = f'admin = "on #{SHA["admin"]} ~* &* +@all"\n'
+        return toml({"a": node.address}, top=f"workers = {workers}") + "[users]\n" + admin + users
+
+    old = 'app = "on nopass ~* +@all"\ngone = "on nopass ~* +@all"\ndefault = "on nopass ~* &* +@all"\n'
+    new = 'app = "on nopass ~app:* +@all"\ndefault = "off"\n'
+    with ProxyProcess(text(old)) as proxy:
+        apps = [logged_in(proxy, "app", "x") for _ in range(4)]
+        gone = [logged_in(proxy, "gone", "x") for _ in range(4)]
+        nobody, multi = proxy.raw(), logged_in(proxy, "app", "x")
+        assert nobody.ask("GET", "x") == b"$-1\r\n"
+        assert [multi.ask("MULTI"), multi.ask("GET", "x")] == [b"+OK\r\n", b"+QUEUED\r\n"]
+        said = rewrite(proxy, text(new))
+        assert "users.gone removed" in said and "users.default" in said
+        for app in apps:
+            assert app.ask("GET", "x").startswith(b"-NOPERM")
+            assert app.ask("GET", "app:x") == b"$-1\r\n"
+        assert multi.ask("EXEC").startswith(b"-EXECABORT")
+        assert nobody.ask("GET", "x").startswith(b"-NOAUTH")
+        for client in gone:
+            assert client.rest() == b""
+        assert "1 mistake:" in str(rewrite(proxy, text('app = "on +nope"')))
+        assert apps[0].ask("GET", "app:x") == b"$-1\r\n"
+        for client in (*apps, nobody, multi):
+            client.close()
+
+
+def test_mistakes_are_refused_all_at_once(node: RedisNode) -> None:
+    good = f'[users]\nadmin = "on #{SHA["admin"]} ~* &* +@all"\n'
+    with ProxyProcess(toml({"a": node.address}) + good) as proxy:
+        said = str(
+            rewrite(proxy, toml({"a": node.address}) + good + 'a = "on +gte ~* ~x hunter2"\nb = "(on)"\n')
+        )
+        assert "4 mistakes" in said and "did you mean get" in said and "hunter2" not in said
+        assert "users.a" in said and "users.b" in said and "hunter2" not in proxy.log_text()
+
+
+def test_a_changed_acl_file_is_seen(node: RedisNode, tmp_path: Path) -> None:
+    path = tmp_path / "users.acl"
+    path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~* +@all\n")
+    with (
+        ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{path}"')) as proxy,
+        logged_in(proxy, "app", "x") as app,
+    ):
+        until(lambda: proxy.raw().ask("PING") == b"+PONG\r\n")
+        path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~app:* +@all\n")
+        until(lambda: app.ask("GET", "x").startswith(b"-NOPERM"), "the changed file to be seen")
+        path.write_text("user app on nopass ~*\nuser app off +nope\nmore\n")
+        until(lambda: proxy.events("reload_refused"), "the bad file to be refused")
+        (event,) = proxy.events("reload_refused")
+        assert (
+            len(event["mistakes"]) == 2
+            and "line 2" in str(event["mistakes"])
+            and "line 3" in str(event["mistakes"])
+        )
+        assert app.ask("GET", "app:x") == b"$-1\r\n"
+        path.write_text("user default on nopass ~* &* +@all\nuser app on nopass ~b:* +@all\n")
+        with proxy.raw() as raw:
+            assert raw.ask("ACL", "LOAD") == b"+OK\r\n"
+        assert app.ask("GET", "b:x") == b"$-1\r\n"
+
+
+def test_all_workers_show_users_and_denials(acl_file: Path, node: RedisNode) -> None:
+    with ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{acl_file}"\nworkers = 2')) as proxy:
+        apps = [logged_in(proxy, "app", "secret") for _ in range(8)]
+        admins = [logged_in(proxy, "admin", "admin") for _ in range(8)]
+        for number, app in enumerate(apps):
+            app.ask("GET", f"no{number}")
+        for admin in admins:
+            assert admin.ask("CLIENT", "LIST").count(b" user=app ") == 8
+            entries = admin.ask("ACL", "LOG", "100")
+            assert all(b"no%d\r\n" % number in entries for number in range(8))
+        assert admins[0].ask("ACL", "LOG", "RESET") == b"+OK\r\n"
+        assert [admin.ask("ACL", "LOG") for admin in admins] == [b"*0\r\n"] * 8
+        for client in (*apps, *admins):
+            client.close()
+
+
+def test_other_machines_are_served_once_somebody_must_log_in(nodes3: list[RedisNode], acl_file: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        here = probe.getsockname()[0]
+    text = toml(shards_of(nodes3), listen=["0.0.0.0:0"], top=f'acl_file = "{acl_file}"')
+    with ProxyProcess(text) as proxy, Raw((here, proxy.port)) as raw:
+        assert raw.ask("PROXY", "RELOAD").startswith(b"-NOAUTH")
+        assert raw.ask("AUTH", "any", "x") == b"+OK\r\n"
+        assert raw.ask("PROXY", "RELOAD").startswith(b"-NOPERM this changes the proxy")
+        assert raw.ask("AUTH", "admin", "admin") == b"+OK\r\n"
+        assert raw.ask("PROXY", "RELOAD").startswith(b"$")
+
+
+def test_a_file_that_others_can_read_has_no_password(node: RedisNode, tmp_path: Path) -> None:
+    path = tmp_path / "users.acl"
+    path.write_text("user app on >secret ~* +@all\n")
+    path.chmod(0o644)
+    proxy = ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{path}"')).launch()
+    try:
+        assert proxy.wait() == 2
+        assert (
+            "a password in a file that others can read" in proxy.log_text()
+            and "secret" not in proxy.log_text()
+        )
+        assert os.stat(path).st_mode & 0o044
+    finally:
+        proxy.stop()
