@@ -130,7 +130,10 @@ SWITCHED_OPT = (
     "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
     "and then re-enabling it with a different mode."
 )
-CACHING_WITHOUT_OPT = "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled"
+CACHING_WITHOUT_OPT = (
+    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT "
+    "mode enabled"
+)
 CACHING_YES = "ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode."
 CACHING_NO = "ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode."
 
@@ -292,7 +295,8 @@ ENGINE = (
     "ERR unknown command '{}', with args beginning with: ",
     "ERR unknown subcommand '{}'. Try {} HELP.",
     "ERR wrong number of arguments for '{}' command",
-    "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
+    "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+    "allowed in this context",
     "CROSSSLOT Keys in request don't hash to the same slot",
     "ERR MULTI calls can not be nested",
     "ERR EXEC without MULTI",

@@ -103,7 +103,7 @@ class Server(Protocol):
         """One a worker."""
 
     async def tell_others(self, what: str, body: Any) -> list[Any]:
-        """Has the other workers hear it ("subscribed", "push"); what each says to it, of those that do in time."""
+        """Has the other workers hear it ("subscribed", "push"); what those answer that do in time."""
 
     async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
         """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""

@@ -1,7 +1,7 @@
-"""Messages: SUBSCRIBE and its kin, PUBLISH, PUBSUB. What is subscribed to, and to whom messages go: subscriptions.
+"""SUBSCRIBE and its kin, PUBLISH, PUBSUB. Who has subscribed to what is subscriptions'.
 
-PUBLISH is an ordinary command for the shard of its channel and never comes here, unless what the node answers, the
-number of receivers, has to be put right.
+PUBLISH is an ordinary command for the shard of its channel and never comes here, unless what the node
+answers, the number of receivers, has to be put right.
 """
 
 from typing import TYPE_CHECKING

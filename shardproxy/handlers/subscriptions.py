@@ -3,11 +3,12 @@
         client ──SUBSCRIBE──▶ Subscriptions ──SUBSCRIBE──▶ Listener, one a node ──▶ node
         client ◀───push────── by name  ◀───────message──── its stream ◀────────────
 
-A name lives on the node that a key of that name would live on; patterns, and channels of keyspace notifications, on
-every node. Rules: one upstream subscription a name and node, however many clients. A subscription begins and ends
-where the node says so, in the order of its messages: so each SUBSCRIBE and UNSUBSCRIBE goes to the node, or a PING in
-its place, and is answered when that is. A lost connection is made again, and subscribes again: clients notice a gap.
-Listeners speak RESP2, whose frames differ from RESP3's in their first byte alone.
+A name lives on the node that a key of that name would live on; patterns, and channels of keyspace
+notifications, on every node. Rules: one upstream subscription a name and node, however many clients. A
+subscription begins and ends where the node says so, in the order of its messages: so each SUBSCRIBE and
+UNSUBSCRIBE goes to the node, or a PING in its place, and is answered when that is. A lost connection is
+made again, and subscribes again: clients notice a gap. Listeners speak RESP2, whose frames differ from
+RESP3's in their first byte alone.
 """
 
 import asyncio
@@ -190,13 +191,13 @@ class Subscriptions:
         reactor = self.server.reactor
         out = {shard.name for shard in self.server.topology.pools[0].shards if shard.node.state == "out"}
         live = {number: shard not in out for number, shard in reactor.placed()}
-        if kind == PATTERN or kind == CHANNEL and name.startswith(NOTIFICATIONS):
+        if kind == PATTERN or (kind == CHANNEL and name.startswith(NOTIFICATIONS)):
             return frozenset(number for number, is_live in live.items() if is_live)
         home = reactor.node_of(name)
         return frozenset((home,)) if live.get(home) else frozenset()
 
     def follow(self) -> None:
-        """The topology has changed: names move with it. Nothing is lost that both have: a message is on one of them."""
+        """The topology has changed: names move with it. While two nodes have one, a message is on one of them."""
         for subscription in list(self.each()):
             before, subscription.nodes = subscription.nodes, self.homes(subscription.kind, subscription.name)
             if subscription.wanted:

@@ -1,10 +1,12 @@
-"""CLIENT TRACKING: a client is told when what it has read changes. Options, texts and replies are Redis 7.0's.
+"""CLIENT TRACKING: a client is told when what it has read changes. Options, texts and replies are Redis
+7.0's.
 
-While a client tracks, all its upstreams are its own, and the first thing that one says is CLIENT TRACKING ON: so the
-nodes remember what it reads, and its upstreams' pushes go to it (dataplane/private). Rules: whatever loses a node's
-memory (a connection, a rehash, a reload) tells the client to forget everything. With BCAST it has an upstream to
-every node at once; else to those that it reads from. REDIRECT sends a RESP3 client's pushes to the other one, in
-whichever worker that is; a RESP2 client's upstreams have no pushes, so the node redirects to a connection of ours.
+While a client tracks, all its upstreams are its own, and the first thing that one says is CLIENT TRACKING
+ON: so the nodes remember what it reads, and its upstreams' pushes go to it (dataplane/private). Rules:
+whatever loses a node's memory (a connection, a rehash, a reload) tells the client to forget everything.
+With BCAST it has an upstream to every node at once; else to those that it reads from. REDIRECT sends a
+RESP3 client's pushes to the other one, in whichever worker that is; a RESP2 client's upstreams have no
+pushes, so the node redirects to a connection of ours.
 """
 
 import asyncio
@@ -275,7 +277,7 @@ def incompatible(new: Options, old: Options | None) -> str:
         return errors.BCAST_WITH_OPT
     if new.optin and new.optout:
         return errors.BOTH_OPTS
-    if old is not None and (new.optin and old.optout or new.optout and old.optin):
+    if old is not None and ((new.optin and old.optout) or (new.optout and old.optin)):
         return errors.SWITCHED_OPT
     for number, prefix in enumerate(new.prefixes):
         for known in old.prefixes if old else ():

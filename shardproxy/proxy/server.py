@@ -418,7 +418,7 @@ class Proxy:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
     async def own(self, what: str) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process", "denials", "subscriptions"..."""
+        """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
         if what == "clients":
             return await self._clients()
         parts: dict[str, Callable[[], Any]] = {

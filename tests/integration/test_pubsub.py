@@ -1,4 +1,4 @@
-"""Pub/sub: the same programs on a plain Redis and through the proxy; what becomes of subscribers when nodes change."""
+"""Pub/sub: the same programs on a plain Redis and through the proxy; subscribers when nodes change."""
 
 import contextlib
 import re
@@ -341,7 +341,7 @@ def test_nothing_is_left_behind(own: tuple[list[RedisNode], ProxyProcess]) -> No
 
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_redis_py(own: tuple[list[RedisNode], ProxyProcess], protocol: int) -> None:
-    nodes, proxy = own
+    _, proxy = own
     client = redis_py.Redis(
         port=proxy.port, protocol=protocol, health_check_interval=1, decode_responses=True
     )
