@@ -89,8 +89,8 @@ def line(it: ClientRecord) -> bytes:
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
         f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} "
-        f"qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
-        f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
+        f"qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 "
+        f"obl={it.output_bytes} oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
         f"user={it.user} redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
     )
     return text.encode(errors="surrogateescape")

@@ -197,7 +197,7 @@ class Subscriptions:
         return frozenset((home,)) if live.get(home) else frozenset()
 
     def follow(self) -> None:
-        """The topology has changed: names move with it. While two nodes have one, a message is on one of them."""
+        """The topology has changed: names move with it. Two nodes may have one: a message is on one."""
         for subscription in list(self.each()):
             before, subscription.nodes = subscription.nodes, self.homes(subscription.kind, subscription.name)
             if subscription.wanted:

@@ -186,6 +186,8 @@ class Field:
             # a node that is lost in the middle of its reply takes the client with it
             if not any(node.vice != "none" for node in self.fake):
                 raise Broken(f"the last replies are {frames[-2:]!r}"[:300])
+        elif any(b"SUBSCRIBE" in name or b"TRACKING" in name for name in names):
+            return  # nor does anybody know how many messages come
         elif b"CLIENT REPLY" not in names and len(frames) != len(commands) + 3:
             raise Broken(f"{len(frames)} replies to {len(commands) + 3} commands")
 
