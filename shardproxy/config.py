@@ -463,8 +463,9 @@ def read_users(
     reader, passwords = Reader(file, Config), {}
     for name, user in config.users.items() if secrets else ():
         passwords[name] = _read_password(user, tables.join("users", name), reader, environ)
-    file_is_read = config.acl_file and secrets
-    users = read_acl_file(config, reader) if file_is_read else users_of(config, passwords, reader)
+    users = users_of(config, passwords, reader)
+    if config.acl_file and secrets:
+        users = read_acl_file(config, reader)
     if reader.mistakes:
         raise ConfigError(reader.mistakes)
     return users

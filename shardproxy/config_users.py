@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardproxy.config import Config
 
 RULES = 'rules as in Redis\'s ACL SETUSER, such as "on >PASSWORD ~app:* +@all -@dangerous"'
+PASSWORDS = ("password", "password_env", "password_file")
 NAME = text.matching(r"[^\s\x00]{1,128}", "1 to 128 characters, no spaces")
 
 
@@ -60,6 +61,11 @@ RuleText = Annotated[
 ]
 
 
+def given(user: "UserConfig") -> list[str]:
+    """Which of the ways to give a password are used, beside the rules."""
+    return [key for key in PASSWORDS if getattr(user, key) is not None]
+
+
 class UserConfig(Record, frozen=True, kw_only=True):
     """Who may log in to the proxy, and do what there. Without users everybody may do everything."""
 
@@ -74,6 +80,9 @@ class UserConfig(Record, frozen=True, kw_only=True):
     ] = 0
 
     short: ClassVar[str] = "acl"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(PASSWORDS, lambda it: " and ".join(given(it)) if len(given(it)) > 1 else "", "one of them"),
+    )
 
     @classmethod
     def prepare(cls, table: Any) -> Any:
@@ -129,6 +138,8 @@ def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
             continue
         if words[0].lower() != "user" or len(words) < 2:
             reader.mistake(where, "a line without a user", "user NAME RULES...")
+        elif words[1].encode(errors="replace").decode() != words[1]:
+            reader.mistake(where, "a name that is not UTF-8", "another name")
         elif words[1] in found:
             reader.mistake(where, f"user {words[1]} again", "each user once")
         else:

@@ -226,7 +226,7 @@ def _shown(word: str) -> str:
     if not word.startswith(("+", "-", "~", "%", "&", "(")):
         return "a word that is not shown"
     parts = (part if part.lstrip("(")[:1] in ("+", "-", "~", "%", "&") else "..." for part in word.split())
-    return f'"{" ".join(parts)[:80]}"'
+    return f'"{" ".join(parts)[:80]}"'.encode("ascii", "backslashreplace").decode()
 
 
 def _account(user: User, word: str) -> User | None:

@@ -93,7 +93,9 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("select", LOCAL | {"barrier": True}),
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("reset", SUBSCRIBES),
-    ("dbsize", ASKS),
+    ("dbsize", ASKS | {"spread": True}),
+    ("wait lolwut", ASKS),
+    ("monitor", LOCAL | {"barrier": True}),
     ("acl info client command proxy", LOCAL),
     ("quit", LOCAL | {"listening": True}),
     # Messages
@@ -118,16 +120,12 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         "migrate",
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
-    ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
     ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
-    ("monitor slowlog latency", _NODE),
+    ("slowlog latency", _NODE),
     ("memory|doctor memory|malloc-stats memory|purge memory|stats", _NODE),
-    ("bgrewriteaof bgsave save lastsave shutdown debug module pfdebug pfselftest lolwut", _NODE),
+    ("bgrewriteaof bgsave save lastsave shutdown debug module pfdebug pfselftest", _NODE),
     ("failover psync replconf replicaof slaveof sync role", _NODE),
-    ("client|kill", _refused("the proxy does not close connections on request")),
-    ("client|pause client|unpause", _refused("the proxy does not hold clients back on request")),
-    ("client|unblock", _refused("no client is ever blocked here")),
 ]
 
 # With one of these a command is never forwarded because of its keys alone

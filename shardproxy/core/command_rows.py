@@ -124,6 +124,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     walk: str = ""  # finds keys by walking its options, where key specs are not exact: see commands.pyx
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
+    spread: bool = (
+        False  # inside MULTI it goes to the node with the others, and from its handler to all other nodes
+    )
     barrier: bool = False  # waits until everything that the client sent before is answered
     across: bool = False  # emulated over several shards, where the pool's cross_shard says so
     holds: bool = False  # a handler's: the client's later commands wait until it is answered

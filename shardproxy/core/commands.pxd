@@ -26,8 +26,11 @@ cdef enum:
     FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
     FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
-    FLAG_CHANNEL = 4096     # its first argument is a channel: it goes where a key of that name would
-    FLAG_LISTENING = 8192   # a RESP2 client that has subscribed may send it
+    FLAG_NO_MULTI = 16384   # refused between MULTI and EXEC, in Redis's words
+    FLAG_REPLICATES = 4096  # it writes, or may: held back by CLIENT PAUSE ... WRITE
+    FLAG_UNSEEN = 8192      # not shown to MONITOR
+    FLAG_CHANNEL = 32768    # its first argument is a channel: it goes where a key of that name would
+    FLAG_LISTENING = 65536  # a RESP2 client that has subscribed may send it
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

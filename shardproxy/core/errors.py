@@ -42,6 +42,15 @@ ACL_ELSEWHERE = (
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
+TIMEOUT_NOT_AN_INTEGER = "ERR timeout is not an integer or out of range"
+TIMEOUT_NEGATIVE = "ERR timeout is negative"
+UNBLOCKED = "UNBLOCKED client unblocked via CLIENT UNBLOCK"
+UNBLOCK_REASON = "ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"
+NO_SUCH_CLIENT = "ERR No such client"
+KILL_ID = "ERR client-id should be greater than 0"
+KILL_MAXAGE = "ERR maxage should be greater than 0"
+PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
+MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
 MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
@@ -54,6 +63,11 @@ def no_group(key: bytes, group: bytes) -> str:
 
 def unknown_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand '{shown(sub)}'. Try {container.upper()} HELP."
+
+
+def subcommand_syntax(name: bytes) -> str:
+    """Of CLIENT: more arguments than this subcommand has a meaning for."""
+    return f"ERR unknown subcommand or wrong number of arguments for '{shown(name)}'. Try CLIENT HELP."
 
 
 def wrong_arity(name: str) -> str:
@@ -100,6 +114,10 @@ def hello_option(option: bytes) -> str:
 
 def client_type(name: bytes) -> str:
     return f"ERR Unknown client type '{shown(name)}'"
+
+
+def no_such_user(name: bytes) -> str:
+    return f"ERR No such user '{shown(name)}'"
 
 
 def client_option(name: bytes) -> str:
@@ -302,6 +320,8 @@ ENGINE = (
     "ERR EXEC without MULTI",
     "ERR DISCARD without MULTI",
     "ERR WATCH inside MULTI is not allowed",
+    "ERR Command not allowed inside a transaction",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
     "EXECABORT Transaction discarded because of previous errors.",
     "EXECABORT Transaction discarded because of: {}",
     "EXECABORT Transaction discarded because its keys have moved to another shard; try it again.",

@@ -3,8 +3,9 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.engine cimport Client, Engine
 
-# Opens the command's slot and hands it to the handlers.
-cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
+# Opens the command's slot and hands it to the handlers. held: see Call.
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept
+cdef str address_text(int fd, bint peer)
 cdef object client_handle(Engine e, Client *c)
 
 cdef class ClientHandle:

@@ -10,6 +10,11 @@ class Call:
     client: ClientHandle
     proto: int
     done: bool
+    answered: dict[int, bytes]  # node number -> its reply, of one that has run it already, in a transaction
+    in_exec: bool  # it is run by EXEC: it may not wait
+    held: (
+        tuple[int, bool, bytes, float] | None
+    )  # of EXEC: node, are keys watched there, MULTI and what was queued, seconds
     def reply(self, data: bytes) -> None: ...
 
 class ClientHandle:
@@ -70,6 +75,10 @@ class ClientHandle:
     def invalidate(self) -> None:
         """It, or whom it redirects to, is told to forget everything."""
 
+    waiting: bool
+    watched: int
+    monitors: bool
+    def unblock(self, error: bool, done: Callable[[bytes], object] | None) -> bool: ...
     def kill(self, reason: str) -> None: ...
     user: bytes
     def login(self, name: bytes) -> None:

@@ -11,13 +11,14 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
-    KEPT, REPLY_ON, SERVE, TO_NOBODY, TRACKING, TX_NONE, UP, WAITING, Client, Engine, Node, Upstream,
-    monotonic_us, sockaddr_storage,
+    KEPT, REPLY_ON, SERVE, TO_NOBODY, TRACKING, TX_NONE, UP, Client, Engine, Node, Upstream, monotonic_us,
+    sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon, forget_all, lease, private_drop, tracking_setup
+from shardproxy.dataplane.private cimport abandon, forget_all, lease, private_drop, select, tracking_setup, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise
+from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
@@ -29,7 +30,7 @@ UNTRACKED = ("", -1)
 TRACKING_OFF = b"*3\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$3\r\nOFF\r\n"
 
 
-cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept:
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept:
     cdef int64_t slot = slot_open(e, c)
     cdef Call call
     cdef int i
@@ -45,6 +46,7 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
         call.proto = c.proto
         call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
         call.row = e.table.records[row.id]
+        call.held = held
         e.dispatch(call)
         if not call.done:
             call.pending = True
@@ -64,9 +66,18 @@ cdef class Call:
     cdef readonly uint8_t proto
     cdef readonly list args
     cdef readonly object row
+    cdef readonly object held
 
     def __init__(self):
         raise TypeError("only the engine makes calls")
+
+    @property
+    def answered(self):
+        return {}
+
+    @property
+    def in_exec(self):
+        return False
 
     @property
     def client(self):
@@ -229,17 +240,53 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
-            abandon(self.engine, c)
-            c.db = <unsigned short>value
+            select(self.engine, c, <unsigned short>value)
 
     @property
     def blocked_at(self):
         """(node number, CLIENT ID there) of the upstream on which it waits for data; None: it does not."""
         cdef Client *c = self.at()
-        cdef Upstream *u = c.own if c != NULL else NULL
-        while u != NULL and not u.lease & WAITING:
-            u = u.next_own
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
         return (u.node, u.id) if u != NULL else None
+
+    def unblock(self, bint error, done):
+        """The node is told to let it go; False: there is nothing to tell, or it cannot be told now."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
+        return u != NULL and unblock(self.engine, u, error, done)
+
+    @property
+    def waiting(self):
+        """It is blocked, as Redis calls it."""
+        cdef Client *c = self.at()
+        return bool(c.waiting) if c != NULL else False
+
+    @waiting.setter
+    def waiting(self, bint value):
+        """A handler makes it wait: when it leaves meanwhile it is closed at once."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.waiting = value
+            self.engine.mark_dirty(c)
+            self.engine.wake()
+
+    @property
+    def watched(self):
+        """Keys that it has named to WATCH."""
+        cdef Client *c = self.at()
+        return c.watched if c != NULL else 0
+
+    @property
+    def monitors(self):
+        """It is shown what others send: MONITOR."""
+        cdef Client *c = self.at()
+        return bool(c.monitors) if c != NULL else False
+
+    @monitors.setter
+    def monitors(self, bint value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.monitors = value
 
     @property
     def wrote(self):
@@ -490,7 +537,8 @@ cdef class ClientHandle:
             c.caching = 0
             abandon(self.engine, c)
             c.watching = -1
-            c.unwatched = False
+            c.watched = 0
+            c.unwatched = c.monitors = False
             c.db = 0
             c.proto = 2
             c.reply_mode = REPLY_ON

@@ -34,6 +34,10 @@ cdef enum:
     REPLY_SKIP = 2              # the next command's only
 
 cdef enum:
+    PAUSE_WRITES = 1
+    PAUSE_ALL = 2
+
+cdef enum:
     TX_NONE = 0
     TX_OPEN = 1
     TX_BROKEN = 2               # a command could not be queued: EXEC answers EXECABORT
@@ -118,6 +122,11 @@ cdef struct Client:
     uint8_t tx_state
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
+    bint tx_mixed               # some of its commands are a handler's: so is its EXEC
+    bint tx_replicates          # some of them write, or may
+    uint32_t watched            # keys that it has named to WATCH
+    bint paused                 # its next command waits for the end of CLIENT PAUSE
+    bint monitors               # it is shown what others send
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
     Origin *origin              # NULL: no address has a limit
@@ -182,6 +191,10 @@ cdef struct Upstream:
     Upstream *next_own
     uint8_t lease               # WATCHING | WAITING | KEPT
     uint64_t wait_until         # us: when what blocks must have been answered; 0: never
+    uint64_t wait_ends          # us: when its own time is over; 0: never
+    bint spent                  # the node has been told to let it go, and may be so later: for nobody else
+    uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
+    char refusal[160]           # why the node would not queue a command of the transaction that is on it; empty: it did
     bint linked                 # Engine.links has a Link for it, which gets its pushes
     bint raises                 # proto is 3, and the node speaks RESP2
     bint stream                 # every frame goes to the Link: no reply belongs to a request
@@ -219,6 +232,7 @@ cdef struct Upstream:
     uint64_t base               # where out begins in all that this upstream was given
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
@@ -334,6 +348,10 @@ cdef class Engine:
     cdef uint16_t *shards                   # by place on the ring: the node's number
     cdef unsigned char *absent              # by place on the ring: its keys are elsewhere, and none come here
     cdef int shard_count                    # places on the ring
+    cdef bint moving                        # some who wait are to wait elsewhere
+    cdef uint8_t pausing                    # CLIENT PAUSE
+    cdef uint64_t pause_ends
+    cdef object on_command                  # for MONITOR; None: nobody is shown anything
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
     cdef bint displaced                     # a key of what was located last is not at home
@@ -357,6 +375,7 @@ cdef class Engine:
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply

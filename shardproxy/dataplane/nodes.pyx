@@ -17,6 +17,7 @@ from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un,
 )
 from shardproxy.dataplane.upstreams cimport release
+from shardproxy.dataplane.waiting cimport follow_keys
 
 
 MODES = {"serve": SERVE, "fail": FAIL, "miss": MISS, "hold": HOLD, "move": MOVE}
@@ -32,6 +33,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     cdef Node *node
     cdef dict numbers = {}, before = {shard: number for (shard, _), number in e.numbers.items()}
     cdef bint moved
+    cdef uint32_t before_placement = e.placement
     cdef set gone
     if shards == NULL or absent == NULL:
         raise MemoryError
@@ -83,6 +85,8 @@ cdef int install(Engine e, topology, credentials) except -1:
     for number in gone:
         if e.node_list[number].mode == HOLD:
             leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
+    if e.placement != before_placement:
+        follow_keys(e)
     here = {shard.node.address for shard in pool.shards}
     e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
@@ -111,7 +115,7 @@ cdef take_policy(Engine e, pool):
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
-        e.stale = stale_new(terms[0], terms[1], terms[2]) if terms[1] else NULL
+        e.stale = stale_new(terms[0], terms[1], terms[2], e.stamps) if terms[1] else NULL
         e.stale_terms = terms
 
 

@@ -19,6 +19,7 @@ class Reactor:
         on_event: Callable[[str, dict[str, Any]], None],
         id_base: int = 0,
         page: memoryview | bytearray | None = None,
+        stamps: memoryview | bytearray | None = None,
         misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
@@ -114,6 +115,16 @@ class Reactor:
 
     def logins(self, user: bytes) -> int:
         """Clients that have logged in as this user."""
+
+    def blocked(self) -> int:
+        """Clients that wait for data, or for replicas."""
+
+    def pause(self, everything: bool, seconds: float) -> None:
+        """CLIENT PAUSE: clients' next commands, all or what may write, wait so long, or as before."""
+
+    def unpause(self) -> None: ...
+    def monitor(self, on_command: Callable[[int, str, str, list[bytes]], None] | None) -> None:
+        """MONITOR: gets (database, the client's address, name in the table, arguments) of each command."""
 
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""

@@ -21,12 +21,14 @@ from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, PAUSE_ALL, PAUSE_WRITES, SCRATCH, UP,
+    Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
 from shardproxy.dataplane.permissions cimport install_users
+from shardproxy.dataplane.observing cimport pause, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.sending cimport node_of
@@ -40,6 +42,7 @@ from shardproxy.dataplane.system cimport (
 from shardproxy.dataplane.upstreams cimport (
     upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
 )
+from shardproxy.dataplane.waiting cimport follow_keys
 
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
 
@@ -62,13 +65,14 @@ cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
+    cdef uint64_t[::1] stamp_words  # and that of `stamps`
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, stamps=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
@@ -102,6 +106,9 @@ cdef class Reactor(Engine):
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
+        if stamps is not None:
+            self.stamp_words = memoryview(stamps).cast("B").cast("Q")
+            self.stamps = &self.stamp_words[0]
         self.scratch = <char *>malloc(SCRATCH)
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
@@ -197,7 +204,7 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
                 if events & EPOLLIN:
                     client_readable(self, c)
-                elif events & EPOLLRDHUP and c.waiting:
+                elif events & EPOLLRDHUP and (c.waiting or c.paused):
                     client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL
@@ -340,6 +347,10 @@ cdef class Reactor(Engine):
             return
         self.tick()
         self.in_tick = True
+        if self.pausing and (self.now >= self.pause_ends or self.draining):
+            unpause(self)
+        if self.moving:
+            follow_keys(self)
         for fd in self.paused_listeners:
             ev.events = EPOLLIN
             ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
@@ -438,6 +449,24 @@ cdef class Reactor(Engine):
 
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
+
+    def blocked(self):
+        cdef uint32_t i
+        cdef int found = 0
+        for i in range(self.client_room):
+            found += self.client_list[i] != NULL and self.client_list[i].waiting
+        return found
+
+    def pause(self, bint everything, double seconds):
+        self.now = self.now if self.in_tick else monotonic_us()
+        pause(self, PAUSE_ALL if everything else PAUSE_WRITES, self.now + <uint64_t>(min(seconds, 1e9) * 1e6))
+
+    def unpause(self):
+        unpause(self)
+        self.wake()
+
+    def monitor(self, on_command):
+        self.on_command = on_command
 
     def connection_ids(self):
         cdef uint32_t i

@@ -15,13 +15,16 @@ from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
 from shardproxy.dataplane.deliveries cimport deliver
-from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport (
+    GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+)
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.upstreams cimport upstream_done, upstream_ready
+from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 from libc.stdlib cimport strtoll
 
@@ -113,13 +116,20 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
+            if entry.to == TO_NOBODY:
+                keep_refusal(u, p, u.scanned)
             sick = sickness(p, u.scanned)
             if sick != NULL:
                 blame(e, node, sick, False)
         last = entry.frames == 1
         if e.stale != NULL and not entry.write:
             keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
-        deliver(e, entry, p, u.scanned, last)
+        if u.moving and u.lease & WAITING and not u.midway and is_nil(p, u.scanned):
+            wait_elsewhere(e, u, entry)
+        if u.refusal[0] and entry.to != TO_NOBODY:
+            refused(e, u, entry, p, u.scanned)
+        else:
+            deliver(e, entry, p, u.scanned, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
@@ -143,6 +153,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         u.head += 1
     if u.state == UP:
         upstream_done(u)
+        if u.again > u.written:
+            e.mark_upstream(u)
         if u.owned and u.head == u.tail:
             unlease(e, u, WAITING)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
@@ -154,6 +166,25 @@ cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *fram
     cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
     stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
               n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
+
+
+cdef void keep_refusal(Upstream *u, const char *p, size_t n) noexcept nogil:
+    """A command was not queued, though its client has been told that it was: EXEC will say why."""
+    if not u.refusal[0]:
+        snprintf(u.refusal, sizeof(u.refusal), "%.*s", <int>(n - 3), p + 1)
+
+
+cdef void refused(Engine e, Upstream *u, const Entry *entry, const char *p, size_t n) noexcept:
+    if n > 10 and memcmp(p, "-EXECABORT", 10) == 0:
+        e.text_size = snprintf(e.text, TEXT, "-EXECABORT Transaction discarded because of: %s\r\n", u.refusal)
+        deliver(e, entry, e.text, e.text_size, True)
+    else:
+        deliver(e, entry, p, n, entry.frames == 1)
+    u.refusal[0] = 0
+
+
+cdef inline bint is_nil(const char *p, size_t n) noexcept nogil:
+    return p[0] == c'_' or n == 5 and p[1] == c'-' and p[2] == c'1'
 
 
 cdef const char *sickness(const char *p, size_t n) noexcept nogil:

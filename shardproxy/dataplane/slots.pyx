@@ -170,7 +170,7 @@ cdef void watch(Engine e, Client *c) noexcept:
         events = EPOLLIN
     if c.blocked:
         events |= EPOLLOUT
-    if c.waiting:
+    if c.waiting or c.paused:
         events |= EPOLLRDHUP
     if events != c.events:
         c.events = events
@@ -214,7 +214,9 @@ cdef void client_flush(Engine e, Client *c) noexcept:
                 and not unread(c)):
             client_close(e, c, NULL)
             return
-    if c.stalled and not c.leaving:
+    if c.stalled and c.paused and not c.leaving:
+        pass                    # until the pause is over: see observing.unpause
+    elif c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
             if c.origin == NULL or c.barred or has_room(e, c):
                 e.mark_resuming(c)

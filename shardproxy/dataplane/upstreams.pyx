@@ -37,6 +37,7 @@ cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
+    PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
 # --- connecting ---
@@ -334,7 +335,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = u.unsent = 0
+    u.base = u.written = u.given = u.again = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -393,13 +394,14 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
 cdef void upstream_done(Upstream *u) noexcept nogil:
     """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
 
-    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again.
+    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again, and
+    what waits for data can wait elsewhere.
     """
     cdef uint64_t end
     cdef uint32_t after
     if <int>(u.head - u.kept) > 0:
         u.kept = u.head
-    while u.kept != u.tail and u.fifo[u.kept & u.mask].write:
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING:
         after = u.kept + 1
         end = u.given if after == u.tail else u.fifo[after & u.mask].start
         if end > u.written:
@@ -415,8 +417,20 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
             buf_release(&u.out)
 
 
+cdef uint64_t portion(const Upstream *u) noexcept nogil:
+    """How far to write while requests are sent again: what was in flight at a node that is lost does not fall on another at once.
+
+    The rest waits in its order, and what is newer behind it; replies make room.
+    """
+    cdef uint32_t ahead = <uint32_t>(ALWAYS + u.rate / PORTION)
+    if u.tail - u.head <= ahead:
+        return u.given
+    return u.fifo[(u.head + ahead) & u.mask].start
+
+
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
+    cdef uint64_t end
     cdef Node *node
     u.dirty = False
     if u.state != UP or u.doomed:
@@ -424,8 +438,9 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     node = e.node_list[u.node]
     if node.mode == HOLD or node.follows != NOWHERE:
         return
-    while u.written != u.given:
-        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
+    end = portion(u) if u.again > u.written else u.given
+    while u.written < end:
+        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), end - u.written, MSG_NOSIGNAL)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -490,8 +505,10 @@ cdef void upstreams_due(Engine e) noexcept:
             u.done = 0
             u.measured = e.now
         if u.private:
-            if node.gone and (u.head == u.tail or u.lease & WAITING) and not u.over:
+            if node.gone and (u.head == u.tail or u.lease & WAITING and not u.moving) and not u.over:
                 upstream_lost(e, u, "it has left the ring", False)
+            elif u.moving and e.now > u.moving and not u.over:
+                upstream_lost(e, u, "its keys have moved", False)
             elif not u.owned and not u.linked and e.now > u.idle_since + POOL_IDLE and not u.over:
                 private_drop(e, u)
         elif node.gone and u.head == u.tail:
@@ -530,7 +547,9 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
         u.fd = -1
     u.state = DOWN
     u.doomed = u.wanted = u.midway = u.push = u.more = u.full = False
-    u.wait_until = 0
+    u.wait_until = u.wait_ends = u.moving = 0
+    u.spent = False
+    u.refusal[0] = 0
     u.events = 0
     buf_release(&u.inp)
     u.scanned = 0

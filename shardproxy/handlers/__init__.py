@@ -6,6 +6,10 @@ base         the registry, the guard, and `Server`: what a handler may ask of th
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
 connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
+crowd        those that concern other clients: KILL, PAUSE, UNPAUSE
+monitor      MONITOR
+transaction  EXEC, when some of its commands are answered here
+waiting      WAIT, CLIENT UNBLOCK
 command      COMMAND and its subcommands, from the table
 info         INFO
 pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
@@ -16,20 +20,40 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
-    acl,
     across,
+    acl,
     client,
     command,
     connection,
+    crowd,
     info,
     keyspace,
+    monitor,
     operate,
     proxy,
     pubsub,
     tracking,
+    transaction,
+    waiting,
 )
-from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
+from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
-FAMILIES = (across, acl, client, command, connection, info, keyspace, operate, proxy, pubsub, tracking)
+FAMILIES = (
+    across,
+    acl,
+    client,
+    command,
+    connection,
+    crowd,
+    info,
+    keyspace,
+    monitor,
+    operate,
+    proxy,
+    pubsub,
+    tracking,
+    transaction,
+    waiting,
+)
 
-__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "handled", "handles"]
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]

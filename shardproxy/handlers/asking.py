@@ -98,11 +98,15 @@ async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
     """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
-    client = call.client
+    client, answered = call.client, call.answered
     places = server.reactor.placed()
-    frames = await asyncio.gather(
-        *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
-    )
+
+    async def one(node: int) -> bytes:
+        return answered.get(node) or await ask(
+            server, node, *args, client=client, write=write, timeout=timeout
+        )
+
+    frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 
 

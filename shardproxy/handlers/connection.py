@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.acl import DEFAULT
+from shardproxy.handlers.asking import ask
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
@@ -200,6 +201,12 @@ async def reset(server: Server, call: "Call") -> bytes:
     server.trackers.off(client.id)
     client.reset()
     return reply.simple("RESET")
+
+
+@handles("lolwut")
+async def lolwut(server: Server, call: "Call") -> bytes:
+    node, _ = server.reactor.placed()[0]
+    return await ask(server, node, *call.args, client=call.client, write=False)
 
 
 @handles("quit")

@@ -7,7 +7,7 @@ answers, the number of receivers, has to be put right.
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.asking import Answer, ask_all, is_error, pack, value_of
+from shardproxy.handlers.asking import Answer, ask_all, pack, value_of
 from shardproxy.handlers.base import Server, handles
 from shardproxy.handlers.subscriptions import CHANNEL, PATTERN, SHARD
 
@@ -24,6 +24,9 @@ def told(verb: bytes, name: bytes | None, count: int, proto: int) -> bytes:
 
 def tell(call: "Call", frames: list[bytes]) -> None:
     """As a push, which CLIENT REPLY OFF does not keep back; all that was asked before is answered."""
+    if call.in_exec:
+        call.reply(b"".join(frames))
+        return
     call.client.push(b"".join(frames))
     call.reply(reply.NOTHING)
 
@@ -76,9 +79,8 @@ def publish(server: Server, call: "Call") -> None:
     channel = call.args[1]
 
     def done(frame: bytes) -> None:
-        if not is_error(frame):
-            seen = int(frame[1:-2])
-            frame = reply.integer(server.subscriptions.receivers(kind, channel, seen))
+        if frame.startswith(b":"):
+            frame = reply.integer(server.subscriptions.receivers(kind, channel, int(frame[1:-2])))
         call.reply(frame)
 
     reactor = server.reactor
@@ -100,7 +102,9 @@ async def channels(server: Server, call: "Call") -> bytes:
     answers = await ask_all(server, call, *call.args, write=False)
     if error := refused(answers):
         return error
-    found = dict.fromkeys(name for answer in answers for name in value_of(answer.frame))
+    found = dict.fromkeys(
+        name for answer in answers for name in value_of(answer.frame, list) if isinstance(name, bytes)
+    )
     return reply.bulks(found, call.proto)
 
 
@@ -114,10 +118,11 @@ async def numsub(server: Server, call: "Call") -> bytes:
         return error
     seen = dict.fromkeys(names, 0)
     for answer in answers:
-        found = value_of(answer.frame)
-        for name, count in zip(found[::2], found[1::2], strict=True):
+        found = value_of(answer.frame, list)
+        for name, count in zip(found[::2], found[1::2], strict=False):
             # a channel of keyspace notifications is on every node, which each count us
-            seen[name] = max(seen[name], count)
+            if name in seen and isinstance(count, int):
+                seen[name] = max(seen[name], count)
     frames = []
     for name in names:
         frames += [
@@ -133,7 +138,7 @@ async def numpat(server: Server, call: "Call") -> bytes:
     answers = await ask_all(server, call, *call.args, write=False)
     if error := refused(answers):
         return error
-    return reply.integer(max(value_of(answer.frame) for answer in answers))
+    return reply.integer(max(value_of(answer.frame, int) for answer in answers))
 
 
 HELP = """\

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shardproxy.core import errors, glob, reply
 from shardproxy.handlers.asking import pack
+from shardproxy.handlers.base import part
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import ClientHandle
@@ -127,6 +128,9 @@ class Listener:
             if frame.startswith(beginning):
                 self.home.message(kind, frame, len(beginning))
                 return
+        if not self.waiting:  # it says what nobody has asked: nothing that it says is to be trusted
+            self.restart("it answers what was not asked")
+            return
         frames, done, since = self.waiting.popleft()
         if frames > 1 and not frame.startswith(b"-"):
             self.waiting.appendleft(Confirmation(frames - 1, done, since))
@@ -135,7 +139,8 @@ class Listener:
 
     def lost(self, why: str) -> None:
         self.link = None
-        self.again(why)
+        if self.retry is None:
+            self.again(why)
 
     def again(self, why: str) -> None:
         self.why = why
@@ -148,11 +153,14 @@ class Listener:
         if self.link is None:
             return
         if self.waiting and self.waiting[0].since < self.home.now() - patience:
-            self.link.close()
-            self.link = None
-            self.again("it says nothing")
+            self.restart("it says nothing")
         elif not self.waiting:
             self.say(PING)
+
+    def restart(self, why: str) -> None:
+        if self.link is not None:
+            self.link.close()
+        self.lost(why)
 
     def close(self) -> None:
         """Who waits for it looks where else to wait."""
@@ -450,13 +458,15 @@ class Subscriptions:
             mine = self.names[kind].get(name)
             news[kind][name] = len(mine.clients) if mine else 0
         try:
-            await self.server.tell_others("subscribed", [self.server.slot, news])
+            await self.server.everywhere("subscribed", self.server.slot, news)
         finally:
             if not done.done():
                 done.set_result(None)
 
     def heard(self, slot: int, news: list[Counts] | None) -> None:
         """From another worker; None: it has died."""
+        if slot == self.server.slot:
+            return
         if news is None:
             names = self.others.pop(slot, ({}, {}, {}))
             news = [{}, {}, {}]
@@ -475,3 +485,13 @@ class Subscriptions:
         for names in self.names:
             names.clear()
         self.tidy()
+
+
+@part("subscribed")
+def subscribed(server: "Server", slot: int, news: list[Counts] | None) -> None:
+    server.subscriptions.heard(slot, news)
+
+
+@part("subscriptions")
+def subscriptions(server: "Server") -> tuple[int, list[Counts]]:
+    return server.slot, server.subscriptions.own()

@@ -16,7 +16,7 @@ import msgspec
 
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import ask_link, is_error, pack
-from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.base import Server, handles, part
 from shardproxy.handlers.connection import integer_in
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Tracker:
 
     async def deliver_elsewhere(self, frame: bytes) -> None:
         server = self.home.server
-        if True in await server.tell_others("push", [self.options.redirect, frame]):
+        if True in await server.everywhere("invalidate", self.options.redirect, frame):
             return
         self.broken = True
         to = reply.integer(self.options.redirect)
@@ -215,6 +215,11 @@ class Trackers:
             self.tending.cancel()
         for client_id in list(self.trackers):
             self.off(client_id)
+
+
+@part("invalidate")
+def invalidate(server: Server, client_id: int, frame: bytes) -> bool:
+    return server.trackers.push(client_id, frame)
 
 
 # --- the commands ---

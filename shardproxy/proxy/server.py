@@ -27,6 +27,7 @@ from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy import listeners, probe
@@ -94,6 +95,8 @@ class Proxy:
         self._credentials = team.credentials if team else Credentials.read(config)
         self.access_log = AccessLog()
         self.failures = Failures()
+        self.monitors = Monitors(self)
+        self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._credentials, file)
         self._taken = taken
@@ -114,6 +117,7 @@ class Proxy:
             on_event=self._on_event,
             id_base=team.id_base if team else 0,
             page=team.page if team else None,
+            stamps=team.stamps if team else None,
             misses=misses.reply,
         )
 
@@ -417,8 +421,10 @@ class Proxy:
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
-    async def own(self, what: str) -> Any:
+    async def own(self, what: str, *args: Any) -> Any:
         """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
+        if handlers.has_part(what):
+            return await handlers.do_part(self, what, *args)
         if what == "clients":
             return await self._clients()
         parts: dict[str, Callable[[], Any]] = {
@@ -427,12 +433,11 @@ class Proxy:
             "worker": self._worker,
             "denials": self.access_log.entries,
             "forget denials": self.access_log.clear,
-            "subscriptions": lambda: (self.slot, self.subscriptions.own()),
         }
         return parts[what]()
 
     def _process(self) -> ProcessRecord:
-        return process_record(self._lag)
+        return process_record(self._lag, self.reactor.blocked())
 
     def _worker(self) -> WorkerRecord:
         return WorkerRecord(self._process(), self.reactor.nodes())
@@ -451,6 +456,15 @@ class Proxy:
         others = await self._peers.ask(what) if self._peers else []
         return [await self.own(what), *(msgspec.convert(other, kind) for other in others)]
 
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        others = asyncio.ensure_future(self._peers.ask(name, *args)) if self._peers else None
+        mine = await self.own(name, *args)
+        return [mine, *(await others if others else ())]
+
+    def tell_others(self, name: str, args: Sequence[Any]) -> None:
+        if self._peers:
+            self._peers.tell(name, args)
+
     async def all_clients(self) -> list[ClientRecord]:
         found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]
         return sorted(found, key=lambda record: record.id)
@@ -468,17 +482,6 @@ class Proxy:
     async def _meet(self) -> None:
         for slot, names in await self._peers.ask("subscriptions") if self._peers else ():
             self.subscriptions.heard(slot, names)
-
-    async def tell_others(self, what: str, body: Any) -> list[Any]:
-        return await self._peers.tell(what, body) if self._peers else []
-
-    def heard(self, what: str, body: Any) -> Any:
-        """What another worker tells: see Server.tell_others."""
-        if what == "subscribed":
-            self.subscriptions.heard(*body)
-        if what == "push":
-            return self.trackers.push(*body)
-        return None
 
     async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
         if forget:

@@ -204,7 +204,7 @@ class Supervisor:
                 how = error.strerror or str(error)
             was_ready = slot.ready.is_set()
             slot.ready.clear()
-            await self.broadcast("heard", ["subscribed", [slot.number, None]], but=slot)
+            await self.broadcast("subscribed", [slot.number, None], but=slot)
             self.pages.retire(slot.number)
             for address, ids in slot.connections.items():
                 self._ghosts[address] = [*self._ghosts.get(address, ()), *ids][-GHOSTS:]
@@ -289,9 +289,14 @@ class Supervisor:
     async def _answer(self, slot: Slot, name: str, body: Any) -> Any:
         """What a worker asks or tells."""
         if name == "others":
-            return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "tell":
-            return list((await self.broadcast("heard", body, timeout=ASK_OTHERS / 2, but=slot)).values())
+            what, args = body
+            return list((await self.broadcast(what, args, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "tell others":
+            what, args = body
+            for other in self.slots:
+                if other.channel and other.ready.is_set() and other is not slot:
+                    other.channel.tell(what, args)
+            return None
         if name == "evidence":
             self.keeper.observe(body)
             return None

@@ -12,11 +12,11 @@ from shardproxy.proxy.transitions import Transition
 class Peers(Protocol):
     """The other workers."""
 
-    async def ask(self, what: str) -> list[Any]:
-        """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
+    async def ask(self, what: str, *args: Any) -> list[Any]:
+        """What each of them answers to "clients", "nodes", or a handlers' part; who does not in time is left out."""
 
-    async def tell(self, what: str, body: Any) -> list[Any]:
-        """Has all of them hear it; what those answer that do in time."""
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        """All of them, without an answer."""
 
     def counters(self) -> Mapping[str, int]:
         """Over all workers, this one too."""
@@ -45,6 +45,7 @@ class Team(NamedTuple):
     bound: Sequence[Listener]  # with this worker's sockets only
     id_base: int
     page: memoryview  # for the reactor's counters
+    stamps: memoryview  # all workers' times of writes
     run_id: str
     started: float
     pid: int  # the supervisor's

@@ -7,6 +7,7 @@ supervisor's.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -126,11 +127,9 @@ class Worker:
                 self.proxy.apply(new)
             await self.proxy.settled(new)
             return self.proxy.topology.generation
-        if name == "heard":
-            return self.proxy.heard(*body)
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name), builtin_types=(bytes,))
+        return msgspec.to_builtins(await self.proxy.own(name, *(body or ())), builtin_types=(bytes,))
 
     def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> int:
         """The generation that it has then."""
@@ -157,6 +156,7 @@ class Worker:
                 bound,
                 order.id_base,
                 self.pages.page(order.slot),
+                self.pages.stamps,
                 order.run_id,
                 order.started,
                 os.getppid(),
@@ -172,19 +172,16 @@ class Worker:
 
     # --- server.Peers ---
 
-    async def ask(self, what: str) -> list[Any]:
+    async def ask(self, what: str, *args: Any) -> list[Any]:
         try:
-            found: list[Any] = await self.channel.ask("others", what, ASK_OTHERS)
+            found: list[Any] = await self.channel.ask("others", [what, args], ASK_OTHERS)
         except (TimeoutError, ChannelClosed, PeerFailed):
             return []
         return found
 
-    async def tell(self, what: str, body: Any) -> list[Any]:
-        try:
-            found: list[Any] = await self.channel.ask("tell", [what, body], ASK_OTHERS)
-        except (TimeoutError, ChannelClosed, PeerFailed):
-            return []
-        return found
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self.channel.tell("tell others", [what, args])
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         try:

@@ -296,9 +296,9 @@ def test_a_change_of_connections_per_node_keeps_each_clients_order(before: int, 
             node.call(lambda: answer.append(asyncio.Event()))
             for number, client in enumerate(clients):
                 client.send(pack("SET", f"k{number}", "1"))
-            until(lambda: in_flight(clients[0]) == 8)
-            process.config_path.write_text(toml({"a": node.address}, pool=pool(after)))
             with process.raw() as other:
+                until(lambda: in_flight(other) == 8)
+                process.config_path.write_text(toml({"a": node.address}, pool=pool(after)))
                 assert "connections_per_node" in other.value("PROXY", "RELOAD")
                 for number, client in enumerate(clients):
                     client.send(pack("SET", f"k{number}", "2") + pack("MGET", f"k{number}", "other"))

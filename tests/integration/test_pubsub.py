@@ -380,3 +380,30 @@ def test_transactions_publish_where_their_keys_are(own: tuple[list[RedisNode], P
         with client.pipeline() as pipe:  # as Celery's result backend does
             assert pipe.set("task-1", "done").publish("task-1", "done").execute() == [True, 1]
         assert until(lambda: pubsub.get_message(timeout=0.1))["data"] == "done"
+        with client.pipeline() as pipe:  # nor need the channel be on the shard of the keys
+            for number in range(10):
+                pipe.set("key", number).publish("task-1", number).publish(f"other-{number}", "x")
+            assert pipe.execute() == [True, 1, 0] * 10
+        assert [until(lambda: pubsub.get_message(timeout=0.1))["data"] for _ in range(10)] == list(
+            "0123456789"
+        )
+        with client.pipeline() as pipe:  # what is not run is not published
+            pipe.watch("key")
+            client.set("key", "changed")
+            pipe.multi()
+            pipe.set("key", "mine").publish("task-1", "never")
+            with pytest.raises(redis_py.WatchError):
+                pipe.execute()
+        assert pubsub.get_message(timeout=0.2) is None
+
+
+def test_subscribing_in_a_transaction(own: tuple[list[RedisNode], ProxyProcess], redis: RedisNode) -> None:
+    _, proxy = own
+    program = pack("HELLO", 3) + pack("MULTI") + pack("SUBSCRIBE", "a", "b") + pack("PING") + pack("EXEC")
+    for port in (redis.port, proxy.port):
+        with Raw(port) as raw:
+            raw.send(program + pack("PUBLISH", "a", "x"))
+            raw.frame()
+            found = raw.frames(4)
+            # as Redis, whose array has one element and two frames
+            assert found[-1].startswith(b"*2\r\n>3\r\n$9\r\nsubscribe"), (port, found)

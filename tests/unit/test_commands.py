@@ -1,5 +1,7 @@
 """The command table: lookup, keys, decisions, the shape of COMMAND, and what is learnt from nodes."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -205,6 +207,14 @@ def test_what_is_split() -> None:
         "mget": "array",
         "mset": "ok",
     }
+
+
+def test_no_two_flags_share_a_bit() -> None:
+    text = (Path(command_policy.__file__).parent / "commands.pxd").read_text()
+    bits = [int(bit) for bit in re.findall(r"^    FLAG_\w+ = (\d+)", text, re.MULTILINE)]
+    assert len(bits) > 10
+    assert len(set(bits)) == len(bits)
+    assert all(bit & (bit - 1) == 0 for bit in bits)
 
 
 def test_barriers_and_transactions() -> None:
