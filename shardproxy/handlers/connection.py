@@ -14,7 +14,7 @@ from shardproxy.handlers.asking import ask
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.calls import Call, ClientHandle
 
 INT64 = range(-(1 << 63), 1 << 63)
 INT32 = range(-(1 << 31), 1 << 31)
@@ -193,10 +193,18 @@ def select(server: Server, call: "Call") -> bytes:
 
 
 @handles("reset")
-async def reset(server: Server, call: "Call") -> bytes:
-    client = call.client
-    if any(client.subscriptions):
-        await server.subscriptions.fence(client)
+def reset(server: Server, call: "Call") -> Answer:
+    if any(call.client.subscriptions):
+        return _reset_later(server, call)
+    return _reset(server, call.client)
+
+
+async def _reset_later(server: Server, call: "Call") -> bytes:
+    await server.subscriptions.fence(call.client)
+    return _reset(server, call.client)
+
+
+def _reset(server: Server, client: "ClientHandle") -> bytes:
     server.subscriptions.leave(client.id)
     server.trackers.off(client.id)
     client.reset()
