@@ -174,14 +174,13 @@ cdef enum:
 cdef enum:
     CACHING_YES = 1
     CACHING_NO = 2
-    CACHING_SAID = 4            # just now: it holds for the next command
 
 cdef struct Upstream:
     int fd
     uint32_t index
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
-    uint8_t proto               # of its clients; with a node that is resp2_only its replies are raised to it
+    uint8_t proto
     uint16_t db
     uint8_t place               # which of the node's shared ones of its protocol and database
     bint private                # one client's, or a handler's, at a time
@@ -196,7 +195,6 @@ cdef struct Upstream:
     uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
     char refusal[160]           # why the node would not queue a command of the transaction that is on it; empty: it did
     bint linked                 # Engine.links has a Link for it, which gets its pushes
-    bint raises                 # proto is 3, and the node speaks RESP2
     bint stream                 # every frame goes to the Link: no reply belongs to a request
     bint over                   # private, and lost: to be given up at the end of the tick
     uint64_t idle_since         # of one that waits in the pool for its next client
@@ -285,7 +283,6 @@ cdef struct Node:
     uint64_t streak             # failures since its last success; stays
     uint64_t blamed             # when a deadline was last held against it
     bint refused                # a connection was refused
-    bint resp2_only             # it refuses HELLO 3
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
 
@@ -331,8 +328,6 @@ cdef class Engine:
     cdef uint32_t spare_upstream_count
     cdef uint32_t over_count                # private ones to be given up at the end of the tick
     cdef uint32_t private_most              # private ones of one node
-    cdef object raised                      # core/raising.raised
-    cdef dict shapes                        # upstream index -> {number of its entry: what its reply is in RESP3}
     cdef dict asks                          # number -> Ask
     cdef uint32_t next_ask
     cdef dict links                         # upstream index -> Link
