@@ -48,6 +48,7 @@ class Limits(Record, frozen=True, kw_only=True):
         Size, "with so many request and reply bytes outstanding a client's next commands wait"
     ] = 1 << 20
     client_output_hard: Annotated[Size, "a client owed so many reply bytes is closed"] = 1 << 30
+    client_subscriptions: Annotated[Count, "channels and patterns that one client may subscribe to"] = 100_000
     pubsub_output_soft: Annotated[
         Size, "a subscriber owed so many bytes for pubsub_output_time is closed"
     ] = 8 << 20

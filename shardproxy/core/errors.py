@@ -135,6 +135,7 @@ def wrong_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container} HELP."
 
 
+TOO_MANY_SUBSCRIPTIONS = "ERR more subscriptions than client_subscriptions allows"
 ONE_REDIRECT = "ERR A client can only redirect to a single other client"
 NO_REDIRECT = "ERR The client ID you want redirect to does not exist"
 PREFIX_WITHOUT_BCAST = "ERR PREFIX option requires BCAST mode to be enabled"

@@ -194,20 +194,23 @@ class Subscriptions:
 
     # --- where a name lives ---
 
-    def homes(self, kind: int, name: bytes) -> frozenset[int]:
-        """The numbers of its nodes; without those that are out, where nobody can publish."""
-        reactor = self.server.reactor
+    def live(self) -> frozenset[int]:
+        """The numbers of the nodes that are not out: on the others nobody can publish."""
         out = {shard.name for shard in self.server.topology.pools[0].shards if shard.node.state == "out"}
-        live = {number: shard not in out for number, shard in reactor.placed()}
+        return frozenset(number for number, shard in self.server.reactor.placed() if shard not in out)
+
+    def homes(self, kind: int, name: bytes, live: frozenset[int]) -> frozenset[int]:
+        """The nodes of a name."""
         if kind == PATTERN or (kind == CHANNEL and name.startswith(NOTIFICATIONS)):
-            return frozenset(number for number, is_live in live.items() if is_live)
-        home = reactor.node_of(name)
-        return frozenset((home,)) if live.get(home) else frozenset()
+            return live
+        return live & {self.server.reactor.node_of(name)}
 
     def follow(self) -> None:
         """The topology has changed: names move with it. Two nodes may have one: a message is on one."""
+        live = self.live()
         for subscription in list(self.each()):
-            before, subscription.nodes = subscription.nodes, self.homes(subscription.kind, subscription.name)
+            before = subscription.nodes
+            subscription.nodes = self.homes(subscription.kind, subscription.name, live)
             if subscription.wanted:
                 self.say(subscription, SUBSCRIBE, subscription.nodes - before)
                 self.say(subscription, UNSUBSCRIBE, before - subscription.nodes)
@@ -238,6 +241,9 @@ class Subscriptions:
         patience = max(BEAT, self.server.topology.pools[0].timeout)
         for each in list(self.listeners.values()):
             each.beat(patience)
+        self.tidy()
+        if not self.listeners:
+            return
         self.beating = asyncio.get_running_loop().call_later(BEAT, self.beat)
 
     def request(self, subscription: Subscription, verbs: tuple[bytes, ...] | None) -> bytes:
@@ -275,14 +281,16 @@ class Subscriptions:
     async def subscribe(self, client: "ClientHandle", kind: int, names: list[bytes]) -> bytes:
         """An error line; nothing: the client may be told, and gets what comes from now on."""
         mine = self.of(client)
-        new = []
+        if sum(mine.counts) + len(names) > self.server.config.limits.client_subscriptions:
+            return reply.error(errors.TOO_MANY_SUBSCRIPTIONS)
+        live, new = self.live(), []
         for name in dict.fromkeys(names):
             if name not in mine.names[kind]:
                 subscription = self.names[kind].get(name)
                 if subscription is None:
                     subscription = self.names[kind][name] = Subscription(kind, name)
                 if not subscription.wanted:
-                    subscription.nodes = self.homes(kind, name)
+                    subscription.nodes = self.homes(kind, name, live)
                 subscription.wanted += 1
                 new.append(subscription)
         error = await self.confirmed(new)

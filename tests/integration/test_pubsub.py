@@ -1,7 +1,9 @@
 """Pub/sub: the same programs on a plain Redis and through the proxy; subscribers when nodes change."""
 
 import contextlib
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -334,6 +336,42 @@ def test_nothing_is_left_behind(own: tuple[list[RedisNode], ProxyProcess]) -> No
                 lambda direct=direct: "cmd=subscribe" not in direct.value("CLIENT", "LIST"),
                 "no connection is",
             )
+
+
+def test_workers_that_come_and_go(nodes: list[RedisNode]) -> None:
+    """The dead one's subscribers are not counted any more; its successor knows of the others'."""
+    with ProxyProcess(toml(shards_of(nodes), top="workers = 2")) as proxy:
+        crowd = [proxy.raw() for _ in range(20)]
+        for raw in crowd:
+            raw.ask("SUBSCRIBE", "all")
+        victim = proxy.events("worker_ready")[0]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(proxy.events("worker_ready")) == 3, "a new worker")
+        gone = 0
+        for raw in crowd:
+            try:
+                gone += not raw.ask("PING")
+            except (EOFError, ConnectionError):
+                gone += 1
+        assert 0 < gone < 20
+        publishers = [proxy.raw() for _ in range(12)]  # some in each worker
+        for raw in publishers:
+            until(
+                lambda raw=raw: raw.ask("PUBLISH", "all", "x") == b":%d\r\n" % (20 - gone), "the right count"
+            )
+        for raw in crowd + publishers:
+            raw.close()
+
+
+def test_a_client_has_so_many_subscriptions(nodes: list[RedisNode]) -> None:
+    config = toml(shards_of(nodes)).replace(
+        "[pool.main]\n", "[limits]\nclient_subscriptions = 3\n[pool.main]\n", 1
+    )
+    with ProxyProcess(config) as proxy, proxy.raw() as raw:
+        raw.send(pack("HELLO", 3) + pack("SUBSCRIBE", "a", "b"))
+        raw.frames(3)
+        assert raw.ask("PSUBSCRIBE", "a", "b").startswith(b"-ERR more subscriptions than")
+        assert raw.ask("PSUBSCRIBE", "a").endswith(b":3\r\n")
 
 
 # --- clients ---
