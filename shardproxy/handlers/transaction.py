@@ -9,10 +9,10 @@ told to go back. What is `spread` (command_policy) runs in the run on that node,
 import asyncio
 from typing import TYPE_CHECKING
 
-from shardproxy.core import reply
+from shardproxy.core import errors, reply
 from shardproxy.core.resp import RequestParser, Scanner
 from shardproxy.handlers.asking import is_error, pack
-from shardproxy.handlers.base import Answer, Server, dispatch, handles
+from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
 
 if TYPE_CHECKING:
     from shardproxy.core.command_rows import Row
@@ -98,7 +98,9 @@ async def _finish(
     theirs = iter(Scanner().feed(rest))
     results = []
     for args, row in queued:
-        frame = next(theirs) if _of_node(row) else b""
+        frame = next(theirs, b"") if _of_node(row) else b""
+        if _of_node(row) and not frame:
+            raise BadReply(errors.bad_reply(result))
         if row is not None and _ours(row) and not is_error(frame):
             piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
             dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
