@@ -42,7 +42,8 @@ AGAIN_FIRST, AGAIN_MOST = 0.05, 1.0  # seconds until a lost connection is tried 
 BEAT = 5.0  # seconds between two looks at whether the connections are alive
 
 Counts = dict[bytes, int]
-Done = Callable[[bytes], None]  # gets an error line, or nothing
+# Gets an error line, or nothing; None: that node is not to be asked any more
+Done = Callable[[bytes | None], None]
 
 
 class Confirmation(NamedTuple):
@@ -114,7 +115,7 @@ class Listener:
             if each.done is not None:
                 self.say(PING, done=each.done)
 
-    def is_up(self, error: bytes) -> None:
+    def is_up(self, error: bytes | None) -> None:
         self.failures, self.why = 0, ""
 
     def say(self, request: bytes, frames: int = 1, done: Done | None = None) -> None:
@@ -171,7 +172,7 @@ class Listener:
             self.link = None
         for each in self.waiting:
             if each.done is not None:
-                each.done(b"")
+                each.done(None)
         self.waiting.clear()
 
 
@@ -254,11 +255,11 @@ class Subscriptions:
         for number in nodes:
             self.listener(number).say(self.request(subscription, verbs))
 
-    def asked(self, number: int, request: bytes) -> asyncio.Future[bytes]:
-        """The node's error line, or nothing. What is asked is in its place at once."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    def asked(self, number: int, request: bytes) -> asyncio.Future[bytes | None]:
+        """As Done gets it. What is asked is in its place at once."""
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
-        def done(error: bytes) -> None:
+        def done(error: bytes | None) -> None:
             if not future.done():  # else who asked has given up
                 future.set_result(error)
 
@@ -271,7 +272,7 @@ class Subscriptions:
             nodes = subscription.nodes
             request = self.request(subscription, verbs)
             found = await asyncio.gather(*(self.asked(number, request) for number in nodes))
-            if subscription.nodes == nodes:
+            if subscription.nodes == nodes and None not in found:
                 return next(filter(None, found), b"")
             if not subscription.nodes:
                 return self.down(self.server.reactor.node_of(subscription.name), 0.0)

@@ -8,7 +8,8 @@ from servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
 SCRIPT = """
 redis.setresp(3)
 local kinds = {
-    map = {map = {a = 1}}, set = {set = {a = true}}, double = {double = 3.5}, big = {big_number = '12345678901234567890'},
+    map = {map = {a = 1}}, set = {set = {a = true}}, double = {double = 3.5},
+    big = {big_number = '12345678901234567890'},
     verbatim = {verbatim_string = {format = 'txt', string = 'some text'}}, yes = true, no = false,
 }
 return kinds[ARGV[1]]
