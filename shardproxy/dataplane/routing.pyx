@@ -48,15 +48,15 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
         snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
         refuse(e, c, text)
         return TAKEN
-    if c.subscriber and c.proto == 2 and not row.flags & FLAG_LISTENING:
-        snprintf(text, TEXT, "-ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
-                 "allowed in this context\r\n", row.name)
-        refuse(e, c, text)
-        return TAKEN
     if (row.flags & FLAG_BARRIER or c.holding) and c.head != c.tail:
         return WAIT
     c.holding = False
     if c.permit != NULL and not permitted(e, c, r, row):
+        return TAKEN
+    if c.subscriber and c.proto == 2 and not row.flags & FLAG_LISTENING:
+        snprintf(text, TEXT, "-ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+                 "allowed in this context\r\n", row.name)
+        refuse(e, c, text)
         return TAKEN
     if e.pausing and paused(e, c, row):
         return WAIT
