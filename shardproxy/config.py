@@ -51,6 +51,12 @@ class Limits(Record, frozen=True, kw_only=True):
         Size, "with so many request and reply bytes outstanding a client's next commands wait"
     ] = 1 << 20
     client_output_hard: Annotated[Size, "a client owed so many reply bytes is closed"] = 1 << 30
+    client_subscriptions: Annotated[Count, "channels and patterns that one client may subscribe to"] = 100_000
+    pubsub_output_soft: Annotated[
+        Size, "a subscriber owed so many bytes for pubsub_output_time is closed"
+    ] = 8 << 20
+    pubsub_output_hard: Annotated[Size, "a subscriber owed so many bytes is closed at once"] = 32 << 20
+    pubsub_output_time: Annotated[Timeout, "how long a subscriber may be over pubsub_output_soft"] = 60.0
     max_value: Annotated[Size, "one argument of a command"] = 512 << 20
     max_request: Annotated[Size, "a whole command"] = 1 << 30
     max_arguments: Annotated[Count, "arguments of one command"] = 1 << 20
@@ -82,6 +88,11 @@ class Limits(Record, frozen=True, kw_only=True):
             ("client_output_hard", "client_output_soft"),
             lambda it: it.client_output_hard < it.client_output_soft,
             "at least client_output_soft",
+        ),
+        Rule(
+            ("pubsub_output_hard", "pubsub_output_soft"),
+            lambda it: it.pubsub_output_hard < it.pubsub_output_soft,
+            "at least pubsub_output_soft",
         ),
         Rule(("max_request", "max_value"), lambda it: it.max_request < it.max_value, "at least max_value"),
         Rule(("max_request", "max_inline"), lambda it: it.max_request < it.max_inline, "at least max_inline"),

@@ -15,6 +15,8 @@ from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy.transitions import Transitions
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -60,6 +62,10 @@ class FakeClient:
     waiting: bool = False
     monitors: bool = False
     leaving: bool = False
+    subscriptions: tuple[int, int, int] = (0, 0, 0)
+    tracked: tuple[str, int] = ("", -1)
+    tracking: bool = False
+    caching: int = 0
     user: bytes = b""
     failed: int = 0
 
@@ -130,6 +136,12 @@ class FakeServer:
     operated: list[tuple[Any, ...]] = field(default_factory=list)
     outcome: Outcome = field(default_factory=Outcome)
     logged: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    slot: int = 0
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        self.subscriptions = Subscriptions(self)
+        self.trackers = Trackers(self)
 
     def counters(self) -> Mapping[str, int]:
         return self.counts

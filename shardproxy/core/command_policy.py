@@ -46,6 +46,9 @@ FORWARD: dict[str, Any] = {"kind": "forward", "in_multi": True}
 LOCAL: dict[str, Any] = {"kind": "local"}
 # A handler that asks nodes: after all that the client sent before, and before all that it sends after
 ASKS: dict[str, Any] = {"kind": "local", "barrier": True, "holds": True}
+SUBSCRIBES = ASKS | {"listening": True}
+# Forwarded, but to a handler when its reply, the number of receivers, has to be put right
+PUBLISHES = FORWARD | {"channel": True}
 MULTI: dict[str, Any] = {"kind": "multi"}
 
 BLOCKS = "it may wait for data, and the connections to the nodes are shared by many clients"
@@ -61,12 +64,10 @@ def _refused(why: str) -> dict[str, Any]:
     return {"kind": "refused", "why": why}
 
 
-_PUBSUB = _refused("messages are not passed between nodes and clients")
 _SCRIPTS = _refused("scripts and functions would have to be kept alike on every node")
 _KEYSPACE = _refused("it concerns the keys of all shards")
 _NODE = _refused("it acts on one node; connect to that node itself")
 _CLUSTER = _refused("the proxy is not a Redis Cluster node; it finds every key's node itself")
-_TRACKING = _refused("client-side caching needs invalidations from every node")
 _DATABASE = _refused("only database 0 is served")
 _HELP = _refused("its help text is on the nodes and at https://redis.io/commands")
 _CONTAINER = _refused("name one of its subcommands")
@@ -87,13 +88,22 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("georadiusbymember", FORWARD | {"walk": "georadiusbymember"}),
     ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
     # Answered here
-    ("ping echo time", LOCAL | {"in_multi": True, "keyless": True}),
-    ("select reset", LOCAL | {"barrier": True}),
+    ("ping", LOCAL | {"in_multi": True, "keyless": True, "listening": True}),
+    ("echo time", LOCAL | {"in_multi": True, "keyless": True}),
+    ("select", LOCAL | {"barrier": True}),
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
+    ("reset", SUBSCRIBES),
     ("dbsize", ASKS | {"spread": True}),
     ("wait lolwut", ASKS),
     ("monitor", LOCAL | {"barrier": True}),
-    ("acl quit info client command proxy", LOCAL),
+    ("acl info client command proxy", LOCAL),
+    ("quit", LOCAL | {"listening": True}),
+    # Messages
+    ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", SUBSCRIBES),
+    ("publish spublish", PUBLISHES),
+    ("pubsub", ASKS),
+    ("pubsub|help", LOCAL),
+    ("client|tracking", ASKS),
     ("multi exec discard watch", MULTI),
     ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
     # Containers with subcommands that are forwarded
@@ -103,8 +113,6 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("xgroup|create xgroup|createconsumer xgroup|delconsumer xgroup|destroy xgroup|setid", FORWARD),
     ("object|help memory|help xinfo|help xgroup|help", _HELP),
     # Refused
-    ("subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", _PUBSUB),
-    ("publish spublish pubsub", _PUBSUB),
     ("script function", _SCRIPTS),
     ("scan keys randomkey flushall flushdb", _KEYSPACE),
     ("move swapdb", _DATABASE),
@@ -118,7 +126,6 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("memory|doctor memory|malloc-stats memory|purge memory|stats", _NODE),
     ("bgrewriteaof bgsave save lastsave shutdown debug module pfdebug pfselftest", _NODE),
     ("failover psync replconf replicaof slaveof sync role", _NODE),
-    ("client|caching client|getredir client|tracking client|trackinginfo", _TRACKING),
 ]
 
 # With one of these a command is never forwarded because of its keys alone

@@ -35,7 +35,7 @@ def status(row: Row) -> str:
     """What becomes of a command, in a word or two."""
     if row.across:
         return MEANINGS["across"][0]
-    return MEANINGS["one key" if row.kind == "forward" and row.one_key else row.kind][0]
+    return MEANINGS["one key" if row.kind == "forward" and (row.one_key or row.channel) else row.kind][0]
 
 
 def callable_rows(rows: Iterable[Row]) -> Iterator[Row]:

@@ -29,6 +29,8 @@ cdef enum:
     FLAG_NO_MULTI = 16384   # refused between MULTI and EXEC, in Redis's words
     FLAG_REPLICATES = 4096  # it writes, or may: held back by CLIENT PAUSE ... WRITE
     FLAG_UNSEEN = 8192      # not shown to MONITOR
+    FLAG_CHANNEL = 32768    # its first argument is a channel: it goes where a key of that name would
+    FLAG_LISTENING = 65536  # a RESP2 client that has subscribed may send it
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

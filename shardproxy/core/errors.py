@@ -130,6 +130,40 @@ def client_value(option: bytes) -> str:
     return f"ERR {shown(option)} cannot contain spaces, newlines or special characters."
 
 
+def wrong_subcommand(container: str, sub: bytes) -> str:
+    """Of the right name, with too many arguments."""
+    return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container} HELP."
+
+
+TOO_MANY_SUBSCRIPTIONS = "ERR more subscriptions than client_subscriptions allows"
+ONE_REDIRECT = "ERR A client can only redirect to a single other client"
+NO_REDIRECT = "ERR The client ID you want redirect to does not exist"
+PREFIX_WITHOUT_BCAST = "ERR PREFIX option requires BCAST mode to be enabled"
+SWITCHED_BCAST = (
+    "ERR You can't switch BCAST mode on/off before disabling tracking for this client, "
+    "and then re-enabling it with a different mode."
+)
+BCAST_WITH_OPT = "ERR OPTIN and OPTOUT are not compatible with BCAST"
+BOTH_OPTS = "ERR You can't specify both OPTIN mode and OPTOUT mode"
+SWITCHED_OPT = (
+    "ERR You can't switch OPTIN/OPTOUT mode before disabling tracking for this client, "
+    "and then re-enabling it with a different mode."
+)
+CACHING_WITHOUT_OPT = (
+    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT "
+    "mode enabled"
+)
+CACHING_YES = "ERR CLIENT CACHING YES is only valid when tracking is enabled in OPTIN mode."
+CACHING_NO = "ERR CLIENT CACHING NO is only valid when tracking is enabled in OPTOUT mode."
+
+
+def prefix_overlaps(prefix: bytes, which: str, other: bytes) -> str:
+    return (
+        f"ERR Prefix '{shown(prefix)}' overlaps with {which} prefix '{shown(other)}'. "
+        "Prefixes for a single client must not overlap."
+    )
+
+
 NOT_LOCAL = (
     "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this "
     "machine may, over the loopback interface or a unix socket"
@@ -189,6 +223,16 @@ def not_supported(name: str, why: str) -> str:
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
+
+
+TRACKING_INCOMPLETE = "SHARDDOWN not every node tells of changes: CLIENT TRACKING with BCAST needs them all"
+
+
+def not_subscribed(shard: str, address: str, why: str, timeout: float) -> str:
+    """why: its connection is not there; empty: it is, and says nothing."""
+    if why:
+        return f"SHARDDOWN shard '{shard}' at {address} is down: {why}"
+    return f"TIMEOUT shard '{shard}' at {address} did not confirm the subscription within {timeout:g} s"
 
 
 def bad_reply(frame: bytes) -> str:
@@ -270,6 +314,8 @@ ENGINE = (
     "ERR unknown command '{}', with args beginning with: ",
     "ERR unknown subcommand '{}'. Try {} HELP.",
     "ERR wrong number of arguments for '{}' command",
+    "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+    "allowed in this context",
     "CROSSSLOT Keys in request don't hash to the same slot",
     "ERR MULTI calls can not be nested",
     "ERR EXEC without MULTI",
@@ -306,6 +352,7 @@ ENGINE = (
     "ERR '{}' without a key is not supported yet: it says no shard",
     # a node's: (shard, address, ...)
     "SHARDDOWN shard '{}' at {} is down: {}",
+    "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",
     "OVERLOADED shard '{}' at {}: {} private connections are in use",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",

@@ -15,5 +15,5 @@ cdef class ClientHandle:
     cdef uint32_t index, generation
     cdef unsigned long long number
     cdef Client *at(self)
-    cdef bytes text(self, str what)
-    cdef void set_text(self, str what, bytes value)
+    cdef object text(self, str what)
+    cdef void set_text(self, str what, value)

@@ -11,11 +11,13 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
-    REPLY_ON, TX_NONE, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
+    KEPT, REPLY_ON, SERVE, TO_NOBODY, TRACKING, TX_NONE, UP, Client, Engine, Node, Upstream, monotonic_us,
+    sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon, tune, waits_on
+from shardproxy.dataplane.private cimport abandon, forget_all, lease, private_drop, tracking_setup, tune, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.upstreams cimport give, own_of, promise
 from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
@@ -24,6 +26,9 @@ from shardproxy.dataplane.system cimport (
 from shardproxy.dataplane.tls cimport Tls
 
 REPLY_MODES = ("on", "off", "skip")
+NONE = (0, 0, 0)
+UNTRACKED = ("", -1)
+TRACKING_OFF = b"*3\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$3\r\nOFF\r\n"
 
 
 cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept:
@@ -144,6 +149,18 @@ cdef void answer_last(Client *c) noexcept:
         slot_at(c, c.tail - 1).discard = False
 
 
+cdef void drop_tracking(Engine e, Client *c) noexcept:
+    cdef Upstream *u = c.own
+    cdef Upstream *after
+    while u != NULL:
+        after = u.next_own
+        if u.lease == TRACKING:
+            private_drop(e, u)
+        elif u.lease & TRACKING:
+            u.lease = u.lease & ~TRACKING | KEPT
+        u = after
+
+
 cdef class ClientHandle:
     """A client connection, for handlers. Times are seconds, sizes bytes."""
 
@@ -153,11 +170,11 @@ cdef class ClientHandle:
     cdef Client *at(self):
         return NULL if self.engine.closed else self.engine.client_at(self.index, self.generation)
 
-    cdef bytes text(self, str what):
+    cdef object text(self, str what):
         cdef dict mine = self.engine.meta.get(self.number)
         return mine.get(what, b"") if mine is not None else b""
 
-    cdef void set_text(self, str what, bytes value):
+    cdef void set_text(self, str what, value):
         if self.at() != NULL:
             self.engine.meta.setdefault(self.number, {})[what] = value
 
@@ -291,13 +308,114 @@ cdef class ClientHandle:
         return [i for i in range(self.engine.node_count)
                 if c.wrote >> (i & 63) & 1 and self.engine.node_list[i].used] if c != NULL else []
 
-    def push(self, bytes data):
-        """Whole frames that belong to no command: they go out between frames."""
+    def push(self, bytes data, bytes resp3=None):
+        """Whole frames that belong to no command: they go out between frames. resp3: what they are there."""
         cdef Client *c = self.at()
         if c != NULL:
+            if resp3 is not None and c.proto == 3:
+                data = resp3
             client_push(self.engine, c, data, len(data))
             if not self.engine.in_tick:
                 self.engine.wake()
+
+    def when_gone(self, callback):
+        """callback(id), after the client has left."""
+        if self.at() != NULL:
+            self.engine.meta.setdefault(self.number, {}).setdefault("gone", []).append(callback)
+
+    @property
+    def subscriptions(self):
+        """(channels, patterns, shard channels) that it has subscribed to."""
+        cdef dict mine = self.engine.meta.get(self.number)
+        return mine.get("subscriptions", NONE) if mine is not None else NONE
+
+    @subscriptions.setter
+    def subscriptions(self, tuple counts):
+        cdef Client *c = self.at()
+        if c != NULL:
+            self.set_text("subscriptions", counts)
+            c.subscriber = any(counts)
+
+    @property
+    def tracked(self):
+        """What CLIENT LIST shows of its tracking: (flags, whom it redirects to)."""
+        cdef dict mine = self.engine.meta.get(self.number)
+        return mine.get("tracked", UNTRACKED) if mine is not None else UNTRACKED
+
+    @tracked.setter
+    def tracked(self, tuple value):
+        self.set_text("tracked", value)
+
+    @property
+    def tracking(self):
+        cdef Client *c = self.at()
+        return bool(c.tracking) if c != NULL else False
+
+    def track(self, dict setups, redirected=None):
+        """See calls.pyi."""
+        cdef Client *c = self.at()
+        cdef Upstream *u
+        if c == NULL:
+            return
+        mine = self.engine.meta.setdefault(self.number, {})
+        c.tracking = setups is not None
+        mine["tracking"], mine["redirected"] = setups, redirected
+        u = c.own
+        while u != NULL:
+            # what keeps it (WATCH) stays; it will not be another's
+            setup, count = tracking_setup(self.engine, c, u.node) if c.tracking else (TRACKING_OFF, 1)
+            if promise(self.engine, u, TO_NOBODY, 0, 0, 0, 0, True, 0, count, self.engine.now + self.engine.allowed[1]) < 0:
+                raise MemoryError
+            give(self.engine, u, setup, len(setup))
+            u.lease |= TRACKING
+            u = u.next_own
+        if not c.tracking:
+            drop_tracking(self.engine, c)
+        self.engine.wake()
+
+    def track_everywhere(self):
+        """Has an upstream of its own to every node that serves; False: not to all of them."""
+        cdef Client *c = self.at()
+        cdef Upstream *u
+        cdef Node *node
+        cdef int i
+        cdef bint all_there = True
+        if c == NULL or not c.tracking:
+            return True
+        self.engine.now = monotonic_us()
+        for i in range(self.engine.shard_count):
+            node = self.engine.node_list[self.engine.shards[i]]
+            if node.mode == SERVE:
+                u = lease(self.engine, c, self.engine.shards[i], TRACKING)
+                all_there = all_there and u != NULL and u.state == UP
+        self.engine.wake()
+        return all_there
+
+    def track_again(self, int node):
+        """What it was told by that node counts no more: its upstream there is closed, and the client is told."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = own_of(c, node) if c != NULL else NULL
+        if u != NULL:
+            private_drop(self.engine, u)
+            self.engine.wake()
+
+    def invalidate(self):
+        """It, or whom it redirects to, is told to forget everything."""
+        cdef Client *c = self.at()
+        if c != NULL and c.tracking:
+            forget_all(self.engine, c)
+            self.engine.wake()
+
+    @property
+    def caching(self):
+        cdef Client *c = self.at()
+        return c.caching if c != NULL else 0
+
+    @caching.setter
+    def caching(self, int value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.caching = value
 
     def kill(self, str reason):
         """Close it now; what is in flight is not answered."""
@@ -427,6 +545,8 @@ cdef class ClientHandle:
         if c != NULL:
             c.tx_state = TX_NONE
             buf_release(&c.tx)
+            c.tracking = c.subscriber = False
+            c.caching = 0
             abandon(self.engine, c)
             c.watching = -1
             c.watched = 0
@@ -437,5 +557,6 @@ cdef class ClientHandle:
             answer_last(c)
             c.no_evict = c.no_touch = False
             if self.number in self.engine.meta:
-                self.engine.meta[self.number].pop("name", None)
+                for what in ("name", "subscriptions", "tracking", "redirected", "tracked"):
+                    self.engine.meta[self.number].pop(what, None)
             self.login(b"")

@@ -155,6 +155,10 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
                 break
             c.commands += 1
             e.count[<int>COMMANDS] += 1
+            if c.caching:
+                # it holds for one command, or one transaction, but for CLIENT's own
+                if not c.tx_state and memcmp(e.table.table[c.last_row].name, "client|", 7) != 0:
+                    c.caching = 0
             if c.dead or c.leaving or c.inp.p == NULL and not scratch:
                 at = n
                 break

@@ -96,6 +96,10 @@ cdef struct Client:
     uint8_t proto
     uint16_t db
     uint8_t reply_mode
+    bint subscriber             # it has subscribed to something
+    uint64_t over_since         # us: a subscriber is owed more than pubsub_output_soft; 0: it is not
+    bint tracking               # CLIENT TRACKING: all its upstreams are its own, and their pushes go to it
+    uint8_t caching             # CACHING_YES or CACHING_NO for its next command
     Upstream *own               # its private upstreams, one a node at most, chained by next_own
     Buf aside                   # pushes that wait until the frame that is going out is complete
     uint64_t wrote              # bit (number of a node) % 64: it has written there
@@ -167,6 +171,12 @@ cdef enum:
     WATCHING = 1                # keys are watched on it
     WAITING = 2                 # a blocking command is on it
     KEPT = 4                    # a handler's: until it says otherwise
+    TRACKING = 8                # the node remembers for it what the client has read
+
+# CLIENT CACHING
+cdef enum:
+    CACHING_YES = 1
+    CACHING_NO = 2
 
 cdef struct Upstream:
     int fd
@@ -288,6 +298,9 @@ cdef struct Budget:
     uint64_t address_bytes      # of theirs, in flight or reply: the same
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
+    size_t pubsub_soft          # a subscriber that is owed more for pubsub_time is closed
+    size_t pubsub_hard          # or more than this, at once
+    uint64_t pubsub_time        # us
     size_t memory               # of the process
     size_t queue                # waiting to be written to all upstreams, each its part
     uint64_t idle               # us; 0: for ever
@@ -324,6 +337,10 @@ cdef class Engine:
     cdef dict links                         # upstream index -> Link
     cdef list told                          # (callback, arguments): for the end of the tick
     cdef bint blocks                        # what was located last waits for data
+    cdef dict counted_channels              # PUBLISH to these goes to a handler, which puts its count right
+    cdef dict counted_shards                # SPUBLISH, likewise
+    cdef bint counted_patterns              # every PUBLISH does
+    cdef bint some_are_over                 # some Client.over_since is set
     cdef Node **node_list                   # by number; a number is used again, the memory never moves
     cdef int node_count                     # numbers up to here have been used
     cdef const char **shard_names           # by node number

@@ -17,6 +17,13 @@ cdef Upstream *private_new(Engine e, int number, uint8_t proto, uint16_t db) noe
 cdef void private_lost(Engine e, Upstream *u) noexcept
 # Closed at the end of the tick, without blame for the node; handlers that wait for replies get e.text.
 cdef void private_drop(Engine e, Upstream *u) noexcept
+# What a tracking client's own upstream brings besides replies: for the client, or for whom it redirects to.
+cdef void tracked(Engine e, Client *c, const char *p, size_t n) noexcept
+# As a node says after FLUSHALL: nothing that was read counts.
+cdef void forget_all(Engine e, Client *c) noexcept
+cdef Client *owner_of(Engine e, Upstream *u) noexcept
+# What a tracking client's own upstream of that node says first: (bytes, replies); None: it may not have one now.
+cdef object tracking_setup(Engine e, Client *c, int number)
 # The client leaves, or needs other ones: what it watches counts as changed.
 cdef void abandon(Engine e, Client *c) noexcept
 # The client goes on with this protocol and database, and so does what it watches keys on.

@@ -1,4 +1,4 @@
-"""Private upstreams: for what a connection that many clients share cannot do. WATCH, blocking commands, handlers' Links.
+"""Private upstreams: for what a connection that many clients share cannot do. WATCH, what blocks, tracking, handlers' Links.
 
 Rules: a client gets one when everything that it has sent is answered, and while it has one, all its commands for that
 node travel on it: so order needs no care. It goes back to the node's pool when nothing keeps it and nothing is in its
@@ -8,15 +8,19 @@ and said.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
+from libc.string cimport strlen
 
 from shardproxy.dataplane.counters cimport OVERLOADED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_NOBODY, UP, WAITING, WATCHING, Client, Engine, Node, Upstream,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_NOBODY, TRACKING, UP, WAITING, WATCHING, Client, Engine, Node, Upstream,
 )
 from shardproxy.dataplane.links cimport link_lost
 from shardproxy.dataplane.losses cimport ghost
+from shardproxy.dataplane.slots cimport client_push_in_order
 from shardproxy.dataplane.upstreams cimport fit, give, own_of, promise, start, upstream_give_up, upstream_leave, upstream_new
+
+cdef const char *NOTHING_IS_KNOWN = ">2\r\n$10\r\ninvalidate\r\n_\r\n"    # what a node sends for FLUSHALL
 
 cdef enum:
     POOL_MOST = 16              # that wait in one node's pool
@@ -26,9 +30,15 @@ cdef Upstream *lease(Engine e, Client *c, int number, uint8_t why) noexcept:
     cdef Upstream *u = own_of(c, number)
     cdef Node *node = e.node_list[number]
     if u == NULL:
-        u = private_of(e, number, c.proto, c.db)
+        if c.tracking and tracking_setup(e, c, number) is None:
+            e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: the connection for its "
+                                   "invalidations is not there yet\r\n", node.shard, node.name)
+            return NULL
+        u = private_new(e, number, c.proto, c.db) if c.tracking else private_of(e, number, c.proto, c.db)
         if u == NULL:
             return NULL
+        if c.tracking:
+            u.lease = TRACKING
         u.owned = True
         u.owner = c.index
         u.owner_generation = c.generation
@@ -111,6 +121,28 @@ cdef Client *owner_of(Engine e, Upstream *u) noexcept:
     return c if c != NULL and c.generation == u.owner_generation else NULL
 
 
+cdef object tracking_setup(Engine e, Client *c, int number):
+    mine = e.meta[c.id]["tracking"]
+    return mine.get(number, mine.get(-1))
+
+
+cdef void tracked(Engine e, Client *c, const char *p, size_t n) noexcept:
+    """In order: who reads a value after it was told to forget it would keep it for ever."""
+    cdef object redirected
+    if c.dead:
+        return
+    redirected = e.meta[c.id]["redirected"]
+    if redirected is not None:
+        e.told.append((redirected, (p[:n],)))
+        e.wake()
+    elif c.proto == 3:
+        client_push_in_order(e, c, p, n)
+
+
+cdef void forget_all(Engine e, Client *c) noexcept:
+    tracked(e, c, NOTHING_IS_KNOWN, strlen(NOTHING_IS_KNOWN))
+
+
 cdef Upstream *waits_on(Client *c) noexcept nogil:
     cdef Upstream *u = c.own
     while u != NULL and not u.lease & WAITING:
@@ -146,6 +178,8 @@ cdef void private_lost(Engine e, Upstream *u) noexcept:
     if u.owned:
         c = owner_of(e, u)
         if c != NULL:
+            if u.lease & TRACKING and c.tracking:
+                forget_all(e, c)
             c.unwatched = c.unwatched or u.lease & WATCHING
             if u.lease & WAITING:
                 c.waiting = False

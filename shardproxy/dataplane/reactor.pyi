@@ -86,6 +86,14 @@ class Reactor:
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
 
+    def placements(self) -> int:
+        """Counts changes of where keys are."""
+
+    def count_receivers(
+        self, channels: Mapping[bytes, int], shards: Mapping[bytes, int], patterns: bool
+    ) -> None:
+        """PUBLISH (SPUBLISH) to these, or every PUBLISH, goes to its handler; kept, not copied."""
+
     def ask(
         self,
         node: int,
@@ -146,6 +154,7 @@ class Reactor:
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""
 
+    def client(self, id: int) -> ClientHandle | None: ...
     def clients(self) -> list[ClientHandle]: ...
     def nodes(self) -> list[dict[str, Any]]:
         """What the engine knows of each node, in the order of the shards."""

@@ -33,7 +33,7 @@ from shardproxy.dataplane.observing cimport pause, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.sending cimport node_of
-from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release
+from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
@@ -92,6 +92,8 @@ cdef class Reactor(Engine):
         self.asks = {}
         self.links = {}
         self.told = []
+        self.counted_channels = {}
+        self.counted_shards = {}
         self.private_most = 1000
         self.misses = misses
         self.retry_tokens = RETRIES_AT_FIRST
@@ -143,6 +145,9 @@ cdef class Reactor(Engine):
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
+        self.budget.pubsub_soft = limits.pubsub_output_soft
+        self.budget.pubsub_hard = limits.pubsub_output_hard
+        self.budget.pubsub_time = int(limits.pubsub_output_time * 1e6)
         self.budget.memory = limits.memory
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
@@ -362,6 +367,12 @@ cdef class Reactor(Engine):
                 c = self.client_list[i]
                 if c != NULL and not c.dead and c.head == c.tail and c.out.len == 0 and self.now > c.active + self.budget.idle:
                     client_close(self, c, "idle for longer than idle_timeout")
+        if self.some_are_over:
+            self.some_are_over = False
+            for i in range(self.client_room):
+                c = self.client_list[i]
+                if c != NULL and c.over_since and in_time(self, c) and c.over_since:
+                    self.some_are_over = True
         if self.draining:
             for i in range(self.client_room):
                 c = self.client_list[i]
@@ -498,6 +509,14 @@ cdef class Reactor(Engine):
     def node_of(self, bytes key):
         return node_of(self, key, len(key))
 
+    def placements(self):
+        return self.placement
+
+    def count_receivers(self, dict channels, dict shards, bint patterns):
+        self.counted_channels = channels
+        self.counted_shards = shards
+        self.counted_patterns = patterns
+
     def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
             int frames=1, keys=(), double timeout=-1):
         cdef Client *c = client.at() if client is not None else NULL
@@ -527,6 +546,13 @@ cdef class Reactor(Engine):
         return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
 
     # --- what Python sees ---
+
+    def client(self, unsigned long long id):
+        cdef uint32_t i
+        for i in range(self.client_room):
+            if self.client_list[i] != NULL and self.client_list[i].id == id and not self.client_list[i].dead:
+                return client_handle(self, self.client_list[i])
+        return None
 
     def clients(self):
         cdef uint32_t i

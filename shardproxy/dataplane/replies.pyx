@@ -15,12 +15,14 @@ from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
 from shardproxy.dataplane.deliveries cimport deliver
-from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, UP, WAITING, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport (
+    GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+)
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
-from shardproxy.dataplane.private cimport unlease
+from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
 from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
 from shardproxy.dataplane.waiting cimport wait_elsewhere
@@ -40,6 +42,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef size_t n, used
     cdef int status
     cdef Entry *entry
+    cdef Client *owner
     cdef char *p
     cdef Node *node = e.node_list[u.node]
     cdef char text[TEXT]
@@ -92,9 +95,13 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
                 u.midway = False
                 if u.linked:
                     link_frame(e, u, p, u.scanned)
+                elif u.lease & TRACKING and u.owned:
+                    owner = owner_of(e, u)
+                    if owner != NULL and owner.tracking:
+                        tracked(e, owner, p, u.scanned)
                 else:
                     e.count[<int>PUSHES_DROPPED] += 1
-            elif u.scanned < <size_t>(PUSH_MOST if u.linked else STREAM_ABOVE):
+            elif u.scanned < <size_t>(PUSH_MOST if u.linked or u.lease & TRACKING else STREAM_ABOVE):
                 break
             else:
                 u.midway = True

@@ -13,7 +13,8 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
 from shardproxy.core.commands cimport (
-    FLAG_BARRIER, FLAG_CONTAINER, FLAG_HOLDS, FLAG_REPLICATES, FLAG_UNSEEN, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
+    FLAG_BARRIER, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_HOLDS, FLAG_LISTENING, FLAG_REPLICATES, FLAG_UNSEEN, KIND_FANOUT,
+    KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
@@ -52,6 +53,11 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     c.holding = False
     if c.permit != NULL and not permitted(e, c, r, row):
         return TAKEN
+    if c.subscriber and c.proto == 2 and not row.flags & FLAG_LISTENING:
+        snprintf(text, TEXT, "-ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+                 "allowed in this context\r\n", row.name)
+        refuse(e, c, text)
+        return TAKEN
     if e.pausing and paused(e, c, row):
         return WAIT
     c.last_row = row.id
@@ -69,6 +75,9 @@ cdef int run(Engine e, Client *c, Request *r, const Row *row) noexcept:
         queue(e, c, r, row)
         return TAKEN
     if row.kind == KIND_FORWARD:
+        if row.flags & FLAG_CHANNEL and counted(e, r, row):
+            call_handler(e, c, r, row, None)    # it asks at once, so that order holds
+            return TAKEN
         return forward(e, c, r, row)
     elif row.kind == KIND_FANOUT:
         return split(e, c, r, row)
@@ -80,6 +89,13 @@ cdef int run(Engine e, Client *c, Request *r, const Row *row) noexcept:
     else:
         refuse_row(e, c, row)
     return TAKEN
+
+
+cdef bint counted(Engine e, Request *r, const Row *row) noexcept:
+    """Whether the node's count of receivers is not what the client is to see: it takes each of our links for one."""
+    if row.name[0] == c's':
+        return len(e.counted_shards) != 0 and r.argv[1][:r.argl[1]] in e.counted_shards
+    return e.counted_patterns or len(e.counted_channels) != 0 and r.argv[1][:r.argl[1]] in e.counted_channels
 
 
 cdef bint paused(Engine e, Client *c, const Row *row) noexcept:

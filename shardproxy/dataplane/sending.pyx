@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_ACROSS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    FLAG_ACROSS, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
@@ -65,6 +65,8 @@ cdef int locate(Engine e, Request *r, const Row *row) noexcept:
         return node_of(e, r.argv[row.first], r.argl[row.first])
     if row.flags & FLAG_KEYLESS:
         return NO_KEY
+    if row.flags & FLAG_CHANNEL:
+        return node_of(e, r.argv[1], r.argl[1])
     n = find_keys(e, r, row)
     if n == MALFORMED and 0 < row.first < r.argc:
         return node_of(e, r.argv[row.first], r.argl[row.first])

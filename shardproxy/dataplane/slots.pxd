@@ -10,6 +10,10 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
 cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept
 # Frames that belong to no command: into the output, between frames.
 cdef void client_push(Engine e, Client *c, const char *p, size_t n) noexcept
+# The same, but after the replies to all that it has sent so far.
+cdef void client_push_in_order(Engine e, Client *c, const char *p, size_t n) noexcept
+# Whether a subscriber is not too slow; else it is closed.
+cdef bint in_time(Engine e, Client *c) noexcept
 # A slot and its reply in one go.
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
 cdef void client_flush(Engine e, Client *c) noexcept

@@ -6,7 +6,7 @@ A client over its hard budget is closed with a reason; between the soft one and 
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.unistd cimport close
@@ -124,8 +124,35 @@ cdef void client_push(Engine e, Client *c, const char *p, size_t n) noexcept:
         client_close(e, c, "out of memory")
     elif c.out.len + c.aside.len + c.held > e.budget.hard:
         client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
-    else:
+    elif not c.subscriber or in_time(e, c):
         e.mark_dirty(c)
+
+
+cdef void client_push_in_order(Engine e, Client *c, const char *p, size_t n) noexcept:
+    cdef uint8_t mode = c.reply_mode
+    if c.dead or c.leaving:
+        return
+    c.reply_mode = 0
+    slot_answer(e, c, p, n)
+    c.reply_mode = mode
+
+
+cdef bint in_time(Engine e, Client *c) noexcept:
+    """A subscriber takes its messages as fast as they come; or for some time it does not; or it is closed."""
+    cdef size_t owed = c.out.len + c.aside.len + c.held
+    if owed <= e.budget.pubsub_soft or c.dead:
+        c.over_since = 0
+        return not c.dead
+    if owed > e.budget.pubsub_hard:
+        client_close(e, c, "more messages are waiting than pubsub_output_hard allows")
+        return False
+    if c.over_since == 0:
+        c.over_since = e.now
+        e.some_are_over = True
+    elif e.now > c.over_since + e.budget.pubsub_time:
+        client_close(e, c, "more messages are waiting than pubsub_output_soft allows, for longer than pubsub_output_time")
+        return False
+    return True
 
 
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept:
@@ -260,7 +287,11 @@ cdef void client_free(Engine e, Client *c) noexcept:
         abandon(e, c)
     client_release(c)
     note_login(e, c, None)
-    e.meta.pop(c.id, None)
+    mine = e.meta.pop(c.id, None)
+    if mine is not None and "gone" in mine:
+        for callback in mine["gone"]:
+            e.told.append((callback, (c.id,)))
+        e.wake()
     if e.announced:
         e.announced.pop(c.id, None)
     if c.origin != NULL:

@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport (
+    FLAG_CHANNEL,
     FLAG_IN_MULTI, FLAG_KEYLESS, FLAG_NO_MULTI, FLAG_REPLICATES, KIND_LOCAL, KIND_REFUSED, Row,
 )
 from shardproxy.core.resp cimport Request
@@ -185,7 +186,7 @@ cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
 
 cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int shard = NO_KEY
-    cdef bint local = row.kind == KIND_LOCAL and not row.flags & FLAG_IN_MULTI
+    cdef bint local = row.kind == KIND_LOCAL and not row.flags & FLAG_IN_MULTI or row.flags & FLAG_CHANNEL
     if row.flags & FLAG_NO_MULTI:
         refuse(e, c, "-ERR Command not allowed inside a transaction\r\n")
         return

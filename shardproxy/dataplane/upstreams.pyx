@@ -16,11 +16,12 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
+    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
-from shardproxy.dataplane.private cimport private_drop
+from shardproxy.dataplane.private cimport lease, owner_of, private_drop, tracking_setup
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -177,6 +178,7 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
     cdef const char *why
+    cdef Client *c
     greeting, u.greetings = e.greetings[u.node][u.proto - 2]
     u.extras = 0
     if u.db:
@@ -186,6 +188,14 @@ cdef void greet(Engine e, Upstream *u) noexcept:
         setup, count = e.links[u.index].setup
         greeting += setup
         u.extras += count
+    c = owner_of(e, u)
+    if u.lease & TRACKING and c != NULL and c.tracking:
+        tracking = tracking_setup(e, c, u.node)
+        if tracking is None:
+            upstream_lost(e, u, "the connection for its invalidations is gone", False)
+            return
+        greeting += tracking[0]
+        u.extras += tracking[1]
     # small, and the first bytes on a new connection: it always fits
     if pass_on(u, greeting, len(greeting)) != len(greeting):
         if u.tls != NULL:
@@ -214,7 +224,29 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
     keep_lane(e, c)
+    if c.tracking:
+        return tracking_one(e, number, c, due)
     return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
+
+
+cdef Upstream *tracking_one(Engine e, int number, Client *c, uint64_t due) noexcept:
+    """Its own, where the node remembers what it reads; made when it first needs one."""
+    cdef Node *node = e.node_list[number]
+    cdef Upstream *u = own_of(c, number)
+    if u == NULL and (node.mode == SERVE or node.mode == HOLD):
+        u = lease(e, c, number, TRACKING)
+        if u == NULL:
+            e.missing = e.crowded = e.down = False
+            return NULL
+    u = usable(e, number, u, c.proto, c.db, c.index % c.lanes, due)
+    if u != NULL and c.caching:
+        if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1, due) < 0:
+            u.doomed = True
+        elif c.caching & CACHING_YES:
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n", 38)
+        else:
+            give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$2\r\nNO\r\n", 37)
+    return u
 
 
 cdef void keep_lane(Engine e, Client *c) noexcept nogil:

@@ -12,6 +12,8 @@ transaction  EXEC, when some of its commands are answered here
 waiting      WAIT, CLIENT UNBLOCK
 command      COMMAND and its subcommands, from the table
 info         INFO
+pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
+tracking     CLIENT TRACKING, CACHING, GETREDIR, TRACKINGINFO
 proxy        PROXY and its subcommands that show
 keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
@@ -29,6 +31,8 @@ from shardproxy.handlers import (
     monitor,
     operate,
     proxy,
+    pubsub,
+    tracking,
     transaction,
     waiting,
 )
@@ -46,6 +50,8 @@ FAMILIES = (
     monitor,
     operate,
     proxy,
+    pubsub,
+    tracking,
     transaction,
     waiting,
 )

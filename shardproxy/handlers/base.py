@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
     from shardproxy.handlers.monitor import Monitors
+    from shardproxy.handlers.subscriptions import Subscriptions
+    from shardproxy.handlers.tracking import Trackers
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
@@ -74,6 +76,10 @@ class Server(Protocol):
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none
     pid: int  # the supervisor's, if there is one
+    slot: int  # which of the workers this is
+    shared: bool  # there are other workers
+    subscriptions: "Subscriptions"
+    trackers: "Trackers"
     users: "Users"  # limits are this worker's part
     access_log: "AccessLog"  # this worker's
     failures: "Failures"  # logins that failed, this worker's

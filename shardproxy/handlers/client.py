@@ -32,7 +32,11 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     idle: int = 0
     flags: str = "N"
     db: int = 0
+    sub: int = 0
+    psub: int = 0
+    ssub: int = 0
     multi: int = -1
+    redirect: int = -1
     watch: int = 0
     query_buffer: int = 0
     multi_memory: int = 0
@@ -47,8 +51,11 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_of(client: "ClientHandle") -> ClientRecord:
-    flags = ("O" if client.monitors else "") + ("x" if client.in_multi >= 0 else "")
-    flags += ("b" if client.waiting else "") + ("U" if client.laddr.startswith("/") else "")
+    channels, patterns, shards = client.subscriptions
+    tracked, redirect = client.tracked
+    flags = ("O" if client.monitors else "") + ("P" if channels or patterns or shards else "")
+    flags += ("x" if client.in_multi >= 0 else "") + ("b" if client.waiting else "") + tracked
+    flags += "U" if client.laddr.startswith("/") else ""
     flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
     return ClientRecord(
         id=client.id,
@@ -60,7 +67,11 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         idle=int(client.idle),
         flags=flags or "N",
         db=client.db,
+        sub=channels,
+        psub=patterns,
+        ssub=shards,
         multi=client.in_multi,
+        redirect=redirect,
         watch=client.watched,
         query_buffer=client.query_buffer,
         multi_memory=client.multi_memory,
@@ -84,11 +95,19 @@ def line(it: ClientRecord) -> bytes:
     """A line of CLIENT LIST, as Redis 7.2 writes it."""
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
+<<<<<<< HEAD
         f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} watch={it.watch} "
         f"qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 "
         f"multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
         f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
         f"user={it.user} redir=-1 resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
+=======
+        f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} "
+        f"watch={it.watch} qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} "
+        f"rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} omem={it.output_bytes} "
+        f"tot-mem={it.total_memory} events=r cmd={it.command} "
+        f"user={it.user} redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
+>>>>>>> pubsub
     )
     return text.encode(errors="surrogateescape")
 

@@ -14,7 +14,7 @@ from shardproxy.handlers.asking import ask
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.calls import Call, ClientHandle
 
 INT64 = range(-(1 << 63), 1 << 63)
 INT32 = range(-(1 << 31), 1 << 31)
@@ -57,6 +57,8 @@ def version_order(version: str) -> list[int]:
 def ping(server: Server, call: "Call") -> bytes:
     if len(call.args) > 2:
         return reply.error(errors.wrong_arity("ping"))
+    if call.proto == 2 and any(call.client.subscriptions):
+        return reply.bulks([b"pong", *(call.args[1:] or [b""])])
     return reply.bulk(call.args[1]) if len(call.args) == 2 else reply.PONG
 
 
@@ -144,7 +146,10 @@ def hello(server: Server, call: "Call") -> Answer:
             return reply.error(errors.hello_option(options[0]))
     if not may_enter(server, call):
         return reply.error(errors.HELLO_NOAUTH)
-    client.proto = version
+    if version != client.proto:
+        client.proto = version
+        if tracking := server.trackers.of(client):
+            tracking.proto_changed()
     return reply.mapping(
         [
             (reply.bulk("server"), reply.bulk("redis")),
@@ -191,8 +196,21 @@ def select(server: Server, call: "Call") -> bytes:
 
 
 @handles("reset")
-def reset(server: Server, call: "Call") -> bytes:
-    call.client.reset()
+def reset(server: Server, call: "Call") -> Answer:
+    if any(call.client.subscriptions):
+        return _reset_later(server, call)
+    return _reset(server, call.client)
+
+
+async def _reset_later(server: Server, call: "Call") -> bytes:
+    await server.subscriptions.fence(call.client)
+    return _reset(server, call.client)
+
+
+def _reset(server: Server, client: "ClientHandle") -> bytes:
+    server.subscriptions.leave(client.id)
+    server.trackers.off(client.id)
+    client.reset()
     return reply.simple("RESET")
 
 

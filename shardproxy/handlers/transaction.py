@@ -10,10 +10,10 @@ after it.
 import asyncio
 from typing import TYPE_CHECKING
 
-from shardproxy.core import reply
+from shardproxy.core import errors, reply
 from shardproxy.core.resp import RequestParser, Scanner
 from shardproxy.handlers.asking import is_error, pack
-from shardproxy.handlers.base import Answer, Server, dispatch, handles
+from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
 
 if TYPE_CHECKING:
     from shardproxy.core.command_rows import Row
@@ -46,8 +46,13 @@ class Queued:
         self.data.set_result(data or reply.OK)  # CLIENT REPLY OFF says nothing: an array needs something
 
 
+def _ours(row: "Row | None") -> bool:
+    """For a handler; a message goes to the shard of its channel, which may be another one."""
+    return row is not None and (row.channel or row.kind == "local" and not row.in_multi)
+
+
 def _of_node(row: "Row | None") -> bool:
-    return row is None or row.kind != "local" or row.in_multi or row.spread or row.name == "select"
+    return row is None or not _ours(row) or row.spread or row.name == "select"
 
 
 @handles("exec")
@@ -93,8 +98,10 @@ async def _finish(
     theirs = iter(Scanner().feed(result.partition(b"\r\n")[2]))
     results = []
     for args, row in queued:
-        frame = next(theirs) if _of_node(row) else b""
-        if row is not None and row.kind == "local" and not row.in_multi and not is_error(frame):
+        frame = next(theirs, b"") if _of_node(row) else b""
+        if _of_node(row) and not frame:
+            raise BadReply(errors.bad_reply(result))
+        if row is not None and _ours(row) and not is_error(frame):
             piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
             dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
             frame = await piece.data

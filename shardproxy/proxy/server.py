@@ -11,7 +11,7 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,6 +30,8 @@ from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.monitor import Monitors
+from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
@@ -88,6 +90,10 @@ class Proxy:
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
+        self.slot = team.slot if team else 0
+        self.shared = team is not None
+        self.subscriptions = Subscriptions(self)
+        self.trackers = Trackers(self)
         self.users = self._users_of(config)
         self._ways = Ways.read(config, team.credentials if team else None)
         self.access_log = AccessLog()
@@ -237,6 +243,8 @@ class Proxy:
         self._resolver.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.transitions.close()
+        self.subscriptions.close()
+        self.trackers.close()
         self.reactor.close()
         self._close_listeners()
         self._ended.set()
@@ -393,6 +401,8 @@ class Proxy:
             {name: way.login for name, way in ways.items() if way.login},
             {name: way.tls for name, way in ways.items() if way.tls},
         )
+        self.subscriptions.follow()
+        self.trackers.follow()
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
             came_up = node.state == "up" and (address not in before or before[address].state != "up")
@@ -440,13 +450,14 @@ class Proxy:
             return await handlers.do_part(self, what, *args)
         if what == "clients":
             return await self._clients()
-        return {
+        parts: dict[str, Callable[[], Any]] = {
             "nodes": self.reactor.nodes,
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,
             "forget denials": self.access_log.clear,
-        }[what]()
+        }
+        return parts[what]()
 
     def _process(self) -> ProcessRecord:
         return process_record(self._lag, self.reactor.blocked())
@@ -486,6 +497,14 @@ class Proxy:
 
     async def all_processes(self) -> list[ProcessRecord]:
         return await self._all("process", ProcessRecord)
+
+    def meet(self) -> None:
+        """The others tell this worker what changes from now on: it asks for what there was before."""
+        self._keep(self._meet())
+
+    async def _meet(self) -> None:
+        for slot, names in await self._peers.ask("subscriptions") if self._peers else ():
+            self.subscriptions.heard(slot, names)
 
     async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
         if forget:

@@ -206,6 +206,7 @@ class Supervisor:
                 how = error.strerror or str(error)
             was_ready = slot.ready.is_set()
             slot.ready.clear()
+            await self.broadcast("subscribed", [slot.number, None], but=slot)
             self.pages.retire(slot.number)
             for address, ids in slot.connections.items():
                 self._ghosts[address] = [*self._ghosts.get(address, ()), *ids][-GHOSTS:]

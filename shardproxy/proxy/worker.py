@@ -117,6 +117,7 @@ class Worker:
             return None
         if name == "reload":
             config, topology, logins = body
+            self.proxy.meet()
             return self._reconfigure(
                 config_from_wire(config), Topology.from_json(topology), Credentials.from_wire(logins)
             )

@@ -186,6 +186,8 @@ class Field:
         writer.close()
         if b"QUIT" in names or any(each[0].upper() in BLOCKING for each in commands):
             return  # who waits for data and has sent an end of file is closed, as on a Redis
+        if any(b"SUBSCRIBE" in name or b"TRACKING" in name for name in names):
+            return  # nobody knows how many messages come, and others kill subscribers
         end = [b"+RESET\r\n", b"$%d\r\n%b\r\n" % (len(nonce), nonce)]
         if frames[-2:] != end:
             # a node that is lost in the middle of its reply takes the client with it

@@ -1,0 +1,506 @@
+"""What the clients of this worker have subscribed to, and its one connection to each node for it.
+
+        client ──SUBSCRIBE──▶ Subscriptions ──SUBSCRIBE──▶ Listener, one a node ──▶ node
+        client ◀───push────── by name  ◀───────message──── its stream ◀────────────
+
+A name lives on the node that a key of that name would live on; patterns, and channels of keyspace
+notifications, on every node. Rules: one upstream subscription a name and node, however many clients. A
+subscription begins and ends where the node says so, in the order of its messages: so each SUBSCRIBE and
+UNSUBSCRIBE goes to the node, or a PING in its place, and is answered when that is. A lost connection is
+made again, and subscribes again: clients notice a gap. Listeners speak RESP2, whose frames differ from
+RESP3's in their first byte alone.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardproxy.core import errors, glob, reply
+from shardproxy.handlers.asking import pack
+from shardproxy.handlers.base import part
+
+if TYPE_CHECKING:
+    from shardproxy.dataplane.calls import ClientHandle
+    from shardproxy.dataplane.links import Link
+    from shardproxy.handlers.base import Server
+
+CHANNEL, PATTERN, SHARD = KINDS = (0, 1, 2)
+SUBSCRIBE = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE")
+UNSUBSCRIBE = (b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE")
+NOTIFICATIONS = (b"__keyspace@", b"__keyevent@")
+# How a message begins, and of which kind it is; then comes the name
+BEGINNINGS = (
+    (b"*3\r\n$7\r\nmessage\r\n$", CHANNEL),
+    (b"*4\r\n$8\r\npmessage\r\n$", PATTERN),
+    (b"*3\r\n$8\r\nsmessage\r\n$", SHARD),
+)
+PING = pack("PING")
+AT_ONCE = 500  # names of one request
+AGAIN_FIRST, AGAIN_MOST = 0.05, 1.0  # seconds until a lost connection is tried again
+BEAT = 5.0  # seconds between two looks at whether the connections are alive
+
+Counts = dict[bytes, int]
+# Gets an error line, or nothing; None: that node is not to be asked any more
+Done = Callable[[bytes | None], None]
+
+
+class Confirmation(NamedTuple):
+    """What a node is to say next, besides messages."""
+
+    frames: int
+    done: Done | None
+    since: float  # when it was asked
+
+
+class Subscription:
+    """A name that clients of this worker listen to, or are about to, or have just ceased to."""
+
+    __slots__ = ("clients", "kind", "name", "nodes", "wanted")
+
+    def __init__(self, kind: int, name: bytes) -> None:
+        self.kind, self.name = kind, name
+        self.clients: dict[int, ClientHandle] = {}  # who gets its messages
+        self.wanted = 0  # clients that do, but for those that cease to, and those that are about to
+        self.nodes: frozenset[int] = frozenset()
+
+
+class Subscriber:
+    """A client and the names that it has been told it listens to."""
+
+    __slots__ = ("client", "names")
+
+    def __init__(self, client: "ClientHandle") -> None:
+        self.client = client
+        self.names: tuple[dict[bytes, Subscription], ...] = ({}, {}, {})
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        channels, patterns, shards = map(len, self.names)
+        return channels, patterns, shards
+
+
+class Listener:
+    """The connection to one node."""
+
+    def __init__(self, home: "Subscriptions", number: int) -> None:
+        self.home, self.number = home, number
+        self.link: Link | None = None
+        self.waiting: deque[Confirmation] = deque()
+        self.failures = 0
+        self.why = ""  # it is not there
+        self.retry: asyncio.TimerHandle | None = None
+        self.connect()
+
+    def connect(self) -> None:
+        """What waited for the last one is answered when this one has subscribed to everything."""
+        self.retry = None
+        before, self.waiting = self.waiting, deque()
+        try:
+            self.link = self.home.server.reactor.open_link(
+                self.number, proto=2, stream=True, on_frame=self.take, on_lost=self.lost
+            )
+        except (ConnectionError, ValueError) as error:
+            self.waiting = before
+            self.again(str(error))
+            return
+        for kind, names in enumerate(self.home.names):
+            mine = [each.name for each in names.values() if each.wanted and self.number in each.nodes]
+            for at in range(0, len(mine), AT_ONCE):
+                part = mine[at : at + AT_ONCE]
+                self.say(pack(SUBSCRIBE[kind], *part), len(part))
+        self.say(PING, done=self.is_up)
+        for each in before:
+            if each.done is not None:
+                self.say(PING, done=each.done)
+
+    def is_up(self, error: bytes | None) -> None:
+        self.failures, self.why = 0, ""
+
+    def say(self, request: bytes, frames: int = 1, done: Done | None = None) -> None:
+        self.waiting.append(Confirmation(frames, done, self.home.now()))
+        if self.link is not None:
+            self.link.send(request)
+
+    def take(self, frame: bytes) -> None:
+        """From the node."""
+        for beginning, kind in BEGINNINGS:
+            if frame.startswith(beginning):
+                self.home.message(kind, frame, len(beginning))
+                return
+        if not self.waiting:  # it says what nobody has asked: nothing that it says is to be trusted
+            self.restart("it answers what was not asked")
+            return
+        frames, done, since = self.waiting.popleft()
+        if frames > 1 and not frame.startswith(b"-"):
+            self.waiting.appendleft(Confirmation(frames - 1, done, since))
+        elif done is not None:
+            done(frame if frame.startswith(b"-") else b"")
+
+    def lost(self, why: str) -> None:
+        self.link = None
+        if self.retry is None:
+            self.again(why)
+
+    def again(self, why: str) -> None:
+        self.why = why
+        wait = min(AGAIN_FIRST * 2.0**self.failures, AGAIN_MOST)
+        self.failures = min(self.failures + 1, 10)
+        self.retry = asyncio.get_running_loop().call_later(wait, self.connect)
+
+    def beat(self, patience: float) -> None:
+        """One that says nothing to a PING is dead, whatever TCP thinks."""
+        if self.link is None:
+            return
+        if self.waiting and self.waiting[0].since < self.home.now() - patience:
+            self.restart("it says nothing")
+        elif not self.waiting:
+            self.say(PING)
+
+    def restart(self, why: str) -> None:
+        if self.link is not None:
+            self.link.close()
+        self.lost(why)
+
+    def close(self) -> None:
+        """Who waits for it looks where else to wait."""
+        if self.retry is not None:
+            self.retry.cancel()
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        for each in self.waiting:
+            if each.done is not None:
+                each.done(None)
+        self.waiting.clear()
+
+
+class Subscriptions:
+    """All of one worker's."""
+
+    def __init__(self, server: "Server") -> None:
+        self.server = server
+        self.names: tuple[dict[bytes, Subscription], ...] = ({}, {}, {})
+        self.subscribers: dict[int, Subscriber] = {}
+        self.listeners: dict[int, Listener] = {}
+        self.others: dict[int, tuple[Counts, ...]] = {}  # of other workers: name -> clients
+        self.crowded: tuple[Counts, ...] = ({}, {}, {})  # workers in which a name has more than one client
+        self.changed: set[tuple[int, bytes]] = set()  # not yet told to the other workers
+        self.telling: asyncio.Future[None] | None = None  # when what is in `changed` has been told
+        self.beating: asyncio.TimerHandle | None = None
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # --- where a name lives ---
+
+    def live(self) -> frozenset[int]:
+        """The numbers of the nodes that are not out: on the others nobody can publish."""
+        out = {shard.name for shard in self.server.topology.pools[0].shards if shard.node.state == "out"}
+        return frozenset(number for number, shard in self.server.reactor.placed() if shard not in out)
+
+    def homes(self, kind: int, name: bytes, live: frozenset[int]) -> frozenset[int]:
+        """The nodes of a name."""
+        if kind == PATTERN or (kind == CHANNEL and name.startswith(NOTIFICATIONS)):
+            return live
+        return live & {self.server.reactor.node_of(name)}
+
+    def follow(self) -> None:
+        """The topology has changed: names move with it. Two nodes may have one: a message is on one."""
+        live = self.live()
+        for subscription in list(self.each()):
+            before = subscription.nodes
+            subscription.nodes = self.homes(subscription.kind, subscription.name, live)
+            if subscription.wanted:
+                self.say(subscription, SUBSCRIBE, subscription.nodes - before)
+                self.say(subscription, UNSUBSCRIBE, before - subscription.nodes)
+        self.tidy()
+
+    def each(self) -> Iterator[Subscription]:
+        for names in self.names:
+            yield from names.values()
+
+    def tidy(self) -> None:
+        """Listeners that nobody needs go."""
+        needed = frozenset().union(*(each.nodes for each in self.each())) if self.listeners else ()
+        for number in [number for number in self.listeners if number not in needed]:
+            self.listeners.pop(number).close()
+        if not self.listeners and self.beating is not None:
+            self.beating.cancel()
+            self.beating = None
+
+    def listener(self, number: int) -> Listener:
+        found = self.listeners.get(number)
+        if found is None:
+            found = self.listeners[number] = Listener(self, number)
+            if self.beating is None:
+                self.beating = asyncio.get_running_loop().call_later(BEAT, self.beat)
+        return found
+
+    def beat(self) -> None:
+        patience = max(BEAT, self.server.topology.pools[0].timeout)
+        for each in list(self.listeners.values()):
+            each.beat(patience)
+        self.tidy()
+        if not self.listeners:
+            return
+        self.beating = asyncio.get_running_loop().call_later(BEAT, self.beat)
+
+    def request(self, subscription: Subscription, verbs: tuple[bytes, ...] | None) -> bytes:
+        """verbs: SUBSCRIBE or UNSUBSCRIBE; None: PING, which is answered in order with its messages."""
+        return pack(verbs[subscription.kind], subscription.name) if verbs else PING
+
+    def say(self, subscription: Subscription, verbs: tuple[bytes, ...], nodes: Iterable[int]) -> None:
+        for number in nodes:
+            self.listener(number).say(self.request(subscription, verbs))
+
+    def asked(self, number: int, request: bytes) -> asyncio.Future[bytes | None]:
+        """As Done gets it. What is asked is in its place at once."""
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+        def done(error: bytes | None) -> None:
+            if not future.done():  # else who asked has given up
+                future.set_result(error)
+
+        self.listener(number).say(request, done=done)
+        return future
+
+    async def said(self, subscription: Subscription, verbs: tuple[bytes, ...] | None) -> bytes:
+        """When every node has said so; an error line when one of them refuses."""
+        while True:
+            nodes = subscription.nodes
+            request = self.request(subscription, verbs)
+            found = await asyncio.gather(*(self.asked(number, request) for number in nodes))
+            if subscription.nodes == nodes and None not in found:
+                return next(filter(None, found), b"")
+            if not subscription.nodes:
+                return self.down(self.server.reactor.node_of(subscription.name), 0.0)
+
+    # --- what clients want ---
+
+    async def subscribe(self, client: "ClientHandle", kind: int, names: list[bytes]) -> bytes:
+        """An error line; nothing: the client may be told, and gets what comes from now on."""
+        mine = self.of(client)
+        if sum(mine.counts) + len(names) > self.server.config.limits.client_subscriptions:
+            return reply.error(errors.TOO_MANY_SUBSCRIPTIONS)
+        live, new = self.live(), []
+        for name in dict.fromkeys(names):
+            if name not in mine.names[kind]:
+                subscription = self.names[kind].get(name)
+                if subscription is None:
+                    subscription = self.names[kind][name] = Subscription(kind, name)
+                if not subscription.wanted:
+                    subscription.nodes = self.homes(kind, name, live)
+                subscription.wanted += 1
+                new.append(subscription)
+        error = await self.confirmed(new)
+        if error or not client.alive:
+            self.drop(new)
+            return error
+        for subscription in new:
+            mine.names[kind][subscription.name] = subscription
+            subscription.clients[client.id] = client
+            self.count(subscription)
+        client.subscriptions = mine.counts
+        await self.told()
+        return b""
+
+    async def confirmed(self, subscriptions: list[Subscription]) -> bytes:
+        timeout = self.server.topology.pools[0].timeout
+        lonely = next((each for each in subscriptions if not each.nodes), None)
+        if lonely is not None:
+            return self.down(self.server.reactor.node_of(lonely.name), timeout)
+        try:
+            async with asyncio.timeout(timeout or None):
+                found = await asyncio.gather(*(self.said(each, SUBSCRIBE) for each in subscriptions))
+        except TimeoutError:
+            silent = {number for each in subscriptions for number in each.nodes}
+            behind = [number for number in silent if self.listener(number).waiting]
+            return self.down(min(behind, default=min(silent)), timeout)
+        return next(filter(None, found), b"")
+
+    def down(self, number: int, timeout: float) -> bytes:
+        """The error line for a node that does not confirm."""
+        shard = next((shard for node, shard in self.server.reactor.placed() if node == number), "?")
+        node = next((s.node for s in self.server.topology.pools[0].shards if s.name == shard), None)
+        address, reason = (node.address, node.reason) if node else ("?", "")
+        why = self.listeners[number].why if number in self.listeners else reason or "it is out"
+        return reply.error(errors.not_subscribed(shard, address, why, timeout))
+
+    async def unsubscribe(self, client: "ClientHandle", kind: int, names: Iterable[bytes]) -> None:
+        """Its messages end here: those that the node has sent before it says so are the client's still."""
+        mine = self.of(client)
+        old = [found for name in names if (found := mine.names[kind].get(name)) is not None]
+        waits = []
+        for subscription in old:
+            subscription.wanted -= 1
+            waits.append(self.said(subscription, None if subscription.wanted else UNSUBSCRIBE))
+        with contextlib.suppress(TimeoutError):  # it is not there: no more messages come
+            async with asyncio.timeout(self.server.topology.pools[0].timeout or None):
+                await asyncio.gather(*waits)
+        for subscription in old:
+            if mine.names[kind].pop(subscription.name, None) is None:
+                continue  # the client has left meanwhile
+            subscription.clients.pop(client.id, None)
+            self.forget(subscription)
+        client.subscriptions = mine.counts
+        if not any(mine.counts):
+            self.subscribers.pop(client.id, None)
+        await self.told()
+
+    async def fence(self, client: "ClientHandle") -> None:
+        """When it has got all that the nodes have sent it by now."""
+        names = [each for names in self.of(client).names for each in names.values()]
+        nodes = frozenset[int]().union(*(each.nodes for each in names))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.server.topology.pools[0].timeout or None):
+                await asyncio.gather(*(self.asked(number, PING) for number in nodes))
+
+    def leave(self, client_id: int) -> None:
+        """It has left, or was reset."""
+        mine = self.subscribers.pop(client_id, None)
+        for names in mine.names if mine else ():
+            for subscription in names.values():
+                if subscription.clients.pop(client_id, None) is not None:
+                    self.drop([subscription])
+            names.clear()
+
+    def drop(self, subscriptions: list[Subscription]) -> None:
+        for subscription in subscriptions:
+            subscription.wanted -= 1
+            if not subscription.wanted:
+                self.say(subscription, UNSUBSCRIBE, subscription.nodes)
+            self.forget(subscription)
+
+    def forget(self, subscription: Subscription) -> None:
+        self.count(subscription)
+        names = self.names[subscription.kind]
+        if not subscription.wanted and names.get(subscription.name) is subscription:
+            del names[subscription.name]
+
+    def of(self, client: "ClientHandle") -> Subscriber:
+        mine = self.subscribers.get(client.id)
+        if mine is None:
+            mine = self.subscribers[client.id] = Subscriber(client)
+            client.when_gone(self.leave)
+        return mine
+
+    # --- messages ---
+
+    def message(self, kind: int, frame: bytes, at: int) -> None:
+        """To everybody who listens. at: where the length of the name is."""
+        end = frame.index(b"\r\n", at)
+        start = end + 2
+        subscription = self.names[kind].get(frame[start : start + int(frame[at:end])])
+        if subscription is not None:
+            pushed = b">" + frame[1:]
+            for client in subscription.clients.values():
+                client.push(frame, pushed)
+
+    # --- counting, over all workers ---
+
+    def count(self, subscription: Subscription) -> None:
+        """Who listens to it has changed: PUBLISH must know."""
+        kind, name = subscription.kind, subscription.name
+        self.recount(kind, name)
+        if self.server.shared:
+            self.changed.add((kind, name))
+            self.tell()
+
+    def recount(self, kind: int, name: bytes) -> None:
+        crowds = sum(count > 1 for count in self.counts(kind, name))
+        if crowds:
+            self.crowded[kind][name] = crowds
+        else:
+            self.crowded[kind].pop(name, None)
+        self.server.reactor.count_receivers(
+            self.crowded[CHANNEL], self.crowded[SHARD], bool(self.crowded[PATTERN])
+        )
+
+    def counts(self, kind: int, name: bytes) -> list[int]:
+        """Clients of each worker that has some."""
+        mine = self.names[kind].get(name)
+        found = [len(mine.clients)] if mine and mine.clients else []
+        return found + [others[kind][name] for others in self.others.values() if name in others[kind]]
+
+    def surplus(self, kind: int, name: bytes) -> int:
+        """How many clients a node does not see: it takes each worker's link for one."""
+        return sum(count - 1 for count in self.counts(kind, name))
+
+    def receivers(self, kind: int, channel: bytes, seen: int) -> int:
+        """Of a message, when the node has counted so many."""
+        if not seen:
+            return 0
+        found = seen + self.surplus(kind, channel)
+        if kind == CHANNEL:
+            for pattern in self.crowded[PATTERN]:
+                if glob.matches(pattern, channel):
+                    found += self.surplus(PATTERN, pattern)
+        return found
+
+    # --- the other workers ---
+
+    def own(self) -> list[Counts]:
+        """All of this worker's, for another."""
+        return [
+            {name: len(each.clients) for name, each in names.items() if each.clients} for names in self.names
+        ]
+
+    def tell(self) -> None:
+        """What has changed will be told, with whatever else changes until then."""
+        if self.server.shared and self.telling is None:
+            self.telling = asyncio.get_running_loop().create_future()
+            task = asyncio.get_running_loop().create_task(self._tell(self.telling))
+            self.server.tasks.add(task)
+            task.add_done_callback(self.server.tasks.discard)
+
+    async def told(self) -> None:
+        """When the other workers know what has changed: before the client does."""
+        if self.telling is not None:
+            await asyncio.shield(self.telling)
+
+    async def _tell(self, done: asyncio.Future[None]) -> None:
+        changed, self.changed, self.telling = self.changed, set(), None
+        news: list[Counts] = [{}, {}, {}]
+        for kind, name in changed:
+            mine = self.names[kind].get(name)
+            news[kind][name] = len(mine.clients) if mine else 0
+        try:
+            await self.server.everywhere("subscribed", self.server.slot, news)
+        finally:
+            if not done.done():
+                done.set_result(None)
+
+    def heard(self, slot: int, news: list[Counts] | None) -> None:
+        """From another worker; None: it has died."""
+        if slot == self.server.slot:
+            return
+        if news is None:
+            names = self.others.pop(slot, ({}, {}, {}))
+            news = [{}, {}, {}]
+        else:
+            names = self.others.setdefault(slot, ({}, {}, {}))
+        for kind in KINDS:
+            for name, count in news[kind].items():
+                if count:
+                    names[kind][name] = count
+                else:
+                    names[kind].pop(name, None)
+            for name in {*news[kind], *(names[kind] if slot not in self.others else ())}:
+                self.recount(kind, name)
+
+    def close(self) -> None:
+        for names in self.names:
+            names.clear()
+        self.tidy()
+
+
+@part("subscribed")
+def subscribed(server: "Server", slot: int, news: list[Counts] | None) -> None:
+    server.subscriptions.heard(slot, news)
+
+
+@part("subscriptions")
+def subscriptions(server: "Server") -> tuple[int, list[Counts]]:
+    return server.slot, server.subscriptions.own()
