@@ -270,7 +270,8 @@ class Keeper:
         while (delay := watch.health.next_probe - self._clock()) > 0:
             watch.wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watch.wake.wait(), delay)
+                async with asyncio.timeout(delay):  # not wait_for: see Proxy._learn
+                    await watch.wake.wait()
 
     async def _probe(self, address: str, watch: Watch) -> None:
         health, started, unproven = watch.health, self._clock(), watch.unproven

@@ -334,7 +334,9 @@ class Proxy:
                 self._learnt(address, told)
                 wait = None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(again.wait(), wait)
+                # not wait_for: until Python 3.12 that loses a cancellation that comes with the event
+                async with asyncio.timeout(wait):
+                    await again.wait()
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
 
