@@ -266,10 +266,15 @@ def parse(name: str, words: Iterable[str]) -> tuple[User, list[Wrong]]:
 
 def modify(user: User, words: Iterable[str]) -> User:
     """What the user becomes by more rules, as ACL SETUSER takes them. Raises Refused."""
-    rules = merged(words)
-    if rules and _is_unmatched(rules[-1]):
-        raise Refused(veiled(rules[-1]), SYNTAX, unmatched=True)
-    for word in filter(None, rules):
+    given, begun = list(words), ""
+    for word in given:
+        if not begun and _is_unmatched(word):
+            begun = word
+        elif word.endswith(")"):
+            begun = ""
+    if begun:
+        raise Refused(veiled(begun), SYNTAX, unmatched=True)
+    for word in filter(None, merged(given)):
         try:
             user = _applied(user, word)
         except RuleError as error:

@@ -94,6 +94,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("wait lolwut", ASKS),
     ("monitor", LOCAL | {"barrier": True}),
     ("acl quit info client command proxy", LOCAL),
+    ("acl|setuser acl|deluser acl|load", LOCAL | {"barrier": True, "holds": True}),
     ("multi exec discard watch", MULTI),
     ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
     # Containers with subcommands that are forwarded

@@ -146,7 +146,9 @@ def test_more_rules_for_a_user_mean_the_same(oracle: Oracle) -> None:
         oracle.one("ACL", "SETUSER", "u", "sanitize-payload")  # which we keep nothing of
         assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.words_of(user.describe())[2:]) == b"OK"
         lines = oracle.one("ACL", "LIST")
-        first, second = ([line for line in lines if line.startswith(b"user %b " % name)] for name in (b"u", b"v"))
+        first, second = (
+            [line for line in lines if line.startswith(b"user %b " % name)] for name in (b"u", b"v")
+        )
         assert read_back(first[0][7:]) == read_back(second[0][7:]), user.describe()
     assert refused > 50
 

@@ -102,7 +102,7 @@ def test_more_rules_are_applied_to_a_user_all_or_none() -> None:
     ("words", "found"),
     [
         ([">a", "hunter2"], "..."), (["<hunter2"], "<..."), (["#hunter2"], "#..."), (["!hunter2"], "!..."),
-        (["(+get", "hunter2)"], "(+get ..."), (["(+get", ">hunter2"], "(+get ..."), (["+nope"], "+nope"),
+        (["(+get", "hunter2)"], "(+get ..."), (["(+get", ">hunter2"], "(+get"), (["+nope"], "+nope"),
         (["~a\r\nb"], "~a ..."),
     ],
 )  # fmt: skip
