@@ -87,7 +87,7 @@ def keep(path: str, text: bytes, drained: Mapping[str, tuple[str, ...]]) -> None
 
 
 def replace(path: str, content: bytes) -> os.stat_result:
-    """Writes a file in one step, readable by its owner only; returns what `stat` says of it. Raises StateError."""
+    """Writes a file in one step, only its owner may read it; returns what `stat` says. Raises StateError."""
     beside = f"{path}.{os.getpid()}.new"
     try:
         with contextlib.suppress(FileNotFoundError):
