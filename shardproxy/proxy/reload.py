@@ -188,7 +188,7 @@ class Reloader:
         task.add_done_callback(self._hangups.discard)
 
     async def operate(self, what: str, *args: Any) -> Outcome:
-        """One change, after those before it. what: "reload", "drain", "undrain", "setuser"..., with its arguments."""
+        """One change, after those before it. what: "reload", "setuser"... as below, with its arguments."""
         changes: dict[str, Callable[..., Awaitable[Outcome]]]
         changes = {"reload": self._reload, "drain": self._drain, "undrain": self._undrain}
         changes |= {"setuser": self._setuser, "deluser": self._deluser, "saveusers": self._saveusers}

@@ -153,7 +153,8 @@ def test_a_program_that_changes_users(seed: int, node: RedisNode, tmp_path: Path
 SHA_OF_S = hashlib.sha256(b"s").hexdigest()
 WRONG = [
     ("SETUSER",), ("DELUSER",), ("SAVE", "x"), ("SETUSER", "a b", "on"), ("SETUSER", "a\0b"),
-    ("SETUSER", "a\n"), ("DELUSER", "default"), ("DELUSER", "admin", "default"), ("DELUSER", "nobody"), ("SAVE",),
+    ("SETUSER", "a\n"), ("DELUSER", "default"), ("DELUSER", "admin", "default"), ("SAVE",),
+    ("DELUSER", "nobody"),
     ("SETUSER", "u", "(+get", "~a"), ("SETUSER", "u", "(+get ~a"),
     ("SETUSER", "u", "+config|nope"), ("SETUSER", "u", "+config|get|x"), ("SETUSER", "u", "+get|"),
     ("SETUSER", "u", "~*", "~a"), ("SETUSER", "u", "&*", "&a"), ("SETUSER", "u", "+@nope"), ("GETUSER", "u"),
