@@ -316,6 +316,9 @@ ENGINE = (
     "in shardproxy.toml if everybody who can reach this port may use it.",
     "ERR max number of clients reached",
     "ERR max number of clients of this address reached",
+    "DENIED the address of this client is not in the `allow` list of shardproxy",
+    "DENIED this port takes connections from load balancers in `proxy_protocol_from` only",
+    "ERR Protocol error: this port speaks TLS, and what came is plaintext",
     # ours: it could be answered one day
     "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",

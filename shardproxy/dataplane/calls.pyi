@@ -26,6 +26,8 @@ class ClientHandle:
     name: bytes
     lib_name: bytes
     lib_ver: bytes
+    tls: str | None
+    """The version of TLS that it speaks; None: none."""
     db: int
     addr: str
     laddr: str

@@ -14,13 +14,14 @@ from shardproxy.dataplane.engine cimport (
     REPLY_ON, TX_NONE, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon, select, waits_on
+from shardproxy.dataplane.private cimport abandon, tune, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
 )
+from shardproxy.dataplane.tls cimport Tls
 
 REPLY_MODES = ("on", "off", "skip")
 
@@ -108,22 +109,29 @@ cdef object client_handle(Engine e, Client *c):
     return make_handle(e, c.index, c.generation)
 
 
-cdef str address_text(int fd, bint peer):
-    cdef sockaddr_storage address
-    cdef uint32_t size = sizeof(address)
+cdef str numeric_text(sockaddr_storage *address):
     cdef char text[64]
-    cdef sockaddr_in *four = <sockaddr_in *>&address
-    cdef sockaddr_in6 *six = <sockaddr_in6 *>&address
-    cdef int status = getpeername(fd, <sockaddr *>&address, &size) if peer else \
-        getsockname(fd, <sockaddr *>&address, &size)
-    if status < 0:
-        return "?:0"
+    cdef sockaddr_in *four = <sockaddr_in *>address
+    cdef sockaddr_in6 *six = <sockaddr_in6 *>address
     if address.ss_family == AF_INET:
         inet_ntop(AF_INET, &four.sin_addr, text, sizeof(text))
         return f"{text.decode()}:{ntohs(four.sin_port)}"
-    if address.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
-        return f"[{text.decode()}]:{ntohs(six.sin6_port)}"
+    inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
+    return f"[{text.decode()}]:{ntohs(six.sin6_port)}"
+
+
+cdef str address_text(Engine e, Client *c, bint peer):
+    cdef sockaddr_storage address
+    cdef uint32_t size = sizeof(address)
+    cdef int fd = c.fd, status
+    cdef tuple announced = e.announced.get(c.id)
+    if announced is not None:
+        return announced[0 if peer else 1]
+    status = getpeername(fd, <sockaddr *>&address, &size) if peer else getsockname(fd, <sockaddr *>&address, &size)
+    if status < 0:
+        return "?:0"
+    if address.ss_family == AF_INET or address.ss_family == AF_INET6:
+        return numeric_text(&address)
     # both ends of a unix socket are called by the listener's path, as Redis does
     size = sizeof(address)
     getsockname(fd, <sockaddr *>&address, &size)
@@ -186,6 +194,11 @@ cdef class ClientHandle:
         self.set_text("lib_ver", value)
 
     @property
+    def tls(self):
+        cdef Client *c = self.at()
+        return (<Tls>c.tls).session.version() if c != NULL and c.tls != NULL else None
+
+    @property
     def user(self):
         """Whom it has logged in as; b"": nobody, so it is the default user."""
         return self.text("user")
@@ -211,8 +224,7 @@ cdef class ClientHandle:
         if value not in (2, 3):
             raise ValueError("the protocol is 2 or 3")
         if c != NULL and c.proto != value:
-            abandon(self.engine, c)
-            c.proto = value
+            tune(self.engine, c, <unsigned char>value, c.db)
 
     @property
     def db(self):
@@ -223,7 +235,7 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
-            select(self.engine, c, <unsigned short>value)
+            tune(self.engine, c, c.proto, <unsigned short>value)
 
     @property
     def blocked_at(self):
@@ -298,12 +310,12 @@ cdef class ClientHandle:
     @property
     def addr(self):
         cdef Client *c = self.at()
-        return address_text(c.fd, True) if c != NULL else "?:0"
+        return address_text(self.engine, c, True) if c != NULL else "?:0"
 
     @property
     def laddr(self):
         cdef Client *c = self.at()
-        return address_text(c.fd, False) if c != NULL else "?:0"
+        return address_text(self.engine, c, False) if c != NULL else "?:0"
 
     @property
     def fd(self):

@@ -39,9 +39,13 @@ cpdef enum Counter:
     STALLS
     TICKS
     ACCEPT_FAILURES
+    TLS_HANDSHAKES
+    TLS_FAILURES
+    BAD_HEADERS
     CLIENTS
     BUFFER_BYTES
     RETRIES_LEFT
+    OPENING
     COUNTERS
 
 cdef enum:

@@ -18,6 +18,7 @@ cdef enum:
     MAX_UPSTREAMS = 65536
     MAX_SHARED = 16             # shared upstreams of one node and protocol
     SCRATCH = 65536             # one read from a client
+    CIPHER = 65536              # one read of an encrypted connection
     STREAM_ABOVE = 65536        # a frame larger than this is passed on as it comes
     TEXT = 320
 
@@ -113,6 +114,8 @@ cdef struct Client:
     bint leaving                # closed when its last reply is out
     bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
     bint dead
+    bint opening                # before its first command: a PROXY header, a TLS handshake
+    void *tls                   # a Tls that is ours; NULL: not encrypted
     bint no_evict
     bint no_touch
     uint8_t tx_state
@@ -191,6 +194,7 @@ cdef struct Upstream:
     Upstream *before            # in the list of its node's
     Upstream *after
     uint8_t state
+    void *tls                   # a Tls that is ours; NULL: not encrypted
     bint dirty
     bint doomed                 # to be reset at the end of the tick, for `why`
     bint wanted                 # somebody has asked for it: kept connected
@@ -373,6 +377,7 @@ cdef class Engine:
     cdef uint32_t *dead
     cdef uint32_t dead_count
     cdef char *scratch
+    cdef char *cipher                       # scratch: what is read of an encrypted connection
     cdef Request request
     cdef Budget budget
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
@@ -390,7 +395,15 @@ cdef class Engine:
     cdef uint64_t random_state
     cdef uint64_t *count                    # counters; then the histograms
     cdef object topology
-    cdef dict listeners                     # descriptor -> protected
+    cdef dict listeners                     # descriptor -> Entrance
+    cdef dict opening                       # client id -> Opening, the oldest first
+    cdef dict announced                     # client id -> its addresses by a PROXY header
+    cdef object tls                         # ssl.SSLContext for clients; None: no certificate
+    cdef bint names_users                   # the name in a client's certificate is who it is
+    cdef dict secured                       # node number -> (ssl.SSLContext, its name)
+    cdef uint32_t handshakes                # openings at once
+    cdef uint64_t handshake_timeout         # us
+    cdef int turns                          # of handshakes that are left in this tick
     cdef list paused_listeners              # out of the epoll set until the next cron
     cdef int spare_fd
     cdef object dispatch

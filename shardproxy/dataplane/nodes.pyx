@@ -23,8 +23,9 @@ from shardproxy.dataplane.waiting cimport follow_keys
 MODES = {"serve": SERVE, "fail": FAIL, "miss": MISS, "hold": HOLD, "move": MOVE}
 
 
-cdef int install(Engine e, topology, credentials) except -1:
-    """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
+cdef int install(Engine e, topology, credentials, tls) except -1:
+    """Swap the topology in. credentials: shard name -> (username or None, password or None); tls: shard name ->
+    (ssl.SSLContext, the name that its certificate must have), of those that speak it."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
     cdef int i, number, n = len(pool.shards)
@@ -43,6 +44,9 @@ cdef int install(Engine e, topology, credentials) except -1:
         if number < 0:
             number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
         numbers[key] = number
+        e.secured.pop(number, None)
+        if shard.name in tls:
+            e.secured[number] = tls[shard.name]
         e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
     for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]

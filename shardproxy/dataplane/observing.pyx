@@ -41,7 +41,7 @@ cdef void observe(Engine e, Client *c, Request *r, const Row *row) noexcept:
 cdef void show(Engine e, Client *c, Request *r, const Row *row, int db) noexcept:
     cdef int i
     try:
-        e.on_command(db, address_text(c.fd, True), e.table.names[row.id], [r.argv[i][:r.argl[i]] for i in range(r.argc)])
+        e.on_command(db, address_text(e, c, True), e.table.names[row.id], [r.argv[i][:r.argl[i]] for i in range(r.argc)])
     except Exception as error:
         e.event("handler_failed", {"command": "monitor", "error": repr(error)})
 

@@ -12,3 +12,4 @@ cdef bint is_full(Engine e, Client *c) noexcept nogil
 cdef bint has_room(Engine e, Client *c) noexcept
 # It has been written to: if there is room now, the first in line is looked at again.
 cdef void flushed(Engine e, Client *c) noexcept
+cdef bytes host_of(sockaddr_storage *address)   # an address without its port

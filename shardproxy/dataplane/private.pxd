@@ -19,7 +19,9 @@ cdef void private_lost(Engine e, Upstream *u) noexcept
 cdef void private_drop(Engine e, Upstream *u) noexcept
 # The client leaves, or needs other ones: what it watches counts as changed.
 cdef void abandon(Engine e, Client *c) noexcept
-# The client goes on in this database, and so does what it watches keys on.
-cdef void select(Engine e, Client *c, uint16_t db) noexcept
+# The client goes on with this protocol and database, and so does what it watches keys on.
+cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept
+# A request of the engine's own, of which it needs no more than that it is in its place.
+cdef void say_unheard(Engine e, Upstream *u, const char *p, size_t n) noexcept
 # Those that were lost or dropped are given up: only at the end of a tick.
 cdef void give_up_lost(Engine e) noexcept

@@ -185,18 +185,20 @@ cdef void abandon(Engine e, Client *c) noexcept:
     e.wake()
 
 
-cdef void select(Engine e, Client *c, uint16_t db) noexcept:
+cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept:
     cdef Upstream *u = own_of(c, c.watching) if c.watching >= 0 else NULL
     cdef char text[64]
     cdef char number[8]
-    if u != NULL and u.lease == WATCHING and u.head == u.tail:
-        # keys stay watched in the database that they were named in
-        if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
-            u.doomed = True
-        else:
-            give(e, u, text, snprintf(text, sizeof(text), "*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n",
-                                      snprintf(number, sizeof(number), "%d", db), db))
-            u.db = db
+    if u != NULL and u.lease == WATCHING and u.state == UP:
+        # keys stay watched, in the database that they were named in
+        if proto != c.proto:
+            say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$5\r\nHELLO\r\n$1\r\n%d\r\n", proto))
+            u.spent = True      # an old node may have refused
+        if db != c.db:
+            say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n",
+                                             snprintf(number, sizeof(number), "%d", db), db))
+        u.proto = proto
+        u.db = db
         # the others are given back
         unchain(&c.own, u)
         abandon(e, c)
@@ -204,7 +206,16 @@ cdef void select(Engine e, Client *c, uint16_t db) noexcept:
         c.own = u
     else:
         abandon(e, c)
+    c.proto = proto
     c.db = db
+
+
+cdef void say_unheard(Engine e, Upstream *u, const char *p, size_t n) noexcept:
+    """Whose reply nobody needs."""
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
+        u.doomed = True
+    else:
+        give(e, u, p, n)
 
 
 cdef void give_up_lost(Engine e) noexcept:

@@ -21,12 +21,13 @@ from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, PAUSE_ALL, PAUSE_WRITES, SCRATCH, UP,
-    Client, Engine,
+    CIPHER, CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, PAUSE_ALL, PAUSE_WRITES,
+    SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
 from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.observing cimport pause, unpause
 from shardproxy.dataplane.private cimport give_up_lost
@@ -51,6 +52,7 @@ cdef extern from "<malloc.h>" nogil:
 
 cdef enum:
     EVENTS = 256
+    HANDSHAKES = 4              # steps of TLS handshakes with clients a tick: each may take a millisecond
     ROUNDS = 4                  # times a tick goes round for input that had waited
 
 cdef uint64_t CRON = 100000
@@ -95,6 +97,9 @@ cdef class Reactor(Engine):
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
         self.listeners = {}
+        self.opening = {}
+        self.announced = {}
+        self.secured = {}
         self.paused_listeners = []
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
@@ -108,10 +113,11 @@ cdef class Reactor(Engine):
             self.stamp_words = memoryview(stamps).cast("B").cast("Q")
             self.stamps = &self.stamp_words[0]
         self.scratch = <char *>malloc(SCRATCH)
+        self.cipher = <char *>malloc(CIPHER)
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
         self.spare_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
-        if (self.scratch == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
+        if (self.scratch == NULL or self.cipher == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
                 or self.spare_upstreams == NULL):
             raise MemoryError
         grow_clients(self, 64)
@@ -140,6 +146,8 @@ cdef class Reactor(Engine):
         self.budget.memory = limits.memory
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
+        self.handshakes = limits.handshakes
+        self.handshake_timeout = int(limits.handshake_timeout * 1e6)
         self.request.limits.max_arguments = limits.max_arguments
         self.request.limits.max_value = limits.max_value
         self.request.limits.max_inline = limits.max_inline
@@ -176,6 +184,7 @@ cdef class Reactor(Engine):
         if self.retry_tokens > RETRIES_MOST:
             self.retry_tokens = RETRIES_MOST
         self.in_tick = True
+        self.turns = HANDSHAKES
         self.count[<int>TICKS] += 1
         self.count[<int>RETRIES_LEFT] = <uint64_t>self.retry_tokens
         self.share_memory()
@@ -199,7 +208,7 @@ cdef class Reactor(Engine):
                     self.mark_dirty(c)
                 if events & EPOLLIN:
                     client_readable(self, c)
-                elif events & EPOLLRDHUP and (c.waiting or c.paused):
+                elif events & EPOLLRDHUP and c.waiting:
                     client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL
@@ -337,7 +346,6 @@ cdef class Reactor(Engine):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
         cdef Client *c
-        cdef epoll_event ev
         if self.closed:
             return
         self.tick()
@@ -346,11 +354,9 @@ cdef class Reactor(Engine):
             unpause(self)
         if self.moving:
             follow_keys(self)
-        for fd in self.paused_listeners:
-            ev.events = EPOLLIN
-            ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
-            epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev)
-        self.paused_listeners.clear()
+        wake_listeners(self)
+        if self.opening:
+            openings_due(self)
         if self.budget.idle:
             for i in range(self.client_room):
                 c = self.client_list[i]
@@ -374,14 +380,22 @@ cdef class Reactor(Engine):
 
     # --- listeners ---
 
-    def listen(self, int fd, *, bint protected):
+    def listen(self, int fd, *, bint protected, bint tls=False, allow=None, announcers=None):
         cdef epoll_event ev
+        cdef Entrance entrance = Entrance.__new__(Entrance)
+        entrance.protected = protected
+        entrance.tls = tls
+        entrance.allow = allow
+        entrance.announcers = announcers
+        if fd in self.listeners:
+            self.listeners[fd] = entrance
+            return
         # exclusive: of the workers that share a unix socket, one is woken
         ev.events = EPOLLIN | EPOLLEXCLUSIVE
         ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise OSError(errno, os.strerror(errno))
-        self.listeners[fd] = protected
+        self.listeners[fd] = entrance
 
     def unlisten(self, int fd):
         cdef epoll_event ev
@@ -389,6 +403,10 @@ cdef class Reactor(Engine):
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, &ev)
             if fd in self.paused_listeners:
                 self.paused_listeners.remove(fd)
+
+    def set_tls(self, context, *, bint names_users=False):
+        self.tls = context
+        self.names_users = names_users
 
     # --- topology: see reactor.pyi ---
 
@@ -404,11 +422,11 @@ cdef class Reactor(Engine):
         install_users(self)
         self.wake()
 
-    def set_topology(self, topology, credentials):
+    def set_topology(self, topology, credentials, tls=None):
         if self.in_tick:
             raise RuntimeError("a topology is set between ticks: call_soon")
         self.now = monotonic_us()
-        install(self, topology, credentials)
+        install(self, topology, credentials, tls or {})
         self.budget.queue = self.budget.memory // 4
 
     def settled(self):

@@ -21,7 +21,8 @@ from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
 from shardproxy.dataplane.private cimport unlease
-from shardproxy.dataplane.upstreams cimport upstream_done, upstream_ready
+from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
+from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
 from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 from libc.stdlib cimport strtoll
@@ -45,13 +46,15 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef uint64_t us
     cdef bint last
     cdef const char *sick = NULL
+    if u.tls != NULL and not (<Tls>u.tls).ready and not shake(e, u, False):
+        return
     if buf_reserve(&u.inp, READ // 4) < 0:
         upstream_lost(e, u, "out of memory", True)
         return
     n = u.inp.cap - u.inp.off - u.inp.len
     if n > READ:
         n = READ
-    got = recv(u.fd, buf_tail(&u.inp), n, 0)
+    got = recv(u.fd, buf_tail(&u.inp), n, 0) if u.tls == NULL else tls_recv(e, <Tls>u.tls, u.fd, buf_tail(&u.inp), n)
     u.more = got == <ssize_t>n
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
@@ -59,7 +62,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if got == 0:
             upstream_lost(e, u, "it closed the connection", False)
         else:
-            upstream_lost(e, u, strerror(errno), False)
+            upstream_lost(e, u, strerror(errno) if tls_why(u.tls) == NULL else tls_why(u.tls), False)
         return
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got

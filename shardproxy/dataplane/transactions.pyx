@@ -20,7 +20,7 @@ from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
 from shardproxy.dataplane.observing cimport observe_run
-from shardproxy.dataplane.private cimport lease
+from shardproxy.dataplane.private cimport lease, say_unheard
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
@@ -172,10 +172,7 @@ cdef void forget_watched(Engine e, Client *c) noexcept:
     if u == NULL or not u.lease & WATCHING:
         return
     u.lease &= ~WATCHING
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
-        u.doomed = True
-    else:
-        give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
+    say_unheard(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
 cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:

@@ -16,7 +16,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
@@ -25,6 +25,9 @@ from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
     TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
+)
+from shardproxy.dataplane.tls cimport (
+    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_recv, tls_shake, tls_why,
 )
 
 cdef extern from "<string.h>" nogil:
@@ -135,7 +138,6 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
     cdef int error = 0
     cdef uint32_t size = sizeof(error)
-    cdef bytes greeting
     if u.state == CONNECTING:
         getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
@@ -145,22 +147,58 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
             u.generation += 1
             failed(e, u, strerror(error), refusal(error))
             return
-        greeting, u.greetings = e.greetings[u.node][u.proto - 2]
-        u.extras = 0
-        if u.db:
-            greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
-            u.extras += 1
-        if u.linked:
-            setup, count = e.links[u.index].setup
-            greeting += setup
-            u.extras += count
         u.state = GREETING
         watch(e, u, EPOLLIN)
-        # small, and the first bytes on a new connection: it always fits
-        if send(u.fd, <const char *>greeting, len(greeting), MSG_NOSIGNAL) != len(greeting):
-            upstream_lost(e, u, "could not write to it", False)
+        if u.node in e.secured:
+            context, name = e.secured[u.node]
+            u.tls = tls_new(e, context, False, name)
+            if u.tls == NULL:
+                upstream_lost(e, u, e.text, False)
+            else:
+                shake(e, u, True)
+        else:
+            greet(e, u)
         return
     e.mark_upstream(u)
+
+
+cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
+    """The TLS handshake, then the greeting; False: it is not done, or has failed."""
+    cdef int status = tls_shake(e, <Tls>u.tls, u.fd, first)
+    if status == FAILED:
+        upstream_lost(e, u, tls_why(u.tls), False)
+    elif status == GONE:
+        upstream_lost(e, u, "it closed the connection in the TLS handshake", False)
+    elif status == SHAKEN:
+        greet(e, u)
+    return status == SHAKEN and u.state == GREETING
+
+
+cdef void greet(Engine e, Upstream *u) noexcept:
+    cdef bytes greeting
+    cdef const char *why
+    greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    u.extras = 0
+    if u.db:
+        greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
+        u.extras += 1
+    if u.linked:
+        setup, count = e.links[u.index].setup
+        greeting += setup
+        u.extras += count
+    # small, and the first bytes on a new connection: it always fits
+    if pass_on(u, greeting, len(greeting)) != len(greeting):
+        if u.tls != NULL:
+            tls_recv(e, <Tls>u.tls, u.fd, e.scratch, SCRATCH)       # its alert says why it has closed
+        why = tls_why(u.tls)
+        if why == NULL:
+            why = "could not write to it"
+        upstream_lost(e, u, why, False)
+
+
+cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:
+    """As send; what is encrypted counts as sent."""
+    return send(u.fd, p, n, MSG_NOSIGNAL) if u.tls == NULL else tls_pass(<Tls>u.tls, u.fd, p, n)
 
 
 cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
@@ -407,8 +445,8 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     if node.mode == HOLD or node.follows != NOWHERE:
         return
     end = portion(u) if u.again > u.written else u.given
-    while u.written < end:
-        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), end - u.written, MSG_NOSIGNAL)
+    while u.written < end or tls_behind(u.tls):
+        n = pass_on(u, buf_head(&u.out) + (u.written - u.base), end - u.written)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -510,6 +548,9 @@ cdef void release(Engine e, Node *node) noexcept:
 
 cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     """Close it without a word, and forget what it was about; its queue is the caller's."""
+    if u.tls != NULL:
+        tls_end(<Tls>u.tls, u.fd)
+        tls_free(&u.tls)
     if u.fd >= 0:
         close(u.fd)
         u.fd = -1

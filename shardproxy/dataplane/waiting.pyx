@@ -17,7 +17,7 @@ from shardproxy.dataplane.absence cimport remember
 from shardproxy.dataplane.answers cimport UNBLOCKED
 from shardproxy.dataplane.engine cimport TEXT, TO_CLIENT, TO_NOBODY, UP, WAITING, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.links cimport ask
-from shardproxy.dataplane.private cimport lease, owner_of, private_drop, unlease, waits_on
+from shardproxy.dataplane.private cimport lease, owner_of, private_drop, say_unheard, unlease, waits_on
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport NO_KEY, locate, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_feed
@@ -158,10 +158,8 @@ cdef bint unblock(Engine e, Upstream *u, bint error, object done):
                  "$5\r\nERROR" if error else "$7\r\nTIMEOUT")
     if done is not None:
         ask(e, way, NULL, text, n, 1, True, e.now + e.allowed[1], done)
-    elif promise(e, way, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
-        way.doomed = True
     else:
-        give(e, way, text, n)
+        say_unheard(e, way, text, n)
     e.wake()
     return True
 

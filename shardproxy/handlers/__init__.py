@@ -18,8 +18,8 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
-    across,
     acl,
+    across,
     client,
     command,
     connection,

@@ -171,18 +171,21 @@ def auth(server: Server, call: "Call") -> Answer:
     return failed(server, call, error) if error else reply.OK
 
 
+def database_in(server: Server, text: bytes) -> int | str:
+    """The number of a database that there is, or the error that Redis answers."""
+    number = integer_in(text)
+    if number is None:
+        return errors.NOT_AN_INTEGER
+    if number not in INT32:
+        return errors.NOT_AN_INT
+    return number if 0 <= number < databases(server) else errors.DB_RANGE
+
+
 @handles("select")
 def select(server: Server, call: "Call") -> bytes:
-    number = integer_in(call.args[1])
-    if number is None:
-        return reply.error(errors.NOT_AN_INTEGER)
-    if number not in INT32:
-        return reply.error(errors.NOT_AN_INT)
-    if number < 0:
-        return reply.error(errors.DB_RANGE)
-    most = databases(server)
-    if number >= most:
-        return reply.error(errors.DB_RANGE)
+    number = database_in(server, call.args[1])
+    if isinstance(number, str):
+        return reply.error(number)
     call.client.db = number
     return reply.OK
 

@@ -7,6 +7,7 @@ ACL SETUSER and DELUSER change are in memory alone, until a configuration is loa
 """
 
 import asyncio
+import datetime
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from shardproxy.core import acl, errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.certificates import Ways, files, lasting
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
@@ -29,13 +31,8 @@ OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait
 TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 RULES_MOST = 8 << 20  # bytes of all users' rules, which every worker is sent at each change
 FILE_CHANGED = "the file changed"
-RUNNING = (
-    "pool",
-    "state",
-    "users",
-    "acl_file",
-    "user_scripts",
-)  # tables and options that change without a restart
+# tables and options that change without a restart
+RUNNING = ("pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from")
 
 
 class Owner(Protocol):
@@ -114,7 +111,8 @@ class Reloader:
 
     def __init__(self, owner: Owner, credentials: Credentials, users: acl.Users, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials, self._users = credentials, users
+        self._ways = Ways.read(owner.config, credentials)
+        self._users = users
         self._saved: dict[Stat, Stat] = {}  # the acl_file as we wrote it -> as it was taken for before
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
@@ -172,12 +170,17 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[Stat, ...] | None:
-        """What changes with the files; None: one is not there, as while an editor replaces it."""
-        try:
-            found = [look(path) for path in (self._file, self._owner.config.acl_file) if path]
-        except OSError:
-            return None
-        return tuple(self._saved.get(each, each) for each in found)
+        """What changes with the file, the users' own and those of TLS; None: one of the first two is away."""
+        config, seen = self._owner.config, []
+        for path in filter(None, (self._file, config.acl_file, *files(config))):
+            try:
+                found = look(path)
+            except OSError:
+                if path in (self._file, config.acl_file):
+                    return None
+                continue
+            seen.append(self._saved.get(found, found))
+        return tuple(seen)
 
     # --- changes ---
 
@@ -208,9 +211,10 @@ class Reloader:
         try:
             source = await asyncio.to_thread(Source.read, self._file)
             new = await asyncio.to_thread(load, source)
-            credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
-            users = await asyncio.to_thread(read_users, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            ways = await asyncio.to_thread(Ways.read, config, file=self._file)
+            users = await asyncio.to_thread(read_users, new, file=self._file)
+            self._refuse_expired(ways, config)
             moving = moves(owner.topology, owner.topology.with_config(config))
             if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
                 owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
@@ -220,22 +224,32 @@ class Reloader:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
             owner.log("reload_refused", why=why, generation=owner.topology.generation, mistakes=mistakes)
             return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
-        if credentials != self._credentials:
+        if ways.credentials != self._ways.credentials:
             changed.append("the passwords of nodes")
+        if ways.fingerprint != self._ways.fingerprint:
+            changed.append("certificates, keys or CAs")
         if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
             changed.append("users")
-        self._content, self._credentials, self._users = source.content, credentials, users
+        self._content, self._ways, self._users = source.content, ways, users
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology, credentials, users)
+            late = await owner.adopt(config, topology, ways.credentials, users)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
             owner.log("reloaded", why=why, generation=topology.generation, **told)
         await self._keep_state()
         return Outcome(answer={"generation": topology.generation} | found)
+
+    def _refuse_expired(self, ways: Ways, config: Config) -> None:
+        """A certificate that is over does not take the place of another; raises ValueError."""
+        if ways.fingerprint != self._ways.fingerprint:
+            today = datetime.datetime.now(datetime.UTC)
+            over = [f"{path}: {what}" for path, what, now in lasting(config, today) if now]
+            if over:
+                raise ValueError("; ".join(over))
 
     async def _drain(self, name: str, force: bool) -> Outcome:
         pool = self._owner.topology.pools[0]
@@ -260,7 +274,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology, self._credentials, self._users)
+            late = await owner.adopt(owner.config, topology, self._ways.credentials, self._users)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(
@@ -303,8 +317,8 @@ class Reloader:
         if not changed:
             return Outcome(answer=answer)
         owner = self._owner
+        late = await owner.adopt(owner.config, owner.topology.again(), self._ways.credentials, users)
         self._users = users
-        late = await owner.adopt(owner.config, owner.topology.again(), self._credentials, users)
         owner.log("users_changed", by=by, users=changed, **({"not_acknowledged": late} if late else {}))
         return Outcome(errors.users_late(late) if late else "", answer)
 

@@ -19,9 +19,11 @@ import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits, read_users
+from shardproxy.config_text import door
 from shardproxy.core import commands, misses
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
+from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
@@ -29,6 +31,7 @@ from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.proxy import listeners, probe
+from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
@@ -87,13 +90,13 @@ class Proxy:
         self._peers = team.peers if team else None
         users = team.users if team else read_users(config)
         self.users = self._share_of(users)
-        self._credentials = team.credentials if team else Credentials.read(config)
+        self._ways = Ways.read(config, team.credentials if team else None)
         self.access_log = AccessLog()
         self.failures = Failures()
         self.monitors = Monitors(self)
         self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, self._credentials, users, file)
+        self.reloader = Reloader(self, self._ways.credentials, users, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
@@ -152,16 +155,29 @@ class Proxy:
         self.reactor.set_commands(self.commands)
         self.reactor.set_users(self.users)
         self.apply(self.topology)
-        for listener in self.bound:
-            for each in listener.sockets[0]:
-                protected = self.config.protected_mode and not listener.path
-                self.reactor.listen(each.fileno(), protected=protected)
+        self._open_doors()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
         self._follow()
         if self._team is None:
             self._keep(self.reloader.run())
+
+    def _open_doors(self) -> None:
+        """Accept clients, on the terms of the configuration as it is now."""
+        self.reactor.set_tls(self._ways.server, names_users=self.config.tls.user_from_cert)
+        allow = Networks(self.config.allow) if self.config.allow else None
+        announcers = Networks(self.config.proxy_protocol_from)
+        for listener in () if self.draining else self.bound:
+            terms = door(listener.address)
+            for each in listener.sockets[0]:
+                self.reactor.listen(
+                    each.fileno(),
+                    protected=self.config.protected_mode and (terms.proxied or not listener.path),
+                    tls=terms.tls,
+                    allow=allow,
+                    announcers=announcers if terms.proxied else None,
+                )
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
@@ -233,15 +249,16 @@ class Proxy:
     # --- what changes while it runs ---
 
     def reconfigure(self, config: Config, topology: Topology, credentials: Credentials, users: Users) -> None:
-        """A new configuration and what belongs to it, in one step."""
-        users = self._share_of(users)
-        before = self.config, self.topology, self._credentials
-        self.config, self._credentials = config, credentials
+        """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
+        ways, users = Ways.read(config, credentials), self._share_of(users)
+        before = self.config, self.topology, self._ways
+        self.config, self._ways = config, ways
         try:
             self.apply(topology)
         except BaseException:
-            self.config, self.topology, self._credentials = before
+            self.config, self.topology, self._ways = before
             raise
+        self._open_doors()
         if users != self.users:
             self.users = users
             self.reactor.set_users(users)
@@ -277,7 +294,7 @@ class Proxy:
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
         if self.keeper:
-            self.keeper.follow(self._credentials)
+            self.keeper.follow(self._ways)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -316,11 +333,11 @@ class Proxy:
         elif self._peers:
             self._peers.evidence(found)
 
-    def _way_to(self, address: str) -> tuple[tuple[str, str] | None, float]:
-        """A node's login and its timeout, as they are now."""
+    def _way_to(self, address: str) -> tuple[Way, float]:
+        """How to reach a node and its timeout, as they are now."""
         pool = self.topology.pools[0]
         name = next(shard.name for shard in pool.shards if shard.node.address == address)
-        return self._credentials.of(pool.name, name), pool.connect_timeout
+        return self._ways.of(pool.name, name), pool.connect_timeout
 
     async def _learn(self, address: str) -> None:
         """Asks a node what it is until it says so, and again after each time it was lost."""
@@ -373,8 +390,12 @@ class Proxy:
         self.transitions.changed(self.topology, topology)
         before, self.topology = self.topology.nodes, topology
         pool = topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
-        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        ways = {shard.name: self._ways.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(
+            topology,
+            {name: way.login for name, way in ways.items() if way.login},
+            {name: way.tls for name, way in ways.items() if way.tls},
+        )
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
             came_up = node.state == "up" and (address not in before or before[address].state != "up")

@@ -31,6 +31,7 @@ from shardproxy.core.acl import Users
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
+from shardproxy.proxy.certificates import Ways
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -125,13 +126,14 @@ class Supervisor:
     # --- start and stop ---
 
     async def start(self) -> bool:
-        """True, when every worker serves. Raises StartError."""
+        """True, when every worker serves. Raises StartError, ConfigError."""
+        ways = Ways.read(self.config, self.credentials)
         listeners.raise_descriptors(self.config.limits.maxclients)
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
         self.reloader.restore(*(taken.drained, taken.away) if taken else ())
-        self.keeper.follow(self.credentials)
+        self.keeper.follow(ways)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
         ready = self._keep(self._all_ready())
@@ -328,12 +330,13 @@ class Supervisor:
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:
         """A changed configuration and what belongs to it, for all workers, in one message."""
+        ways = Ways.read(config, credentials)
         self.transitions.hide(config)
         self.transitions.changed(self.topology, topology)
         self.config, self.topology, self.credentials, self.users = config, topology, credentials, users
         self._ghosts = {address: ids for address, ids in self._ghosts.items() if address in topology.nodes}
         told = self._keep(self._send("reload", self._whole(), topology))
-        self.keeper.follow(credentials)  # what comes of it is told after that
+        self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:

@@ -292,7 +292,7 @@ class Field:
                 (encode(b"GET", tag), lambda frame: frame == b"+QUEUED\r\n"),
                 (
                     encode(b"EXEC"),
-                    lambda frame: frame in NIL or frame[:4] == b"*1\r\n" and mine(tag, frame[4:]),
+                    lambda frame: frame in NIL or (frame[:4] == b"*1\r\n" and mine(tag, frame[4:])),
                 ),
             ]
         if what < 0.97:
@@ -304,7 +304,7 @@ class Field:
                     (
                         encode(b"BLPOP", tag, b"0.02"),
                         lambda frame: (
-                            frame in NIL or frame.startswith(popped) and mine(tag, frame[len(popped) :])
+                            frame in NIL or (frame.startswith(popped) and mine(tag, frame[len(popped) :]))
                         ),
                     )
                 ]

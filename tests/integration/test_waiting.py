@@ -249,3 +249,28 @@ def test_a_node_that_is_lost_in_each_state(how: str) -> None:
             for raw in (plain, mixed, watching, waiting):
                 raw.send(b"GET b\r\nWATCH b\r\nMULTI\r\nGET b\r\nCLIENT GETNAME\r\nEXEC\r\n")
                 assert raw.frames(6)[-1] == b"*2\r\n$1\r\n1\r\n$-1\r\n"
+
+
+@pytest.mark.parametrize("more", [b"", b"CLIENT GETNAME\r\n"])
+def test_a_node_that_dies_in_the_middle_of_exec(more: bytes) -> None:
+    """It may have run: that is what the client is told, and nothing of ours is done."""
+    config = 'timeout = "30s"'
+    with (
+        RedisNode("--busy-reply-threshold", "100") as node,
+        ProxyProcess(toml(shards_of([node]), pool=config)) as proxy,proxy.raw() as raw, proxy.raw() as other
+    ):
+        raw.send(
+            b"WATCH a\r\nMULTI\r\nEVAL 'while true do end' 1 a\r\nCLIENT SETNAME me\r\n"
+            + more
+            + b"EXEC\r\n"
+        )
+        raw.frames(4 + bool(more))
+        with node.raw() as direct:
+            until(lambda: direct.ask("PING").startswith(b"-BUSY"), "it runs")
+        node.kill()
+        assert raw.frame().startswith(b"-UNKNOWN outcome")
+        assert raw.value("CLIENT", "GETNAME") in (None, "")
+        node.start()
+        until(lambda: other.ask("SET", "a", 1) == b"+OK\r\n", "it is back")
+        assert raw.ask("GET", "a") == b"$1\r\n1\r\n"
+        assert privates(raw) == 0

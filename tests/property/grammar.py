@@ -31,6 +31,7 @@ FEATURES: dict[str, bool] = {
     "databases": False,  # MOVE, SWAPDB
     "local in multi": False,  # what the proxy answers itself, between MULTI and EXEC
     "dbsize": True,
+    "users": True,
     "keyspace": False,  # SCAN, KEYS, RANDOMKEY, FLUSHDB, FLUSHALL
     "scripts": False,  # SCRIPT, EVAL without keys, EVALSHA of what was loaded
     "functions": False,
@@ -462,6 +463,18 @@ FEATURE_LINES: dict[str, str] = {
     "dbsize": """
         DBSIZE
     """,
+    "users": """
+        ACL WHOAMI
+        ACL USERS
+        ACL LIST
+        ACL GETUSER ( default | nobody )
+        ACL CAT [ ( string | nothing ) ]
+        ACL DRYRUN ( default | nobody ) ( get | nonsense | mset ) @k
+        ACL GENPASS [ ( 32 | 0 | x ) ]
+        ACL LOG [ ( RESET | x ) ]
+        ACL NONSENSE
+        ACL
+    """,
     "keyspace": """
         KEYS glob
         KEYS *
@@ -518,7 +531,7 @@ LOCAL_IN_MULTI = """
     AUTH secret
 """
 # Of several shards, or none: whatever a world says of keys, a transaction on one shard cannot hold them
-LOOSE_FEATURES = ("dbsize", "keyspace", "select", "databases", "scripts", "functions", "pubsub")
+LOOSE_FEATURES = ("dbsize", "users", "keyspace", "select", "databases", "scripts", "functions", "pubsub")
 
 # Between MULTI and EXEC, besides the families' lines
 QUEUED = """
@@ -579,6 +592,11 @@ NOT_COMPARED = {
     "client|help": "the proxy has other subcommands than Redis 7.0",
     "client|setinfo": "of Redis 7.2; the plain Redis here is 7.0",
     "client|no-touch": "of Redis 7.2; the plain Redis here is 7.0",
+    "acl|setuser": "users are in the proxy's configuration; tests/integration/test_users.py",
+    "acl|deluser": "users are in the proxy's configuration",
+    "acl|save": "users are in the proxy's configuration",
+    "acl|load": "it loads the proxy's configuration",
+    "acl|help": "of the subcommands that there are",
     "command|count": "the proxy's table has PROXY, too",
     "command|help": "tests/integration/test_handlers_like_redis.py",
     "command|getkeys": "asked in test_keys_are_found_as_redis_finds_them, of all these lines",

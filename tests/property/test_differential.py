@@ -2,12 +2,13 @@
 
 Programs are random (programs.py) and made of every command that is served (grammar.py); they are pipelined at
 random depths and their bytes split at random. Replies are compared as they came, after what is listed in
-normalise.py; afterwards the keys on the nodes are compared, too. Three worlds: one node; three nodes, every
-key under one hash tag; three nodes without tags, where a command has one key or fans out. Each begins once in
-RESP2 and once in RESP3, and programs switch.
+normalise.py; afterwards the keys on the nodes are compared, too. Four worlds: one node; three nodes, every
+key under one hash tag; three nodes without tags, where a command has one key or fans out; the same with what
+is emulated over several shards. A second client writes, pushes and publishes. Each begins once in RESP2 and
+once in RESP3, and programs switch.
 
     pytest tests/property/test_differential.py                            CI: the same 1,800 programs always
-    SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 30,000, others each time
+    SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 40,000, others each time
 
 What is left out, and why: grammar.NOT_COMPARED, grammar.REFUSED_FORMS, and KNOWN_BUGS below.
 """
@@ -31,7 +32,7 @@ from servers import ProxyProcess, Raw, RedisNode, frame_end, pack, redis_nodes, 
 from shardproxy.core.commands import builtin
 
 LONG = os.environ.get("SHARDPROXY_EXAMPLES")
-EXAMPLES = int(LONG or 300)
+EXAMPLES = int(LONG or 225)
 BRISK = ("--hz", "500")  # so often Redis looks at timeouts of blocked clients; by itself 10 times a second
 POOL = 'timeout = "30s"\ncross_shard = "{}"'
 EMULATE = {False: "refuse", True: "emulate"}

@@ -218,7 +218,13 @@ MISTAKES = [
     (POOL, 'memory = "1gb"', "pool.main.memory: ", "(it belongs in [limits])"),
     (POOL, "x1 = 1", "pool.main.x1: found an unknown key; expected one of kind, ", "shards"),
     # designed, not built
-    (TOP, "tls = {}", "tls: found TLS, not supported yet", "this key left out"),
+    (TOP, "tls = { cert = '/c' }", "tls.cert: found no key", "the certificate's private key"),
+    (TOP, "tls = { verify = 'required' }", "tls.verify: found no ca", "the CAs of clients' certificates"),
+    (TOP, "tls = { user_from_cert = true }", "tls.user_from_cert", "only a certificate that was verified"),
+    (TOP, 'listen = ["tls://0.0.0.0:6390"]', "listen: found tls://0.0.0.0:6390", "cert and key in [tls]"),
+    (TOP, 'listen = ["unix:///s?mode=888"]', "listen[0]: found", "?mode=0660"),
+    (TOP, 'listen = ["proxy+redis:6379"]', "listen[0]: found", "tls://HOST:PORT"),
+    (TOP, 'allow = ["10.0.0/8"]', 'allow[0]: found "10.0.0/8"', "a network such as"),
     (
         NODES,
         'a = { primary = "redis://h:1", replicas = ["x"] }',
@@ -226,7 +232,6 @@ MISTAKES = [
         "not supported",
     ),
     (NODES, 'a = "memcached://h:1"', "pool.main.shards.a.primary", "a memcached shard is not supported yet"),
-    (NODES, 'a = "rediss://h:1"', "pool.main.shards.a.primary", "TLS to nodes is not supported yet"),
     (TOP, '[pool.b.shards]\nx = "redis://h:1"', "pool: found 2 pools", "several are not supported yet"),
     # types and bounds
     (TOP, 'listen = "h:1"', "listen: ", "a list of"),

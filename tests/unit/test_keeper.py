@@ -11,6 +11,7 @@ import pytest
 from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import keeper as keepers
+from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.keeper import RETURNING, Keeper
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.returns import USED, Known, Owed, Returns, Taken, misplaced
@@ -96,8 +97,8 @@ class Nodes:
 
 
 class NoLogins:
-    def of(self, pool: str, shard: str) -> None:
-        return None
+    def of(self, pool: str, shard: str) -> Way:
+        return Way()
 
 
 @pytest.fixture
