@@ -29,7 +29,7 @@ class Rules(Secret):
 
     @property
     def words(self) -> list[str]:
-        return acl.split(self.reveal())
+        return acl.words_of(self.reveal())
 
     @property
     def public(self) -> str:
@@ -133,7 +133,7 @@ def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
         reader.mistake("acl_file", f"{path}, which cannot be read ({error.strerror})", "a file of users")
         return acl.Users()
     for number, line in enumerate(lines, 1):
-        words, where = line.split(), f"acl_file: {path}, line {number}"
+        words, where = list(filter(None, acl.SPACES.split(line))), f"acl_file: {path}, line {number}"
         if not words or words[0].startswith("#"):
             continue
         if words[0].lower() != "user" or len(words) < 2:

@@ -5,6 +5,7 @@ Everything binds 127.0.0.1 on a free port or a socket in a temporary directory, 
 """
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -435,3 +436,21 @@ def redis_nodes(count: int, *options: str) -> Iterator[list[RedisNode]]:
 def shards_of(nodes: Sequence[RedisNode]) -> dict[str, str]:
     """Shards a, b, c ... on these nodes."""
     return {chr(ord("a") + number): node.address for number, node in enumerate(nodes)}
+
+
+class Stranger(Raw):
+    """From an address of its own, which has no failed logins to its name."""
+
+    addresses = itertools.count(2)
+
+    def __init__(self, where: ProxyProcess | RedisNode) -> None:
+        number = next(self.addresses)
+        source = (f"127.9.{number >> 8}.{number & 255}", 0)
+        self.socket = socket.create_connection(("127.0.0.1", where.port), timeout=10, source_address=source)
+        self.buffer = bytearray()
+
+
+def logged_in(where: ProxyProcess | RedisNode, user: str, password: str) -> Raw:
+    raw = Stranger(where)
+    assert raw.ask("AUTH", user, password) == b"+OK\r\n"
+    return raw

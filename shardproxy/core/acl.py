@@ -1,7 +1,8 @@
 """Users in Redis's own ACL language: rules ↔ records, and who logs in with what.
 
 Pure. Rules are words ("on", ">secret", "~app:*", "+@read", "(~tmp:* +set)"); `parse` reads them and
-names every word that is wrong; `User.describe` writes them as ACL LIST does. Command rules stay as they
+names every word that is wrong; `modify` applies more of them to a user, all or none; `User.describe` writes
+them as ACL LIST does. Command rules stay as they
 were given, in order, without those that a later one replaced, as Redis 7.2 keeps them: what they come to
 is worked out for a command table by `allowed`, again for each new table, so that learned commands are
 in. Passwords are kept as SHA-256 digests alone, are in no repr, and are compared in constant time.
@@ -14,6 +15,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,6 +23,7 @@ from shardproxy.core import command_policy
 from shardproxy.core.command_rows import Row
 
 READ, WRITE = 1, 2  # what a key pattern is for
+NAME_MOST = 128  # characters of a name
 DEFAULT = "default"  # whom a client is before it logs in
 
 # As ACL CAT lists them
@@ -43,6 +46,7 @@ NEWER_COMMANDS = (
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMAND = re.compile(r"[a-z0-9_.:-]{1,40}")
+SPACES = re.compile(r"[ \t\n\v\f\r]+")  # as isspace has them: others may be in keys
 
 
 class KeyPattern(msgspec.Struct, frozen=True):
@@ -87,8 +91,8 @@ class Selector(msgspec.Struct, frozen=True):
         return "&*" if self.all_channels else " ".join("&" + channel for channel in self.channels)
 
     def describe(self) -> str:
-        channels = self.channel_text if self.all_channels else f"resetchannels {self.channel_text}"
-        return " ".join(" ".join((self.key_text, channels, self.command_text)).split())
+        only = "" if self.all_channels else "resetchannels"
+        return " ".join(filter(None, (self.key_text, only, self.channel_text, self.command_text)))
 
 
 class User(msgspec.Struct, frozen=True):
@@ -159,6 +163,21 @@ class Users(msgspec.Struct, frozen=True):
     def listed(self) -> list[User]:
         return [self.by_name[name] for name in sorted(self.by_name, key=str.encode)]
 
+    def with_changes(self, changed: Iterable[User] = (), gone: Iterable[str] = ()) -> "Users":
+        left = {name: self.by_name[name] for name in self.by_name.keys() - set(gone)}
+        return msgspec.structs.replace(self, by_name=left | {user.name: user for user in changed})
+
+    def to_wire(self) -> list[Any]:
+        """For another process of ours. Bytes, since a pattern need not be text."""
+        lines = [user.describe().encode(errors="surrogateescape") for user in self.by_name.values()]
+        return [lines, self.trust_scripts, dict(self.limits)]
+
+    @classmethod
+    def from_wire(cls, data: Sequence[Any]) -> "Users":
+        lines, trust_scripts, limits = data
+        found = (line.decode(errors="surrogateescape").split(" ", 2) for line in lines)
+        return cls({name: parse(name, words_of(rules))[0] for _, name, rules in found}, trust_scripts, limits)
+
     def login(self, name: str, password: bytes) -> User | None:
         """The user, if that is the password."""
         user = self.by_name.get(name, NOBODY)
@@ -176,37 +195,100 @@ class Wrong(msgspec.Struct, frozen=True):
     allowed: str
 
 
+SYNTAX = "Syntax error"
+UNKNOWN = "Unknown command or category name in ACL"
+NO_HASH = "The password hash must be exactly 64 characters and contain only lowercase hexadecimal characters"
+NO_PASSWORD = "The password you are trying to remove from the user does not exist"
+ALL_ALREADY = (
+    "Adding a pattern after the * pattern (or the 'all{0}' flag) is not valid and does not have any effect. "
+    "Try 'reset{0}' to start with an empty list of {1}"
+)
+FIRST_ARGUMENT = "Allowing first-arg of a subcommand is not supported"
+
+
+class RuleError(ValueError):
+    """A word is wrong. str(): what is allowed; `redis`: what Redis says of it."""
+
+    def __init__(self, allowed: str, redis: str = SYNTAX) -> None:
+        super().__init__(allowed)
+        self.redis = redis
+
+
+class Refused(Exception):
+    """Rules for a user that are not applied. found: the word, unless it may be a password."""
+
+    def __init__(self, found: str, redis: str, unmatched: bool = False) -> None:
+        super().__init__(redis)
+        self.found, self.redis, self.unmatched = found, redis, unmatched
+
+
 @functools.cache
 def known() -> Mapping[str, Row]:
     """The built-in commands, subcommands as "config|get"."""
     return {flat.name: flat for row in command_policy.builtin_rows() for flat in row.flat()}
 
 
-def split(rules: str) -> list[str]:
+def words_of(rules: str) -> list[str]:
     """The words of some rules; a selector in parentheses is one."""
-    words: list[str] = []
-    for word in rules.split():
-        if words and words[-1].startswith("(") and not words[-1].endswith(")"):
-            words[-1] += " " + word
+    return merged(filter(None, SPACES.split(rules)))
+
+
+def merged(words: Iterable[str]) -> list[str]:
+    """With those of a selector in one."""
+    found: list[str] = []
+    for word in words:
+        if found and _is_unmatched(found[-1]):
+            found[-1] += " " + word
         else:
-            words.append(word)
-    return words
+            found.append(word)
+    return found
+
+
+def _is_unmatched(word: str) -> bool:
+    return word.startswith("(") and not word.endswith(")")
+
+
+def is_name(text: str) -> bool:
+    """Whether a user can be called so, in a file as well."""
+    return len(text) <= NAME_MOST and text.isprintable() and not re.search(r"\s|^$", text)
 
 
 def parse(name: str, words: Iterable[str]) -> tuple[User, list[Wrong]]:
     """A user, from nothing, and what of the words is wrong (left out of the user)."""
-    user, root, wrong = User(name), Selector(), []
+    user, wrong = User(name), []
     for word in words:
         try:
-            if word.startswith("("):
-                user = msgspec.structs.replace(user, selectors=(*user.selectors, _read_selector(word)))
-            elif (changed := _account(user, word)) is not None:
-                user, root = (User(name), Selector()) if word.lower() == "reset" else (changed, root)
-            else:
-                root = _permission(root, word)
-        except ValueError as error:
-            wrong.append(Wrong(_shown(word), str(error)))
-    return msgspec.structs.replace(user, root=root), wrong
+            user = _applied(user, word)
+        except RuleError as error:
+            wrong.append(Wrong(shown(word), str(error)))
+    return user, wrong
+
+
+def modify(user: User, words: Iterable[str]) -> User:
+    """What the user becomes by more rules, as ACL SETUSER takes them. Raises Refused."""
+    given, begun = list(words), ""
+    for word in given:
+        if not begun and _is_unmatched(word):
+            begun = word
+        elif word.endswith(")"):
+            begun = ""
+    if begun:
+        raise Refused(veiled(begun), SYNTAX, unmatched=True)
+    for word in filter(None, merged(given)):
+        try:
+            user = _applied(user, word)
+        except RuleError as error:
+            raise Refused(veiled(word), error.redis) from None
+    return user
+
+
+def _applied(user: User, word: str) -> User:
+    """Raises RuleError."""
+    if word.startswith("("):
+        return msgspec.structs.replace(user, selectors=(*user.selectors, _read_selector(word)))
+    if (changed := _account(user, word)) is not None:
+        return changed
+    return msgspec.structs.replace(user, root=_permission(user.root, word))
 
 
 WORDS = (
@@ -219,14 +301,21 @@ A_WORD = (
 )
 
 
-def _shown(word: str) -> str:
-    """What may be shown of a word, or of a selector's words: nothing of what could be a password."""
-    if word.startswith((">", "<", "#", "!")):
-        return f"{word[0]}..."
+def shown(word: str) -> str:
+    """A word in quotes, if it may be shown at all."""
+    found = veiled(word)
+    return "a word that is not shown" if found == "..." else found if found.endswith("...") else f'"{found}"'
+
+
+def veiled(word: str) -> str:
+    """A word, or a selector's words, in ASCII: nothing of what could be a password."""
     if not word.startswith(("+", "-", "~", "%", "&", "(")):
-        return "a word that is not shown"
-    parts = (part if part.lstrip("(")[:1] in ("+", "-", "~", "%", "&") else "..." for part in word.split())
-    return f'"{" ".join(parts)[:80]}"'.encode("ascii", "backslashreplace").decode()
+        return f"{word[:1] if word.startswith(('>', '<', '#', '!')) else ''}..."
+    parts = (
+        part if part.lstrip("(")[:1] in ("+", "-", "~", "%", "&", ")", "") else "..."
+        for part in SPACES.split(word)
+    )
+    return " ".join(parts)[:80].encode("ascii", "backslashreplace").decode()
 
 
 def _account(user: User, word: str) -> User | None:
@@ -241,34 +330,36 @@ def _account(user: User, word: str) -> User | None:
             return replace(user, nopass=False, passwords=())
         case "clearselectors":
             return replace(user, selectors=())
-        case (
-            "reset" | "sanitize-payload" | "skip-sanitize-payload"
-        ):  # the payload of RESTORE is a node's matter
+        case "reset":
+            return User(user.name)
+        case "sanitize-payload" | "skip-sanitize-payload":  # of RESTORE: a node's matter
             return user
     if word[:1] in (">", "#"):
         if word[0] == "#" and not _HASH.fullmatch(value):
-            raise ValueError("# and 64 lower-case hexadecimal digits, the SHA-256 of the password")
+            raise RuleError("# and 64 lower-case hexadecimal digits, the SHA-256 of the password", NO_HASH)
         digest = value if word[0] == "#" else digest_of(value.encode(errors="surrogateescape"))
         return replace(user, nopass=False, passwords=tuple(dict.fromkeys((*user.passwords, digest))))
     if word[:1] in ("<", "!"):
         digest = value if word[0] == "!" else digest_of(value.encode(errors="surrogateescape"))
+        if word[0] == "!" and not _HASH.fullmatch(value):
+            raise RuleError("! and 64 lower-case hexadecimal digits, the SHA-256 of the password", NO_HASH)
         if digest not in user.passwords:
-            raise ValueError("a password that was given before it")
+            raise RuleError("a password that was given before it", NO_PASSWORD)
         return replace(user, passwords=tuple(each for each in user.passwords if each != digest))
     return None
 
 
 def _read_selector(word: str) -> Selector:
     if not word.endswith(")"):
-        raise ValueError("a closing parenthesis")
+        raise RuleError("a closing parenthesis")
     selector = Selector()
-    for inner in word[1:-1].split():
+    for inner in filter(None, SPACES.split(word[1:-1])):
         selector = _permission(selector, inner)
     return selector
 
 
 def _permission(selector: Selector, word: str) -> Selector:
-    """The selector after a word about commands, keys or channels. Raises ValueError: what is allowed."""
+    """The selector after a word about commands, keys or channels. Raises RuleError."""
     replace = msgspec.structs.replace
     match word.lower():
         case "allkeys" | "~*":
@@ -287,21 +378,27 @@ def _permission(selector: Selector, word: str) -> Selector:
         return _add_key(selector, word)
     if word[:1] == "&":
         if selector.all_channels:
-            raise ValueError("no channels after allchannels; begin again with resetchannels")
+            already = ALL_ALREADY.format("channels", "channels")
+            raise RuleError("no channels after allchannels; begin again with resetchannels", already)
+        if SPACES.search(word) or "\0" in word:
+            raise RuleError("a pattern without spaces")
         return replace(selector, channels=tuple(dict.fromkeys((*selector.channels, word[1:]))))
     if word[:1] in ("+", "-"):
         return _add_command(selector, word[0], word[1:].lower())
     near = difflib.get_close_matches(word.lower(), WORDS, n=1, cutoff=0.8)
-    raise ValueError(A_WORD + (f" (did you mean {near[0]}?)" if near else ""))
+    raise RuleError(A_WORD + (f" (did you mean {near[0]}?)" if near else ""))
 
 
 def _add_key(selector: Selector, word: str) -> Selector:
     marks, tilde, pattern = word.partition("~")
     letters = marks[1:].upper()
-    if not tilde or (marks and not letters) or set(letters) - {"R", "W"}:
-        raise ValueError("%R~PATTERN, %W~PATTERN, %RW~PATTERN or ~PATTERN")
     if selector.all_keys:
-        raise ValueError("no keys after allkeys; begin again with resetkeys")
+        already = ALL_ALREADY.format("keys", "patterns")
+        raise RuleError("no keys after allkeys; begin again with resetkeys", already)
+    if not tilde or (marks and not letters) or set(letters) - {"R", "W"}:
+        raise RuleError("%R~PATTERN, %W~PATTERN, %RW~PATTERN or ~PATTERN")
+    if SPACES.search(pattern) or "\0" in pattern:
+        raise RuleError("a pattern without spaces")
     flags = (READ * ("R" in letters) | WRITE * ("W" in letters)) or READ | WRITE
     if pattern == "*" and flags == READ | WRITE:
         return msgspec.structs.replace(selector, all_keys=True, keys=())
@@ -315,8 +412,9 @@ def _add_command(selector: Selector, sign: str, name: str) -> Selector:
     if name.startswith("@"):
         if name[1:] not in CATEGORIES and name[1:] not in NEWER_CATEGORIES:
             near = difflib.get_close_matches(name[1:], CATEGORIES, n=1)
-            raise ValueError(
-                "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else "")
+            raise RuleError(
+                "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else ""),
+                UNKNOWN,
             )
     else:
         _check_command(sign, name)
@@ -334,16 +432,17 @@ def _check_command(sign: str, name: str) -> None:
     newer = "." in container or container in NEWER_COMMANDS
     if not _COMMAND.fullmatch(container) or (container not in rows and not newer):
         near = difflib.get_close_matches(container, rows, n=1)
-        raise ValueError("a command of Redis" + (f" (did you mean {near[0]}?)" if near else ""))
+        raise RuleError("a command of Redis" + (f" (did you mean {near[0]}?)" if near else ""), UNKNOWN)
     if not bar or name in rows:
         return
-    if not sub or "|" in sub:
-        raise ValueError("COMMAND|SUBCOMMAND")
+    if not sub or "|" in sub or SPACES.search(sub) or "\0" in sub:
+        known_sub = "|" in sub and name.rpartition("|")[0] in rows
+        raise RuleError("COMMAND|SUBCOMMAND", FIRST_ARGUMENT if known_sub else UNKNOWN if sub else SYNTAX)
     if not newer and rows[container].subcommands:
         subs = ", ".join(each.name.partition("|")[2] for each in rows[container].subcommands)
-        raise ValueError(f"a subcommand of {container}: {subs}")
+        raise RuleError(f"a subcommand of {container}: {subs}", UNKNOWN)
     if sign == "-":
-        raise ValueError("COMMAND|FIRST-ARGUMENT after a + only")
+        raise RuleError("COMMAND|FIRST-ARGUMENT after a + only", UNKNOWN)
 
 
 def allowed(selector: Selector, rows: Sequence[Row]) -> tuple[frozenset[str], Mapping[str, tuple[str, ...]]]:

@@ -104,6 +104,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("pubsub", ASKS),
     ("pubsub|help", LOCAL),
     ("client|tracking", ASKS),
+    ("acl|setuser acl|deluser acl|load", LOCAL | {"barrier": True, "holds": True}),
     ("multi exec discard watch", MULTI),
     ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
     # Containers with subcommands that are forwarded

@@ -6,7 +6,7 @@ or a secret. What a request meets on the fast path the engine says with C string
 them, and a test compares the list with the engine's sources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def shown(value: bytes, size: int = 128) -> str:
@@ -35,10 +35,17 @@ ACL_GENPASS = (
     "ERR ACL GENPASS argument must be the number of bits for the output password, "
     "a positive number up to 4096"
 )
-ACL_ELSEWHERE = (
-    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): "
-    "change them there; PROXY RELOAD takes them over"
+ACL_NO_FILE = (
+    "ERR This Redis instance is not configured to use an ACL file. You may want to specify users via the ACL "
+    "SETUSER command and then issue a CONFIG REWRITE (assuming you have a Redis configuration file set) in "
+    "order to store users in the Redis configuration."
 )
+ACL_NOT_SAVED = (
+    "ERR There was an error trying to save the ACLs. Please check the server logs for more information"
+)
+ACL_DEFAULT_STAYS = "ERR The 'default' user cannot be removed"
+ACL_NAME = "ERR Usernames can't contain spaces or null characters"
+ACL_TOO_MANY = "ERR too many users: their rules together would be larger than shardproxy keeps"
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
@@ -88,6 +95,19 @@ def too_many_of_user(user: str) -> str:
 
 def acl_category(name: bytes) -> str:
     return f"ERR Unknown category '{shown(name)}'"
+
+
+def acl_setuser(found: str, why: str) -> str:
+    """found: the rule, unless it may be a password, which Redis would show."""
+    return f"ERR Error in ACL SETUSER modifier '{found}': {why}"
+
+
+def acl_unmatched(found: str) -> str:
+    return f"ERR Unmatched parenthesis in acl selector starting at '{found}'."
+
+
+def users_late(late: Iterable[str]) -> str:
+    return f"ERR the users are changed, but {', '.join(late)} has not said so yet: see the log"
 
 
 def acl_no_user(name: bytes) -> str:

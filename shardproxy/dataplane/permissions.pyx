@@ -114,7 +114,8 @@ cdef int install_users(Engine e) except -1:
         text = DEFAULT if name is None else name.decode(errors="surrogateescape")
         if text not in permits:
             c.permit = e.stranger
-            client_close(e, c, "its user was removed")
+            if not c.leaving:       # who has removed itself is still answered
+                client_close(e, c, "its user was removed")
             continue
         known = before.get(text)
         if c.tx_state and known is not None and known.user != permits[text].user:

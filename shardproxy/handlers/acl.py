@@ -1,18 +1,19 @@
-"""ACL: the users of this proxy, in Redis's words. They are read from the configuration, and changed there.
+"""ACL: the users of this proxy, in Redis's words. They are read from the configuration; SETUSER and DELUSER
+change them where it is owned, for all workers, until it is read again.
 
 What is shown of a password is its SHA-256 digest, as in Redis, and to nobody whose rules do not name ACL.
 """
 
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardproxy.core import acl, errors, reply
 from shardproxy.core.permit import Permit
 from shardproxy.handlers.accesslog import AccessEntry
-from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.base import Outcome, Server, handles
 from shardproxy.handlers.connection import integer_in
-from shardproxy.handlers.operate import change
+from shardproxy.handlers.operate import change, may_change
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -161,9 +162,32 @@ async def load(server: Server, call: "Call") -> bytes:
     return reply.error(outcome.error) if outcome.error else reply.OK
 
 
-@handles("acl|setuser", "acl|deluser", "acl|save")
-def elsewhere(server: Server, call: "Call") -> bytes:
-    return reply.error(errors.ACL_ELSEWHERE)
+async def _change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+    return await change(server, call, what, (call.client.user or b"default").decode(errors="replace"), *args)
+
+
+@handles("acl|setuser")
+async def setuser(server: Server, call: "Call") -> bytes:
+    """ACL SETUSER username [rule ...]"""
+    outcome = await _change(server, call, "setuser", call.args[2], call.args[3:])
+    return reply.error(outcome.error) if outcome.error else reply.OK
+
+
+@handles("acl|deluser")
+async def deluser(server: Server, call: "Call") -> bytes:
+    """ACL DELUSER username [username ...]"""
+    names, client = call.args[2:], call.client
+    if client.user in names and b"default" not in names and may_change(server, call):
+        client.close_after_reply("its user was removed")  # it is still told how many there were
+    outcome = await _change(server, call, "deluser", names)
+    return reply.error(outcome.error) if outcome.error else reply.integer(outcome.answer["changed"])
+
+
+@handles("acl|save")
+async def save(server: Server, call: "Call") -> bytes:
+    """To the acl_file."""
+    outcome = await _change(server, call, "saveusers")
+    return reply.error(outcome.error) if outcome.error else reply.OK
 
 
 HELP = """\
@@ -171,6 +195,8 @@ ACL <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
 CAT [<category>]
     List all commands that belong to <category>, or all command categories
     when no category is specified.
+DELUSER <username> [<username> ...]
+    Delete a list of users.
 DRYRUN <username> <command> [<arg> ...]
     Returns whether the user can execute the given command without executing the command.
 GETUSER <username>
@@ -184,6 +210,10 @@ LOAD
     Load the configuration's file again, as PROXY RELOAD does.
 LOG [<count> | RESET]
     Show the ACL log entries.
+SAVE
+    Save the current config to the ACL file.
+SETUSER <username> <attribute> [<attribute> ...]
+    Create or modify a user with the specified attributes.
 USERS
     List all the registered usernames.
 WHOAMI

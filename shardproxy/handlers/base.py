@@ -116,7 +116,7 @@ class Server(Protocol):
         """The same without an answer, and not here."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
-        """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
+        """Changes the proxy, for all workers; what: a name of `Reloader.operate`'s."""
 
     def transitions_of(self, address: str) -> Sequence[Any]:
         """The latest of one node, the newest first; records for JSON."""

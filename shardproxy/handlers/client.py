@@ -95,19 +95,11 @@ def line(it: ClientRecord) -> bytes:
     """A line of CLIENT LIST, as Redis 7.2 writes it."""
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
-<<<<<<< HEAD
-        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} watch={it.watch} "
-        f"qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 "
-        f"multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
-        f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
-        f"user={it.user} redir=-1 resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
-=======
         f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} "
         f"watch={it.watch} qbuf={it.query_buffer} qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} "
         f"rbs=0 rbp=0 obl={it.output_bytes} oll={it.pending} omem={it.output_bytes} "
         f"tot-mem={it.total_memory} events=r cmd={it.command} "
         f"user={it.user} redir={it.redirect} resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
->>>>>>> pubsub
     )
     return text.encode(errors="surrogateescape")
 

@@ -34,11 +34,13 @@ def _name(arg: bytes) -> str:
     return arg[:200].decode(errors="replace")
 
 
-async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+def may_change(server: Server, call: "Call") -> bool:
     user = server.users.get(call.client.user.decode(errors="surrogateescape") or DEFAULT)
-    if (user is None or user.nopass) and not is_local(call.client.addr):
-        return Outcome(errors.NOT_LOCAL)
-    return await server.operate(what, *args)
+    return (user is not None and not user.nopass) or is_local(call.client.addr)
+
+
+async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+    return await server.operate(what, *args) if may_change(server, call) else Outcome(errors.NOT_LOCAL)
 
 
 async def _operate(server: Server, call: "Call", what: str, *args: Any) -> bytes:

@@ -48,7 +48,7 @@ class Queued:
 
 def _ours(row: "Row | None") -> bool:
     """For a handler; a message goes to the shard of its channel, which may be another one."""
-    return row is not None and (row.channel or row.kind == "local" and not row.in_multi)
+    return row is not None and (row.channel or (row.kind == "local" and not row.in_multi))
 
 
 def _of_node(row: "Row | None") -> bool:

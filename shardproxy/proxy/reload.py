@@ -2,20 +2,21 @@
 
 Owns what is common to the supervisor and the only worker, who own configuration and topology: one change at a
 time; a configuration is swapped in whole or refused with all its mistakes; what only a restart changes is
-named and left as it is; the last good one is kept at `state`. The file is looked at every second.
+named and left as it is; the last good one is kept at `state`. The file is looked at every second. Users that
+ACL SETUSER and DELUSER change are in memory alone, until a configuration is loaded or ACL SAVE writes them.
 """
 
 import asyncio
 import datetime
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
 from shardproxy.config_tables import differences
-from shardproxy.core import errors
+from shardproxy.core import acl, errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
@@ -28,6 +29,7 @@ WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
+RULES_MOST = 8 << 20  # bytes of all users' rules, which every worker is sent at each change
 FILE_CHANGED = "the file changed"
 # tables and options that change without a restart
 RUNNING = ("pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from")
@@ -43,7 +45,9 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
-    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
+    async def adopt(
+        self, config: Config, topology: Topology, credentials: Credentials, users: acl.Users
+    ) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
 
     @property
@@ -90,13 +94,26 @@ def moves(old: Topology, new: Topology) -> bool:
     )
 
 
+Stat = tuple[int, ...]
+
+
+def look(path: str) -> Stat:
+    """What changes with a file. Raises OSError."""
+    return _stat(os.stat(path))
+
+
+def _stat(found: os.stat_result) -> Stat:
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
-    def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
+    def __init__(self, owner: Owner, credentials: Credentials, users: acl.Users, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
         self._ways = Ways.read(owner.config, credentials)
-        self._users = read_users(owner.config)
+        self._users = users
+        self._saved: dict[Stat, Stat] = {}  # the acl_file as we wrote it -> as it was taken for before
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -152,18 +169,17 @@ class Reloader:
             self._content = source.content
             await self._keep_state()
 
-    def _look(self) -> tuple[int, ...] | None:
+    def _look(self) -> tuple[Stat, ...] | None:
         """What changes with the file, the users' own and those of TLS; None: one of the first two is away."""
         config, seen = self._owner.config, []
-        for path in (self._file, config.acl_file, *files(config)):
+        for path in filter(None, (self._file, config.acl_file, *files(config))):
             try:
-                found = os.stat(path) if path else None
+                found = look(path)
             except OSError:
                 if path in (self._file, config.acl_file):
                     return None
                 continue
-            if found:
-                seen += [found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev]
+            seen.append(self._saved.get(found, found))
         return tuple(seen)
 
     # --- changes ---
@@ -175,9 +191,10 @@ class Reloader:
         task.add_done_callback(self._hangups.discard)
 
     async def operate(self, what: str, *args: Any) -> Outcome:
-        """One change, after those before it. what: "reload", "drain" or "undrain", with its arguments."""
+        """One change, after those before it. what: "reload", "setuser"... as below, with its arguments."""
         changes: dict[str, Callable[..., Awaitable[Outcome]]]
         changes = {"reload": self._reload, "drain": self._drain, "undrain": self._undrain}
+        changes |= {"setuser": self._setuser, "deluser": self._deluser, "saveusers": self._saveusers}
         async with self._one:
             if self._owner.handed_over.is_set():
                 return Outcome(errors.HANDED_OVER)
@@ -218,7 +235,7 @@ class Reloader:
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology, ways.credentials)
+            late = await owner.adopt(config, topology, ways.credentials, users)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
@@ -257,7 +274,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology, self._ways.credentials)
+            late = await owner.adopt(owner.config, topology, self._ways.credentials, self._users)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(
@@ -267,6 +284,62 @@ class Reloader:
                 "not_acknowledged": late,
             }
         )
+
+    # --- users (ACL SETUSER, DELUSER, SAVE): their rules are in no log and no error ---
+
+    async def _setuser(self, by: str, name: bytes, rules: Sequence[bytes]) -> Outcome:
+        called = name.decode(errors="surrogateescape")
+        known = self._users.get(called)
+        if known is None and not acl.is_name(called):
+            return Outcome(errors.ACL_NAME)
+        words = [rule.decode(errors="surrogateescape") for rule in rules]
+        try:
+            changed = acl.modify(known or acl.User(called), words)
+        except acl.Refused as refused:
+            if refused.unmatched:
+                return Outcome(errors.acl_unmatched(refused.found))
+            return Outcome(errors.acl_setuser(refused.found, refused.redis))
+        users = self._users.with_changes([changed])
+        if sum(map(len, users.to_wire()[0])) > RULES_MOST:
+            return Outcome(errors.ACL_TOO_MANY)
+        return await self._adopt_users(users, by, [called])
+
+    async def _deluser(self, by: str, names: Sequence[bytes]) -> Outcome:
+        called = dict.fromkeys(name.decode(errors="surrogateescape") for name in names)
+        if acl.DEFAULT in called:
+            return Outcome(errors.ACL_DEFAULT_STAYS)
+        gone = [name for name in called if self._users.get(name)]
+        return await self._adopt_users(self._users.with_changes(gone=gone), by, gone)
+
+    async def _adopt_users(self, users: acl.Users, by: str, changed: list[str]) -> Outcome:
+        """In every worker, or the outcome names those who have not said so."""
+        answer = {"changed": len(changed)}
+        if not changed:
+            return Outcome(answer=answer)
+        owner = self._owner
+        late = await owner.adopt(owner.config, owner.topology.again(), self._ways.credentials, users)
+        self._users = users
+        owner.log("users_changed", by=by, users=changed, **({"not_acknowledged": late} if late else {}))
+        return Outcome(errors.users_late(late) if late else "", answer)
+
+    async def _saveusers(self, by: str) -> Outcome:
+        path = self._owner.config.acl_file
+        if not path:
+            return Outcome(errors.ACL_NO_FILE)
+        lines = [user.describe().encode(errors="surrogateescape") + b"\n" for user in self._users.listed()]
+        try:
+            before = await asyncio.to_thread(look, path)
+        except OSError:
+            before = ()
+        try:
+            made = await asyncio.to_thread(state.replace, os.path.realpath(path), b"".join(lines))
+        except state.StateError as error:
+            self._owner.log("users_not_saved", by=by, reason=str(error))
+            return Outcome(errors.ACL_NOT_SAVED)
+        # what we wrote is no change to be loaded: users may be changed again before the file is looked at
+        self._saved = {_stat(made): self._saved.get(before, before)}
+        self._owner.log("users_saved", by=by, users=len(lines))
+        return Outcome()
 
     # --- the last good one ---
 

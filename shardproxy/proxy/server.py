@@ -94,14 +94,15 @@ class Proxy:
         self.shared = team is not None
         self.subscriptions = Subscriptions(self)
         self.trackers = Trackers(self)
-        self.users = self._users_of(config)
+        users = team.users if team else read_users(config)
+        self.users = self._share_of(users)
         self._ways = Ways.read(config, team.credentials if team else None)
         self.access_log = AccessLog()
         self.failures = Failures()
         self.monitors = Monitors(self)
         self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, self._ways.credentials, file)
+        self.reloader = Reloader(self, self._ways.credentials, users, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
@@ -255,9 +256,9 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
+    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials, users: Users) -> None:
         """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
-        ways, users = Ways.read(config, credentials), self._users_of(config)
+        ways, users = Ways.read(config, credentials), self._share_of(users)
         before = self.config, self.topology, self._ways
         self.config, self._ways = config, ways
         try:
@@ -272,15 +273,17 @@ class Proxy:
         self.transitions.hide(config)
         self._follow()
 
-    def _users_of(self, config: Config) -> Users:
-        """With this worker's part of their limits. Raises ConfigError."""
-        users, workers = read_users(config), self._team.workers if self._team else 1
+    def _share_of(self, users: Users) -> Users:
+        """With this worker's part of their limits."""
+        workers = self._team.workers if self._team else 1
         limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
         return msgspec.structs.replace(users, limits=limits)
 
-    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
+    async def adopt(
+        self, config: Config, topology: Topology, credentials: Credentials, users: Users
+    ) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.reconfigure(config, topology, credentials)
+        self.reconfigure(config, topology, credentials, users)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:

@@ -82,8 +82,12 @@ def keep(path: str, text: bytes, drained: Mapping[str, tuple[str, ...]]) -> None
         drained={pool: list(shards) for pool, shards in drained.items()},
         text=text.decode("utf-8-sig"),
     )
-    if read(path) == kept:
-        return
+    if read(path) != kept:
+        replace(path, msgspec.json.encode(kept))
+
+
+def replace(path: str, content: bytes) -> os.stat_result:
+    """Writes a file in one step, only its owner may read it; returns what `stat` says. Raises StateError."""
     beside = f"{path}.{os.getpid()}.new"
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -91,10 +95,12 @@ def keep(path: str, text: bytes, drained: Mapping[str, tuple[str, ...]]) -> None
         made = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(made, "wb") as file:
-                file.write(msgspec.json.encode(kept))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+                made_so = os.fstat(file.fileno())
             os.replace(beside, path)
+            return made_so
         except BaseException:
             os.unlink(beside)
             raise

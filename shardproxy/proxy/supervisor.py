@@ -25,8 +25,9 @@ from typing import Any
 import msgspec
 
 import shardproxy
-from shardproxy.config import Config, Credentials
+from shardproxy.config import Config, Credentials, read_users
 from shardproxy.core import errors
+from shardproxy.core.acl import Users
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
@@ -96,7 +97,7 @@ class Supervisor:
         self.log = Logger(config.log)
         hidden = password_variables(config)
         self.transitions = Transitions(self.log, hook_of(config, hidden), hidden=hidden)
-        self.credentials = Credentials.read(config)
+        self.credentials, self.users = Credentials.read(config), read_users(config)
         self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
@@ -113,7 +114,7 @@ class Supervisor:
         ] = {}  # connections of dead workers: a node may still read from them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
-        self.reloader = Reloader(self, self.credentials, file)
+        self.reloader = Reloader(self, self.credentials, self.users, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self.pages = CounterPages.create(workers)
@@ -253,6 +254,7 @@ class Supervisor:
             pages_fd=self.pages.fd,
             bound=bound,
             topology=self.topology.as_json(),
+            users=self.users.to_wire(),
             transitions=list(self.transitions.latest),
         )
         try:
@@ -318,14 +320,21 @@ class Supervisor:
     # --- the topology (returns.Fleet, reload.Owner) ---
 
     def _whole(self) -> list[Any]:
-        return [config_to_wire(self.config), self.topology.as_json(), self.credentials.to_wire()]
+        return [
+            config_to_wire(self.config),
+            self.topology.as_json(),
+            self.credentials.to_wire(),
+            self.users.to_wire(),
+        ]
 
-    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
+    async def adopt(
+        self, config: Config, topology: Topology, credentials: Credentials, users: Users
+    ) -> list[str]:
         """A changed configuration and what belongs to it, for all workers, in one message."""
         ways = Ways.read(config, credentials)
         self.transitions.hide(config)
         self.transitions.changed(self.topology, topology)
-        self.config, self.topology, self.credentials = config, topology, credentials
+        self.config, self.topology, self.credentials, self.users = config, topology, credentials, users
         self._ghosts = {address: ids for address, ids in self._ghosts.items() if address in topology.nodes}
         told = self._keep(self._send("reload", self._whole(), topology))
         self.keeper.follow(ways)  # what comes of it is told after that

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from shardproxy.config import Credentials
+from shardproxy.core.acl import Users
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.transitions import Transition
@@ -51,4 +52,5 @@ class Team(NamedTuple):
     pid: int  # the supervisor's
     peers: Peers
     credentials: Credentials
+    users: Users
     transitions: Sequence[Transition] = ()  # the latest

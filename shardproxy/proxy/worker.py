@@ -19,6 +19,7 @@ import msgspec
 
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
+from shardproxy.core.acl import Users
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
@@ -55,6 +56,7 @@ class Order(msgspec.Struct, frozen=True):
     pages_fd: int
     bound: list[Bound]
     topology: bytes
+    users: list[Any]  # Users.to_wire's
     transitions: list[Transition] = []  # the latest
 
 
@@ -116,10 +118,13 @@ class Worker:
             await self.proxy.linger()
             return None
         if name == "reload":
-            config, topology, logins = body
+            config, topology, logins, users = body
             self.proxy.meet()
             return self._reconfigure(
-                config_from_wire(config), Topology.from_json(topology), Credentials.from_wire(logins)
+                config_from_wire(config),
+                Topology.from_json(topology),
+                Credentials.from_wire(logins),
+                Users.from_wire(users),
             )
         if name == "topology":
             new = Topology.from_json(body)
@@ -131,13 +136,13 @@ class Worker:
             return self.proxy.taken(body)
         return msgspec.to_builtins(await self.proxy.own(name, *(body or ())), builtin_types=(bytes,))
 
-    def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> int:
+    def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials, users: Users) -> int:
         """The generation that it has then."""
         assert self.proxy is not None
         if topology.generation > self.proxy.topology.generation:
-            self.proxy.reconfigure(config, topology, credentials)
+            self.proxy.reconfigure(config, topology, credentials, users)
         elif config != self.proxy.config:
-            self.proxy.reconfigure(config, self.proxy.topology, credentials)
+            self.proxy.reconfigure(config, self.proxy.topology, credentials, users)
         return self.proxy.topology.generation
 
     def _start(self, order: Order) -> int:
@@ -162,6 +167,7 @@ class Worker:
                 os.getppid(),
                 self,
                 Credentials.from_wire(order.logins),
+                Users.from_wire(order.users),
                 order.transitions,
             ),
         )

@@ -101,7 +101,6 @@ CAUSES = [
         re.compile(r"CrossSlot|same slot|CROSSSLOT"),
         "its keys are on several shards, and a cluster refuses it, too",
     ),
-    (re.compile(r"users are in the configuration"), "users are in the proxy's configuration"),
 ]
 
 

@@ -420,11 +420,7 @@ LOOSE = frozenset(_LOOSE.split())
 OURS = frozenset(["sync", "psync", "client|setinfo", "client|no-touch"])
 
 # Answers otherwise than Redis, and is to: command → why. The test fails when one of them answers alike
-_FILE = "users are in the proxy's configuration, and not changed by commands"
 DIFFERENT = {
-    "acl|deluser": _FILE,
-    "acl|setuser": _FILE,
-    "acl|save": _FILE,
     "acl|load": "it loads the proxy's configuration; a Redis without an ACL file refuses it",
     "acl|help": "of the subcommands that there are",
 }

@@ -5,7 +5,6 @@ What rules mean is compared in tests/property/test_users_like_redis.py; here it 
 pipelines, MULTI, spellings, what reaches a node, and changes while it runs.
 """
 
-import itertools
 import os
 import random
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ProxyProcess, Raw, RedisNode, Relay, pack, shards_of, toml, until
+from servers import ProxyProcess, Raw, RedisNode, Relay, Stranger, logged_in, pack, shards_of, toml, until
 
 from shardproxy.core.commands import builtin
 
@@ -59,24 +58,6 @@ def node() -> Iterator[RedisNode]:
 def guarded(acl_file: Path, node: RedisNode) -> Iterator[ProxyProcess]:
     with ProxyProcess(toml({"a": node.address}, top=f'acl_file = "{acl_file}"')) as proxy:
         yield proxy
-
-
-class Stranger(Raw):
-    """From an address of its own, which has no failed logins to its name."""
-
-    addresses = itertools.count(2)
-
-    def __init__(self, where: ProxyProcess | RedisNode) -> None:
-        number = next(self.addresses)
-        source = (f"127.9.{number >> 8}.{number & 255}", 0)
-        self.socket = socket.create_connection(("127.0.0.1", where.port), timeout=10, source_address=source)
-        self.buffer = bytearray()
-
-
-def logged_in(where: ProxyProcess | RedisNode, user: str, password: str) -> Raw:
-    raw = Stranger(where)
-    assert raw.ask("AUTH", user, password) == b"+OK\r\n"
-    return raw
 
 
 MASKS = [

@@ -102,7 +102,7 @@ WORDS = [
     *(f"+{name}" for name in COMMANDS),
     *(f"-{name}" for name in COMMANDS),
     *(f"{sign}@{name}" for sign in "+-" for name in acl.CATEGORIES),
-    *("+select|0", "+get|x", "-select|0", "+config|nope", "+config|get|x"),
+    *("+select|0", "+get|x", "+get|", "-select|0", "+config|nope", "+config|get|x"),
     *("+nope", "-nope", "+@nope", "+", "-", "what"),
     *("+GET", "-Config|Get", "+@READ", "(~s* +get)"),
     *("(%R~r* +@read -sort)", "(+@all ~* &* )", "(nope)", "(on)", "()"),
@@ -120,6 +120,37 @@ def test_the_same_words_are_wrong(oracle: Oracle) -> None:
             reply = oracle.one("ACL", "SETUSER", "u", "reset", *before, word)
             _, wrong = acl.parse("u", [*before, word])
             assert bool(wrong) == isinstance(reply, hiredis.ReplyError), (before, word, reply, wrong)
+            if wrong:
+                with pytest.raises(acl.Refused) as refused:
+                    acl.modify(acl.User("u"), [*before, word])
+                assert str(reply).endswith(f"': {refused.value.redis}"), (word, reply)
+
+
+def test_more_rules_for_a_user_mean_the_same(oracle: Oracle) -> None:
+    """SETUSER after SETUSER, in words that may be wrong: all or none is applied, as in Redis."""
+    rng, refused = random.Random(8), 0
+    for _ in range(40):
+        user = acl.User("u")
+        oracle.one("ACL", "DELUSER", "u")
+        for _ in range(12):
+            words = some_words(rng)[:4]
+            reply = oracle.one("ACL", "SETUSER", "u", *words)
+            try:
+                user = acl.modify(user, words)
+            except acl.Refused as error:
+                refused += 1
+                assert str(reply).endswith(error.redis), (words, reply)
+                assert isinstance(reply, hiredis.ReplyError), words
+            else:
+                assert reply == b"OK", (words, reply)
+        oracle.one("ACL", "SETUSER", "u", "sanitize-payload")  # which we keep nothing of
+        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.words_of(user.describe())[2:]) == b"OK"
+        lines = oracle.one("ACL", "LIST")
+        first, second = (
+            [line for line in lines if line.startswith(b"user %b " % name)] for name in (b"u", b"v")
+        )
+        assert read_back(first[0][7:]) == read_back(second[0][7:]), user.describe()
+    assert refused > 50
 
 
 def read_back(reply: Any) -> Any:
@@ -136,13 +167,13 @@ def test_what_is_described_means_the_same(oracle: Oracle) -> None:
         if wrong:
             continue
         assert oracle.one("ACL", "SETUSER", "u", "reset", *words) == b"OK", words
-        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.split(user.describe())[2:]) == b"OK", (
+        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.words_of(user.describe())[2:]) == b"OK", (
             user.describe()
         )
         (first,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user u ")]
         (second,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user v ")]
         assert read_back(first[7:]) == read_back(second[7:]), (words, user.describe())
-        again, none = acl.parse("u", acl.split(user.describe())[2:])
+        again, none = acl.parse("u", acl.words_of(user.describe())[2:])
         assert (again, none) == (user, [])
 
 

@@ -18,7 +18,7 @@ SECRET = hashlib.sha256(b"secret").hexdigest()
 
 
 def user(rules: str) -> User:
-    found, wrong = acl.parse("u", acl.split(rules))
+    found, wrong = acl.parse("u", acl.words_of(rules))
     assert wrong == []
     return found
 
@@ -85,6 +85,51 @@ def test_a_wrong_word_is_named_unless_it_may_be_a_password(word: str, found: str
 def test_nothing_may_follow_all_of_something() -> None:
     _, wrong = acl.parse("u", ["allkeys", "~x", "allchannels", "&x", "resetkeys", "~x"])
     assert [each.found for each in wrong] == ['"~x"', '"&x"']
+
+
+def test_more_rules_are_applied_to_a_user_all_or_none() -> None:
+    who = user("on >secret ~a* +get (~b +set)")
+    more = acl.modify(who, ["off", "+set", "~c", "clearselectors", "(~d", "+@read)", "", "<secret", "nopass"])
+    assert more.describe() == (
+        "user u off nopass ~a* ~c resetchannels -@all +get +set (~d resetchannels -@all +@read)"
+    )
+    assert acl.modify(who, ["reset"]) == User("u") and acl.modify(who, []) is who
+    with pytest.raises(acl.Refused):
+        acl.modify(who, ["+del", "+nope"])
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([">a", "hunter2"], "..."), (["<hunter2"], "<..."), (["#hunter2"], "#..."), (["!hunter2"], "!..."),
+        (["(+get", "hunter2)"], "(+get ..."), (["(+get", ">hunter2"], "(+get"), (["+nope"], "+nope"),
+        (["~a\r\nb"], "~a ..."),
+    ],
+)  # fmt: skip
+def test_a_refusal_tells_no_password(words: list[str], found: str) -> None:
+    with pytest.raises(acl.Refused) as refused:
+        acl.modify(User("u"), words)
+    assert refused.value.found == found
+    assert "hunter2" not in str(refused.value) + str(refused.value.__cause__)
+
+
+def test_users_travel_as_bytes() -> None:
+    rules = ["on", ">secret", "~\udcff*", "~\u00a0x", "&\x1c", "+@all", "-get", "(%R~b +get)"]
+    made = acl.modify(User("(x"), rules)
+    users = Users({made.name: made, "é": User("é")}, True, {"é": 5})
+    assert Users.from_wire(users.to_wire()) == users
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\0", "a\n", "\udcff", "a\u2028", "x" * 129])
+def test_names_that_a_file_could_not_hold(name: str) -> None:
+    assert not acl.is_name(name) and acl.is_name("é(:-)" + "x" * 123)
+
+
+def test_users_change() -> None:
+    users = Users({"a": user("on"), "b": user("on")}, limits={"a": 3})
+    assert users.with_changes(gone=["a", "c"]).by_name.keys() == {"b", "default"}
+    changed = users.with_changes([User("c")])
+    assert changed.by_name.keys() == {"a", "b", "c", "default"} and changed.limits == {"a": 3}
 
 
 def test_passwords_are_in_no_text_of_a_record() -> None:

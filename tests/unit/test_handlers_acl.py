@@ -20,7 +20,7 @@ REMOTE = "203.0.113.9:1234"
 def users(**rules: str) -> Users:
     found: dict[str, User] = {}
     for name, text in rules.items():
-        found[name], wrong = acl.parse(name, acl.split(text))
+        found[name], wrong = acl.parse(name, acl.words_of(text))
         assert not wrong
     return Users(found)
 
@@ -74,7 +74,7 @@ def _row(name: str) -> object:
 
 async def test_changes_are_taken_from_who_has_logged_in_with_a_password() -> None:
     server = FakeServer(
-        users=users(app="on >x ~* &* +@all", free="on nopass +@all"), outcome=Outcome(answer={"a": 1})
+        users=users(app="on >x ~* &* +@all", free="on nopass +@all"), outcome=Outcome(answer={"changed": 1})
     )
     for user, addr, taken in (
         (b"", REMOTE, False),
@@ -89,14 +89,36 @@ async def test_changes_are_taken_from_who_has_logged_in_with_a_password() -> Non
             ("PROXY", "DRAIN", "a"),
             ("PROXY", "UNDRAIN", "a"),
             ("ACL", "LOAD"),
+            ("ACL", "SAVE"),
+            ("ACL", "SETUSER", "x", "on"),
+            ("ACL", "DELUSER", "x"),
         ):
             said = await ask(server, FakeClient(user=user, addr=addr), *words)
             assert said.startswith(b"-NOPERM this changes") != taken, (user, addr, words)
 
 
-async def test_users_are_changed_elsewhere() -> None:
-    for words in (("SETUSER", "x"), ("DELUSER", "x"), ("SAVE",)):
-        assert b"PROXY RELOAD" in await ask(FakeServer(), FakeClient(), "ACL", *words)
+async def test_users_are_changed_where_they_are_owned() -> None:
+    server = FakeServer(users=users(app="on >x +@all"), outcome=Outcome(answer={"changed": 1}))
+    for words, said in (
+        (("SETUSER", "x", "on", ">p"), b"+OK\r\n"),
+        (("DELUSER", "x", "y"), b":1\r\n"),
+        (("SAVE",), b"+OK\r\n"),
+    ):
+        assert await ask(server, FakeClient(user=b"app", addr=REMOTE), "ACL", *words) == said
+    assert server.operated == [
+        ("setuser", "app", b"x", [b"on", b">p"]), ("deluser", "app", [b"x", b"y"]), ("saveusers", "app"),
+    ]  # fmt: skip
+
+
+async def test_who_removes_itself_leaves_unless_that_is_refused() -> None:
+    for rules, names, leaves in (
+        ("on >x +@all", ["app", "y"], True), ("on >x +@all", ["y"], False),
+        ("on >x +@all", ["app", "default"], False), ("on nopass +@all", ["app"], False),
+    ):  # fmt: skip
+        server = FakeServer(users=users(app=rules), outcome=Outcome(answer={"changed": 1}))
+        client = FakeClient(user=b"app", addr=REMOTE)
+        await ask(server, client, "ACL", "DELUSER", *names)
+        assert client.leaving == leaves
 
 
 async def test_generated_passwords() -> None:
