@@ -24,7 +24,11 @@ cdef enum:
     FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
     FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
-    FLAG_SCRIPT = 256       # runs code of the client's, for as long as that takes: EVAL, FCALL
+    FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
+    FLAG_TEXT = 1 << 16     # its first argument is a script: EVAL
+    FLAG_SHA = 1 << 17      # or a script's SHA1: EVALSHA
+    FLAG_FUNCTION = 1 << 18     # or a function's name: FCALL
+    FLAG_CALLS = 7 << 16    # one of these three
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

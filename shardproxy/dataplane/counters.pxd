@@ -28,6 +28,7 @@ cpdef enum Counter:
     OVERLOADED
     REMEMBERED
     STALE_SERVED
+    SCRIPTS_SENT
     UPSTREAM_CONNECTS
     UPSTREAM_LOSSES
     UPSTREAM_RESETS
@@ -42,6 +43,7 @@ cpdef enum Counter:
     CLIENTS
     BUFFER_BYTES
     RETRIES_LEFT
+    SCRIPT_BYTES
     COUNTERS
 
 cdef enum:

@@ -17,7 +17,7 @@ cdef object open_link(Engine e, int number, int proto, int db, setup, bint strea
 cdef class Link:
     cdef Engine engine
     cdef uint32_t index
-    cdef object setup           # (bytes, replies): what it says first, after the greeting
+    cdef readonly object setup           # (bytes, replies): what it says first, after the greeting
     cdef object on_frame
     cdef object on_lost
     cdef Upstream *at(self)

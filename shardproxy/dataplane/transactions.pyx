@@ -9,7 +9,7 @@ lost with its connection, or may live elsewhere now, EXEC answers as if it had c
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
+from shardproxy.core.commands cimport FLAG_CALLS, FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
@@ -18,6 +18,7 @@ from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
+from shardproxy.dataplane.scripts cimport node_of_run, precede_run
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
@@ -53,6 +54,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_shard = -1
     c.tx_count = 0
     c.tx_allowed = 0
+    c.tx_calls = False
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -64,6 +66,7 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     cdef Upstream *u
     cdef int64_t slot
     cdef uint64_t due
+    cdef bint bad
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -77,7 +80,7 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
         say(e, c, "*0\r\n")
         return
     due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
-    u = upstream_for(e, c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[0], c, due)
+    u = upstream_for(e, node_of_transaction(e, c), c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
         return
@@ -86,11 +89,15 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
         return
     c.wrote |= <uint64_t>1 << (u.node & 63)
     # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0 or \
-            promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
+    bad = promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0
+    if not bad and c.tx_calls:
+        precede_run(e, u, c)
+    if bad or promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
         u.doomed = True
         client_close(e, c, "out of memory")
-    elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
+        return
+    u.fifo[(u.tail - 1) & u.mask].trusting = c.tx_calls
+    if give(e, u, buf_head(&c.tx), c.tx.len) == 0:
         give(e, u, r.raw, r.raw_size)
     e.count[<int>TRANSACTIONS] += 1
     if e.stale != NULL:
@@ -99,6 +106,13 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
         # EXEC itself forgets them, whatever it answers
         u.lease &= ~WATCHING
         c.watching = -1
+
+
+cdef int node_of_transaction(Engine e, Client *c) noexcept:
+    cdef int node = c.watching if c.watching >= 0 else c.tx_shard
+    if node < 0 and c.tx_calls:
+        node = node_of_run(e, c)
+    return node if node >= 0 else e.shards[0]
 
 
 cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:
@@ -168,7 +182,7 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
     shard = node_of_command(e, c, r, row)
     if shard == ANSWERED:
         return
-    if shard == NO_KEY and not row.flags & FLAG_KEYLESS:
+    if shard == NO_KEY and not row.flags & (FLAG_KEYLESS | FLAG_CALLS):
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
         return
     if shard >= 0:
@@ -189,6 +203,7 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
+        c.tx_calls = c.tx_calls or row.flags & FLAG_CALLS != 0
         if due_of(e, row) - e.now > c.tx_allowed:
             c.tx_allowed = due_of(e, row) - e.now
     say(e, c, "+QUEUED\r\n")

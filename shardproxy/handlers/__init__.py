@@ -8,14 +8,29 @@ client       CLIENT and its subcommands
 command      COMMAND and its subcommands, from the table
 info         INFO
 proxy        PROXY and its subcommands that show
-keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
+keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB, SWAPDB
+scripts      SCRIPT and FUNCTION, on every node
+nodewide     what administrators ask of every node: CONFIG, SLOWLOG, MEMORY, DEBUG, ...; HELP texts
+node         PROXY NODE: any command, to one
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
-from shardproxy.handlers import acl, client, command, connection, info, keyspace, operate, proxy
+from shardproxy.handlers import (
+    acl,
+    client,
+    command,
+    connection,
+    info,
+    keyspace,
+    node,
+    nodewide,
+    operate,
+    proxy,
+    scripts,
+)
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
     "NodeInfo", "Server", "acl", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "operate", "proxy",
+    "keyspace", "node", "nodewide", "operate", "proxy", "scripts",
 ]  # fmt: skip

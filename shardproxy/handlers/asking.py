@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
-from shardproxy.core import errors
+from shardproxy.core import errors, reply
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
@@ -94,16 +94,75 @@ async def ask(
     return await future
 
 
+def serving(server: "Server") -> list[tuple[int, str]]:
+    """(node number, shard) of those that have keys now: not of one that is out while stand-ins have its keys."""
+    pool = server.topology.pools[0]
+    out = (
+        {shard.name for shard in pool.placed if shard.node.state == "out"}
+        if pool.on_shard_down == "rehash"
+        else ()
+    )
+    return [(node, shard) for node, shard in server.reactor.placed() if shard not in out]
+
+
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
-    """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
+    """Every serving shard's node at the same time, in the order of the ring, on the client's own way to them."""
     client = call.client
-    places = server.reactor.placed()
+    places = serving(server)
     frames = await asyncio.gather(
         *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
     )
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
+
+
+async def ask_apart(
+    server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = 0
+) -> bytes:
+    """One node, on a connection of its own: what takes long holds nobody up, and may take as long as it does."""
+    try:
+        link = server.reactor.open_link(node, proto=proto, db=db)
+    except ConnectionError as error:
+        return reply.error(str(error))
+    try:
+        return await ask_link(link, *args, timeout=timeout)
+    finally:
+        link.release()
+
+
+async def ask_all_apart(server: "Server", call: "Call", *args: Argument) -> list[Answer]:
+    """Every serving shard's node, each on a connection of its own, without a deadline."""
+    places, proto, db = serving(server), call.proto, call.client.db
+    frames = await asyncio.gather(*(ask_apart(server, node, *args, proto=proto, db=db) for node, _ in places))
+    return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
+
+
+def text_of(frame: bytes) -> str:
+    """What an error line says."""
+    return frame[1:].partition(b"\r\n")[0].decode(errors="replace")
+
+
+def all_or_error(name: str, answers: list[Answer]) -> bytes | None:
+    """What must be done by all, or the error that names those that have not; None: all have."""
+    failed = [answer for answer in answers if answer.failed]
+    if not answers:
+        return reply.error(errors.NO_SHARDS)
+    if not failed:
+        return None
+    if len(failed) == len(answers):
+        return failed[0].frame
+    return reply.error(errors.partly(name, [(answer.shard, text_of(answer.frame)) for answer in failed]))
+
+
+def usable(server: "Server", answers: list[Answer]) -> list[Answer] | bytes:
+    """Those that can be merged, as the pool's `partial` says, or the error that the client gets instead."""
+    good = [answer for answer in answers if not answer.failed]
+    if not answers:
+        return reply.error(errors.NO_SHARDS)
+    if len(good) < len(answers) and (server.topology.pools[0].partial == "error" or not good):
+        return next(answer.frame for answer in answers if answer.failed)
+    return good
 
 
 async def ask_link(link: "Link", *args: Argument, timeout: float = -1) -> bytes:

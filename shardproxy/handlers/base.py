@@ -102,6 +102,9 @@ class Server(Protocol):
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
 
+    async def everywhere(self, what: str, body: Any = None) -> None:
+        """In every worker: "teach" [[script, loaded], ...], "forget scripts", "flushed"."""
+
     def transitions_of(self, address: str) -> Sequence[Any]:
         """The latest of one node, the newest first; records for JSON."""
 

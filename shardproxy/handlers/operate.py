@@ -34,9 +34,14 @@ def _name(arg: bytes) -> str:
     return arg[:200].decode(errors="replace")
 
 
-async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+def trusted(server: Server, call: "Call") -> bool:
+    """Whether this client may do what concerns everybody: it has logged in with a password, or is on this machine."""
     user = server.users.get(call.client.user.decode(errors="surrogateescape") or DEFAULT)
-    if (user is None or user.nopass) and not is_local(call.client.addr):
+    return user is not None and not user.nopass or is_local(call.client.addr)
+
+
+async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
+    if not trusted(server, call):
         return Outcome(errors.NOT_LOCAL)
     return await server.operate(what, *args)
 

@@ -25,7 +25,8 @@ from shardproxy.core.logins import Failures
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
-from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
+from shardproxy.handlers import scripts
+from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.keeper import Keeper
@@ -154,11 +155,15 @@ class Proxy:
         self._follow()
         if self._team is None:
             self._keep(self.reloader.run())
+        else:
+            self._keep(self._share_scripts())
 
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
         self._lag.note(loop.time())
         self.reactor.cron()
+        if self._peers and (texts := self.reactor.take_taught()):
+            self._keep(self._peers.tell("teach", [[text, False] for text in texts]))
         self._report()
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -320,10 +325,24 @@ class Proxy:
             else:
                 self._learnt(address, told)
                 wait = None
+                if not self._team or self._team.slot == 0:
+                    await self._give_functions(address)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(again.wait(), wait)
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
+
+    async def _give_functions(self, address: str) -> None:
+        shard = next(
+            (shard.name for shard in self.topology.pools[0].shards if shard.node.address == address), ""
+        )
+        try:
+            given = await scripts.give_functions(self, shard)
+        except BadReply as error:
+            self._refused(address, str(error))
+            return
+        if given:
+            self.log("functions_given", node=address)
 
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
@@ -407,6 +426,7 @@ class Proxy:
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,
+            "scripts": self.reactor.scripts,
             "forget denials": self.access_log.clear,
         }[what]()
 
@@ -446,6 +466,30 @@ class Proxy:
             return []
         found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
         return sorted(found, key=lambda entry: -entry.updated)
+
+    async def everywhere(self, what: str, body: Any = None) -> None:
+        self.told(what, body)
+        if self._peers:
+            await self._peers.tell(what, body)
+
+    def told(self, what: str, body: Any) -> None:
+        """What a worker has said to all."""
+        if what == "teach":
+            for text, loaded in body:
+                self.reactor.teach(text, loaded)
+        elif what == "forget scripts":
+            self.reactor.forget_scripts()
+        elif what == "flushed":
+            self.reactor.flushed()
+        else:
+            raise ValueError(what)
+
+    async def _share_scripts(self) -> None:
+        """Those that the others have are this one's too; what EVAL brings here goes to them, see _report."""
+        assert self._peers is not None
+        self.reactor.share_scripts()
+        for part in await self._peers.ask("scripts"):
+            self.told("teach", part)
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)

@@ -271,6 +271,9 @@ class Supervisor:
         """What a worker asks or tells."""
         if name == "others":
             return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "tell":
+            await self.broadcast("told", body, timeout=ASK_OTHERS / 2, but=slot)
+            return None
         if name == "evidence":
             self.keeper.observe(body)
             return None

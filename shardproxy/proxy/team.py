@@ -14,6 +14,9 @@ class Peers(Protocol):
     async def ask(self, what: str) -> list[Any]:
         """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
 
+    async def tell(self, what: str, body: Any) -> None:
+        """Has each of them do this, see Proxy.told; returns when they have."""
+
     def counters(self) -> Mapping[str, int]:
         """Over all workers, this one too."""
 

@@ -7,6 +7,7 @@ supervisor's.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -122,9 +123,11 @@ class Worker:
                 self.proxy.apply(new)
             await self.proxy.settled(new)
             return self.proxy.topology.generation
+        if name == "told":
+            return self.proxy.told(*body)
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name))
+        return msgspec.to_builtins(await self.proxy.own(name), builtin_types=(bytes,))
 
     def _reconfigure(self, config: Config, topology: Topology) -> int:
         """The generation that it has then."""
@@ -178,6 +181,10 @@ class Worker:
         except (TimeoutError, ChannelClosed, PeerFailed):
             return Outcome(errors.NO_OWNER)
         return msgspec.convert(found, Outcome)
+
+    async def tell(self, what: str, body: Any) -> None:
+        with contextlib.suppress(TimeoutError, ChannelClosed, PeerFailed):
+            await self.channel.ask("tell", [what, body], ASK_OTHERS)
 
     def counters(self) -> Mapping[str, int]:
         assert self.pages is not None
