@@ -216,7 +216,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
             u.scanned = 0
             u.greetings -= 1
             continue
-        if u.greetings == 1 and u.scanned > 7 and memcmp(answer, "-BUSY ", 6) == 0:
+        if u.greetings == 1 and u.scanned > 7 and answer[0] == c'-' and memcmp(answer + 1, "BUSY ", 5) == 0:
             # a script runs: what may be asked then (SCRIPT KILL) has to get there
             buf_consume(&u.inp, u.scanned)
             u.scanned = 0

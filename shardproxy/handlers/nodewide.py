@@ -290,6 +290,10 @@ async def save(server: Server, call: "Call") -> bytes:
 
 @handles(*HELPS)
 async def help_(server: Server, call: "Call") -> bytes:
+    return await _help(server, call)
+
+
+async def _help(server: Server, call: "Call") -> bytes:
     """A node's own words."""
     frame = reply.error(errors.NO_SHARDS)
     for node, _ in serving(server):
@@ -306,7 +310,7 @@ async def debug(server: Server, call: "Call") -> bytes:
         return error
     name = call.args[1].decode(errors="replace").lower()
     if name == "help":
-        return await help_(server, call)
+        return await _help(server, call)
     if name == "digest-value" or name in DEBUG_KEY and len(call.args) > 2:
         nodes = {server.reactor.node_of(key) for key in call.args[2 : None if name == "digest-value" else 3]}
         if len(nodes) != 1:

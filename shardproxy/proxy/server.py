@@ -24,8 +24,8 @@ from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
-from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers import scripts
+from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.proxy import listeners, probe
