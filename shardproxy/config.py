@@ -185,6 +185,10 @@ class PoolConfig(Record, frozen=True, kw_only=True):
     partial: Annotated[
         Literal["error", "nil"], "when one of several shards fails a command: an error, or nil for its keys"
     ] = "error"
+    cross_shard: Annotated[
+        Literal["refuse", "emulate"],
+        "RENAME, SUNION and their like over several shards: an error, or in steps that are not atomic",
+    ] = "refuse"
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
     timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0

@@ -6,6 +6,7 @@ Everything binds 127.0.0.1 on a free port or a socket in a temporary directory, 
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import hiredis
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PORTS = range(10240, 20000)
 PATIENCE = 20.0  # seconds until a server that does not come up fails the test
 
 
@@ -35,12 +37,23 @@ def program(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports that nobody listens on now."""
+    """So many different ports that nobody listens on now, and no connection comes from by chance.
+
+    Below those that the kernel gives away (from 32768), and so is, with room, a cluster's bus (10000 above):
+    a port of the kernel's may be somebody's the next moment, and who tries a dead one again and again may
+    connect to himself.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(found) == count:
+                break
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+    assert len(found) == count
+    return found
 
 
 def free_port() -> int:

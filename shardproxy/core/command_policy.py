@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shardproxy.core.across import EMULATED
 from shardproxy.core.command_rows import Row, facts, nest, parse_line
 
 # Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
@@ -144,7 +145,7 @@ def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
             raise ValueError(f"what to do with {row.name!r} must be said in command_policy.DECISIONS")
         decision = FORWARD
     subs = tuple(decide(sub, decisions) for sub in row.subcommands)
-    return msgspec.structs.replace(row, subcommands=subs, **decision)
+    return msgspec.structs.replace(row, subcommands=subs, across=row.name in EMULATED, **decision)
 
 
 def builtin_rows() -> list[Row]:

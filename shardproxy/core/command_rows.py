@@ -125,9 +125,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
     barrier: bool = False  # waits until everything that the client sent before is answered
-    calls: Literal["", "text", "sha", "function"] = (
-        ""  # its first argument: a script, its SHA1, a function's name
-    )
+    across: bool = False  # emulated over several shards, where the pool's cross_shard says so
+    calls: Literal["", "text", "sha", "function"] = ""  # its first argument: a script, its SHA1, a function
     holds: bool = False  # a handler's: the client's later commands wait until it is answered
     learned: bool = False  # from the nodes' COMMAND, not built in
 

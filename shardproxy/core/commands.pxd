@@ -23,6 +23,7 @@ cdef enum:
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
     FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
     FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
+    FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
     FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
     FLAG_TEXT = 1 << 16     # its first argument is a script: EVAL

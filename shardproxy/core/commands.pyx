@@ -480,6 +480,7 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_IN_MULTI if record.in_multi else 0)
         | (FLAG_KEYLESS if record.keyless else 0)
         | (FLAG_HOLDS if record.holds else 0)
+        | (FLAG_ACROSS if record.across else 0)
         | (FLAG_WAITS if "blocking" in record.flags and not record.walk else 0)
         | (FLAG_SCRIPT if "scripting" in record.categories else 0)
         | CALLS[record.calls]

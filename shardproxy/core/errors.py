@@ -40,6 +40,7 @@ CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
+MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
 
 
 def no_group(key: bytes, group: bytes) -> str:
@@ -124,6 +125,10 @@ def get_keys(reason: str) -> str:
 # --- The operator's: a change that cannot be ---------------------------------------------------------------
 
 NO_FILE = "ERR there is no file to load again: this proxy was given its configuration by a program"
+NOT_TIDIED = (
+    "ERR not reloaded: keys would move, and what they left behind when they moved before is still being "
+    "deleted; try it again in a moment"
+)
 HANDED_OVER = "ERR another process has taken over: connect again, and ask that one"
 NO_OWNER = "ERR the supervisor does not answer: try again, and see its log"
 

@@ -15,6 +15,7 @@ import msgspec
 if TYPE_CHECKING:
     from shardproxy.core.topology import State
 
+REFUSED_MOST = 30.0  # seconds between tries to admit a node, at most
 QUICK = 0.5  # seconds to the next probe when one has just said something new
 URGENT_GAP = 0.1  # seconds between probes that failures ask for
 URGENT_PART = 0.8  # of the deadline: an urgent probe has no longer
@@ -94,6 +95,7 @@ class Health:
         self._failures = self._successes = 0  # probes, in a row
         self._wait = policy.wait
         self._admitted_at: float | None = None
+        self._refusals = 0  # in a row: it was well and could not be admitted
 
     @property
     def urgent(self) -> bool:
@@ -168,17 +170,24 @@ class Health:
         else:
             self._probe_in(QUICK, now, jitter)
 
+    def put_out(self, now: float, reason: str) -> None:
+        """It was out before anybody asked it here: it has to return."""
+        self.next_probe = now
+        self._become("out", now, reason)
+
     def admitted(self, now: float) -> None:
         """Its keys have come back to it."""
-        self._successes = 0
+        self._successes = self._refusals = 0
         self._admitted_at = now
         self._become("up", now, "")
 
     def not_admitted(self, now: float, reason: str, jitter: float = 0.0) -> None:
-        """What has to be done before could not be done: its probes begin again."""
+        """What has to be done before could not be done: its probes begin again, later each time."""
         self._successes = 0
         self.reason = reason
-        self._probe_in(QUICK, now, jitter)
+        wait = min(QUICK * 2.0**self._refusals, REFUSED_MOST)
+        self._refusals = min(self._refusals + 1, 16)
+        self.next_probe = now + wait * (0.8 + 0.2 * jitter)
 
     def _go_out(self, now: float, reason: str, jitter: float) -> None:
         self._successes = 0
@@ -186,6 +195,7 @@ class Health:
             return
         flaps = self._admitted_at is not None and now - self._admitted_at < self._wait
         self._wait = min(2 * self._wait, self.policy.wait_most) if flaps else self.policy.wait
+        self._refusals = 0
         self.trial_at = now + self._wait * (0.75 + 0.25 * jitter)
         self._streak = self._failures = 0
         self._doubt = ""

@@ -1,11 +1,11 @@
 """SCAN's cursor over several shards: the node's own cursor and whose it is, in one integer below 2^63.
 
-    lap 1 bit │ ring 4 bits │ shard 16 bits │ the node's cursor 42 bits
+    lap 1 bit │ ring 7 bits │ shard 15 bits │ the node's cursor 40 bits
 
-A shard's number comes from its name, so that every worker, and the next process, reads a cursor as this one does. Shards
-are scanned in the order of their numbers. `ring` says which shards there were when the scan began: when there are others
-at its end, those that are new since have a second lap. Who does not know any more which there were lets all have one:
-SCAN may show a key twice, but misses none that was there all the time. Pure.
+A shard's number comes from its name, so that every worker, and the next process, reads a cursor as this one
+does. Shards are scanned in the order of their numbers. `ring` says which shards there were when the scan began:
+when there are others at its end, those that are new since have a second lap. Who does not know any more which
+there were lets all have one: SCAN may show a key twice, but misses none that was there all the time. Pure.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from shardproxy.core.hashing import xxh64
 
-NODE_BITS, SHARD_BITS, RING_BITS = 42, 16, 4
-NODE_MOST = (1 << NODE_BITS) - 1  # a table of so many places would take 32 TB
+NODE_BITS, SHARD_BITS, RING_BITS = 40, 15, 7
+NODE_MOST = (1 << NODE_BITS) - 1  # a table of so many places would take 8 TB
 SHARDS = 1 << SHARD_BITS
 
 
@@ -70,9 +70,9 @@ def place(
             if ring_of(names) == at.ring:
                 return None
             at = Position(1, at.ring)
-        seen = rings.get(at.ring, ()) if lap else ()
+        first = rings.get(at.ring)  # whose lap is the first; None: everybody's is
         for number, name in ordered.items():
-            if number >= at.shard and name not in seen:
+            if number >= at.shard and (first is None or (name in first) != lap):
                 return at._replace(shard=number, node=at.node if number == at.shard else 0), name
     return None
 

@@ -21,6 +21,7 @@ State = Literal["unknown", "up", "suspect", "out"]
 # serve: its node does; fail: an error at once; miss: reads find nothing, writes fail; hold: kept, unsent,
 # until the verdict or their deadline; move: its stand-ins serve
 Mode = Literal["serve", "fail", "miss", "hold", "move"]
+RETURNING = "returning"  # the reason of a node behind the fence
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -39,6 +40,7 @@ class Shard(msgspec.Struct, frozen=True):
     protocol: str
     node: Node
     draining: bool = False  # PROXY DRAIN: its keys go elsewhere, its node stays connected until it is idle
+    returning: bool = False  # PROXY UNDRAIN: it drains until its node has been brought back
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -61,6 +63,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     hash_tag: str
     virtual_nodes: int
     partial: str
+    cross_shard: str
     timeout: float
     timeouts: Timeouts
     attempt_timeout: float
@@ -82,22 +85,21 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
 
     @property
-    def placed(self) -> tuple[Shard, ...]:
-        """The shards on the ring, as it numbers them: all but those that drain."""
-        return tuple(shard for shard in self.shards if not shard.draining)
-
-    @property
     def ring(self) -> Ring:
         """The same object for as long as placement stays the same, over any number of snapshots.
 
         Raises ValueError when the shards make no ring; a pool from `Topology.from_config` never does.
         """
-        names = tuple((shard.name, shard.weight) for shard in self.placed)
+        names = tuple((shard.name, shard.weight) for shard in self.shards)
         return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
 
     def mode(self, shard: Shard) -> Mode:
         """What a request for this shard's keys gets now, by its node's state and the pool's policy."""
         state = shard.node.state
+        if shard.draining:
+            if shard.returning and state == "suspect":
+                return "hold"
+            return "move" if shard.node.swept else "miss"
         if state in ("up", "unknown"):
             return "serve"
         if self.on_shard_down != "rehash":
@@ -106,24 +108,41 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             return "hold"
         return "move" if shard.node.swept else "miss"
 
-    def home(self, key: bytes) -> Shard:
-        """The shard that a key belongs to, whatever its state."""
-        number = self.ring.locate(key)
+    @property
+    def removes(self) -> bool:
+        """Whether what is old is deleted: there are no other values of its keys to be found."""
+        return self.on_return != "keep"
+
+    def elsewhere(self, shard: Shard) -> bool:
+        """Whether its keys are with stand-ins; then it stands in for nobody either, swept or not."""
+        if shard.draining:
+            return self.mode(shard) != "hold"
+        return shard.node.state == "out" and self.on_shard_down == "rehash"
+
+    def home(self, key: bytes, undrained: str = "") -> Shard:
+        """The shard that a key belongs to, whatever its state; none that drains, but for the one named."""
+        drained = {
+            number for number, each in enumerate(self.shards) if each.draining and each.name != undrained
+        }
+        number = self.ring.locate(key, drained)
         assert number is not None
-        return self.placed[number]
+        return self.shards[number]
 
     def stand_in(self, key: bytes) -> Shard | None:
         """The shard that would hold a key if its home were out, past those that are; None: there is none."""
         home = self.home(key)
         number = self.ring.locate(key, self.no_stand_in(home))
-        return None if number is None else self.placed[number]
+        return None if number is None else self.shards[number]
 
     def no_stand_in(self, home: Shard) -> frozenset[int]:
-        """Ring numbers of those that cannot hold home's keys: itself, those out, any of another protocol."""
+        """Ring numbers of those that cannot hold its keys: itself, who is out or drains, another protocol."""
         return frozenset(
             number
-            for number, shard in enumerate(self.placed)
-            if shard.name == home.name or shard.node.state == "out" or shard.protocol != home.protocol
+            for number, shard in enumerate(self.shards)
+            if shard.name == home.name
+            or shard.node.state == "out"
+            or shard.draining
+            or shard.protocol != home.protocol
         )
 
     def shard(self, name: str) -> Shard:
@@ -134,14 +153,51 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError(name)
 
     def with_draining(self, names: Collection[str]) -> Self:
-        """The same, of whose shards exactly these drain. Raises ValueError when none is left for the keys."""
-        shards = [msgspec.structs.replace(shard, draining=shard.name in names) for shard in self.shards]
+        """The same, of whose shards exactly these drain. Raises ValueError when none is left for the keys.
+
+        Where old values are removed, one that drained goes on until it has been brought back.
+        """
+
+        def placed(shard: Shard) -> Shard:
+            returning = self.removes and shard.draining and shard.name not in names
+            draining = returning or shard.name in names
+            return msgspec.structs.replace(shard, draining=draining, returning=returning)
+
+        shards = tuple(map(placed, self.shards))
         if all(shard.draining for shard in shards):
             named = ", ".join(shard.name for shard in shards)
             raise ValueError(f"pool {self.name}: no shard would be left for its keys ({named})")
-        pool = msgspec.structs.replace(self, shards=tuple(shards))
-        pool.ring  # noqa: B018  # built here, as in from_config
-        return pool
+        return msgspec.structs.replace(self, shards=shards)
+
+    def with_back(self, address: str) -> Self:
+        """The same, where what was returning on this node drains no more."""
+        shards = (
+            msgspec.structs.replace(shard, draining=False, returning=False)
+            if shard.returning and shard.node.address == address
+            else shard
+            for shard in self.shards
+        )
+        return msgspec.structs.replace(self, shards=tuple(shards))
+
+    def following(self, old: Self, known: Collection[str]) -> Self:
+        """The same, of whose shards those drain that did. known: addresses of nodes that there were before.
+
+        A new node of a shard whose keys are elsewhere, or whose stand-ins are not swept, has to return first.
+        """
+        before = {shard.name: shard for shard in old.shards}
+
+        def carried(shard: Shard) -> Shard:
+            was, node = before.get(shard.name), shard.node
+            if was is None:
+                return shard
+            if node.address not in known and self.removes:
+                if was.node.state == "out" or was.node.reason == RETURNING:
+                    node = Node(node.address, "out", "it has taken the place of one that was out")
+                node = msgspec.structs.replace(node, swept=was.node.swept)
+            return msgspec.structs.replace(shard, draining=was.draining, returning=was.returning, node=node)
+
+        pool = msgspec.structs.replace(self, shards=tuple(map(carried, self.shards)))
+        return pool.with_draining([each.name for each in pool.shards if each.draining and not each.returning])
 
     @classmethod
     def from_config(cls, name: str, config: "PoolConfig") -> Self:
@@ -163,6 +219,14 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         except ValueError as error:
             raise ValueError(f"pool {name}: {error}") from None
         return pool
+
+
+def replaced(old: Pool, new: Pool) -> bool:
+    """Whether keys are looked for with other nodes than before, of those that stay."""
+    before = {shard.node.address: shard.name for shard in old.shards}
+    return old.ring.fingerprint != new.ring.fingerprint or any(
+        before.get(shard.node.address, shard.name) != shard.name for shard in new.shards
+    )
 
 
 class Topology(msgspec.Struct, frozen=True):
@@ -195,11 +259,12 @@ class Topology(msgspec.Struct, frozen=True):
         reason: str = "",
         version: str | None = None,
         swept: bool | None = None,
+        back: bool = False,
     ) -> Self:
         """The next snapshot, with this node in this state wherever it serves; `self` if nothing changes.
 
-        version: what the node says it runs; swept: see Node; None keeps what is known. Raises KeyError
-        for an unknown address.
+        version: what the node says it runs; swept: see Node; None keeps what is known. back: its shards
+        that drained and are returning have returned. Raises KeyError for an unknown address.
         """
         old = self.nodes[address]
         node = Node(
@@ -209,7 +274,8 @@ class Topology(msgspec.Struct, frozen=True):
             old.version if version is None else version,
             old.swept if swept is None else swept,
         )
-        return self if node == old else self._next(self.pools, {address: node})
+        pools = tuple(pool.with_back(address) for pool in self.pools) if back else self.pools
+        return self if node == old and pools == self.pools else self._next(pools, {address: node})
 
     def with_config(self, config: "Config") -> Self:
         """The next snapshot, of a changed configuration; `self` if nothing changes.
@@ -217,19 +283,39 @@ class Topology(msgspec.Struct, frozen=True):
         A node that stays keeps its state, a shard that drains goes on draining. Raises ValueError as
         `from_config`, and when only shards that drain would stay.
         """
-        pools = self.from_config(config).pools
-        drained = self.draining
-        pools = tuple(pool.with_draining(drained.get(pool.name, ())) for pool in pools)
-        new = self._next(pools, self.nodes)
+        before, known = {pool.name: pool for pool in self.pools}, self.nodes
+        pools = tuple(
+            pool.following(before[pool.name], known) if pool.name in before else pool
+            for pool in self.from_config(config).pools
+        )
+        new = self._next(pools, known)
         return self if new.pools == self.pools else new
 
     @property
     def draining(self) -> dict[str, tuple[str, ...]]:
         """By pool, the names of the shards that drain; pools where none does are left out."""
         found = {
-            pool.name: tuple(shard.name for shard in pool.shards if shard.draining) for pool in self.pools
+            pool.name: tuple(shard.name for shard in pool.shards if shard.draining and not shard.returning)
+            for pool in self.pools
         }
         return {name: names for name, names in found.items() if names}
+
+    @property
+    def away(self) -> dict[str, tuple[str, bool]]:
+        """By address: nodes that are out, with the reason, or whose stand-ins are not swept (False)."""
+        return {
+            address: ("" if node.state not in ("out", "suspect") else node.reason or "out", node.swept)
+            for address, node in self.nodes.items()
+            if node.state == "out" or node.reason == RETURNING or not node.swept
+        }
+
+    def with_away(self, away: Mapping[str, tuple[str, bool]]) -> Self:
+        """The next snapshot, where these nodes are so again, as far as they are in it."""
+        made = self
+        for address in away.keys() & self.nodes.keys():
+            reason, swept = away[address]
+            made = made.with_node_state(address, "out" if reason else "unknown", reason, swept=swept)
+        return made
 
     def with_draining(self, drained: Mapping[str, Collection[str]]) -> Self:
         """The next snapshot, where of each pool exactly these shards drain; `self` if nothing changes.

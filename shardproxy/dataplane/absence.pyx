@@ -72,12 +72,12 @@ cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept:
 
 
 cdef void flushed(Engine e) noexcept:
-    """Every key is gone: also those of nodes that are out, whatever these still have."""
+    """Every key is gone: also those of shards that are out, whatever their nodes still have."""
     cdef int i
-    for i in range(e.node_count):
-        if e.holds and e.node_list[i].used and not e.node_list[i].gone and e.node_list[i].out:
-            e.written[i] = set()
-            e.written_bytes[i] = -1
+    for i in range(e.shard_count):
+        if e.absent[i]:
+            e.written[e.shards[i]] = set()
+            e.written_bytes[e.shards[i]] = -1
     if e.stale != NULL:
         stale_clear(e.stale, e.now)
 

@@ -299,6 +299,7 @@ cdef class Engine:
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
     cdef bint displaced                     # a key of what was located last is not at home
+    cdef bint emulates                      # the pool's cross_shard = "emulate"
     cdef bint reads_miss                    # the pool's on_shard_down = "miss"
     cdef bint missing                       # upstream_for's NULL: reads find nothing
     cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits

@@ -26,8 +26,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
-    cdef tuple placed = pool.placed
-    cdef int i, number, n = len(placed)
+    cdef int i, number, n = len(pool.shards)
     cdef uint16_t *shards = <uint16_t *>calloc(n, sizeof(uint16_t))
     cdef unsigned char *absent = <unsigned char *>calloc(n, 1)
     cdef Node *node
@@ -43,11 +42,14 @@ cdef int install(Engine e, topology, credentials) except -1:
             number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
         numbers[key] = number
         e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
-    for i, shard in enumerate(placed):
+    for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
         shards[i] = <uint16_t>number
-        # a shard that is out is nobody's stand-in either, whatever becomes of its own keys
-        absent[i] = shard.node.state == "out"
+        absent[i] = pool.elsewhere(shard)
+        if (old := before.get(shard.name, number)) != number and old in e.written_bytes:
+            # another node takes its place, and has to be told as well what was written elsewhere
+            e.written[number] = e.written.pop(old, set())
+            e.written_bytes[number] = e.written_bytes.pop(old)
     shares_for(e)
     moved = e.ring is not pool.ring or n != e.shard_count or memcmp(e.shards, shards, n * sizeof(uint16_t)) != 0 \
         or memcmp(e.absent, absent, n) != 0
@@ -88,6 +90,7 @@ cdef int install(Engine e, topology, credentials) except -1:
 
 cdef take_policy(Engine e, pool):
     e.partial_nil = pool.partial == "nil"
+    e.emulates = pool.cross_shard == "emulate"
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
     e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
     e.longest = int(pool.longest * 1e6) or e.timeout

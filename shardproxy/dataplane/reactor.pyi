@@ -52,7 +52,7 @@ class Reactor:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
     def placed(self) -> list[tuple[int, str]]:
-        """(node number, shard name) in the order of the ring."""
+        """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
 
     def node_of_shard(self, name: str) -> int | None:
         """Of one that drains too; None: there is no such shard."""

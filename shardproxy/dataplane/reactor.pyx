@@ -22,7 +22,7 @@ from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
@@ -469,7 +469,8 @@ cdef class Reactor(Engine):
 
     def placed(self):
         cdef int i
-        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)]
+        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
+                if self.node_list[self.shards[i]].mode != MOVE]
 
     def node_of_shard(self, str name):
         for (shard, _), number in self.numbers.items():

@@ -16,6 +16,8 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept
 cdef int node_of(Engine e, const char *key, size_t n) noexcept
 # The number of the node that has all keys of a command, NO_KEY, MALFORMED, or ANSWERED.
 cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept
+# The number on the ring of a shard that serves its own keys.
+cdef int anywhere(Engine e) noexcept
 # Where its keys are: fills e.positions and says how many; negative: what is wrong.
 cdef int find_keys(Engine e, Request *r, const Row *row) noexcept
 # A request that was on a node that is out goes where its keys are now: p[0 .. n) is it, for entry's slot.

@@ -12,13 +12,14 @@ from libc.string cimport memcmp, memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_CALLS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    FLAG_ACROSS, FLAG_CALLS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.script_store cimport Script
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
+from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
@@ -46,6 +47,15 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
             e.displaced = True
             shard = other
     return e.shards[shard]
+
+
+cdef int anywhere(Engine e) noexcept:
+    """The first shard whose keys are with it."""
+    cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i]:
+            return i
+    return 0
 
 
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
@@ -121,9 +131,16 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int node = node_of_command(e, c, r, row)
+    cdef int node
+    if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
+        if c.head != c.tail:
+            return WAIT
+        call_handler(e, c, r, row)
+        c.holding = True
+        return TAKEN
+    node = node_of_command(e, c, r, row)
     if node == MALFORMED:
-        node = e.shards[0]      # any node says what is wrong with it, in its own words
+        node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
     if node >= 0 and e.blocks:
         return block(e, c, r, row, node)
     if node >= 0:

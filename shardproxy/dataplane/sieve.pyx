@@ -1,10 +1,11 @@
 """Of the keys that a node lists, those that live there: what a GET through this proxy would find.
 
 After a change of the ring, or an outage, a node may still have keys that are another's now. Nothing tells them from
-others but the ring itself, and a list may have millions: so this is compiled.
+others but the ring itself, and a list may have millions: so this is compiled. Keys of the proxy's own are no client's.
 """
 
 from libc.stdint cimport int64_t
+from libc.string cimport memcmp
 
 from shardproxy.dataplane.engine cimport Engine
 from shardproxy.dataplane.sending cimport node_of
@@ -25,6 +26,14 @@ cdef int64_t header(const char *p, Py_ssize_t n, Py_ssize_t *at, char mark) noex
     return value
 
 
+cdef inline bint ours(const char *p, int64_t n) noexcept nogil:
+    """As handlers/keyspace's OURS."""
+    if n < 17 or memcmp(p, "shardproxy:", 11):
+        return False
+    return memcmp(p + 11, "probe:", 6) == 0 or n == 21 and memcmp(p + 11, "heartbeats", 10) == 0 or \
+        n > 21 and memcmp(p + 11, "temporary:", 10) == 0
+
+
 cdef object sieve(Engine e, int number, bytes frame, Py_ssize_t at):
     """(how many, their bulk strings); None: at frame[at] is no array of bulk strings."""
     cdef const char *p = frame
@@ -40,7 +49,7 @@ cdef object sieve(Engine e, int number, bytes frame, Py_ssize_t at):
         size = header(p, n, &at, c'$')
         if size < 0 or size + 2 > n - at:
             return None
-        if node_of(e, p + at, size) == number:
+        if node_of(e, p + at, size) == number and not ours(p + at, size):
             kept += 1
         else:
             if begin > first:

@@ -19,7 +19,7 @@ from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NON
 from shardproxy.dataplane.private cimport lease
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_run, precede_run
-from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, node_of_command, send_to
+from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
 
@@ -112,7 +112,7 @@ cdef int node_of_transaction(Engine e, Client *c) noexcept:
     cdef int node = c.watching if c.watching >= 0 else c.tx_shard
     if node < 0 and c.tx_calls:
         node = node_of_run(e, c)
-    return node if node >= 0 else e.shards[0]
+    return node if node >= 0 else e.shards[anywhere(e)]
 
 
 cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:

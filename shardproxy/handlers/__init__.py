@@ -1,5 +1,6 @@
 """What is answered here and not by a node: a family of commands a file.
 
+across       RENAME, SUNION, ... over several shards, where they are emulated
 asking       asking nodes: one, or all
 base         the registry, the guard, and `Server`: what a handler may ask of the proxy
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
@@ -16,6 +17,7 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
+    across,
     acl,
     client,
     command,
@@ -31,6 +33,6 @@ from shardproxy.handlers import (
 from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
 
 __all__ = [
-    "NodeInfo", "Server", "acl", "client", "command", "connection", "dispatch", "handled", "handles", "info",
-    "keyspace", "node", "nodewide", "operate", "proxy", "scripts",
+    "NodeInfo", "Server", "acl", "across", "client", "command", "connection", "dispatch", "handled", "handles",
+    "info", "keyspace", "node", "nodewide", "operate", "proxy", "scripts",
 ]  # fmt: skip

@@ -94,23 +94,12 @@ async def ask(
     return await future
 
 
-def serving(server: "Server") -> list[tuple[int, str]]:
-    """(node number, shard) of those that have keys now: not of one that is out while stand-ins have its keys."""
-    pool = server.topology.pools[0]
-    out = (
-        {shard.name for shard in pool.placed if shard.node.state == "out"}
-        if pool.on_shard_down == "rehash"
-        else ()
-    )
-    return [(node, shard) for node, shard in server.reactor.placed() if shard not in out]
-
-
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
-    """Every serving shard's node at the same time, in the order of the ring, on the client's own way to them."""
+    """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
     client = call.client
-    places = serving(server)
+    places = server.reactor.placed()
     frames = await asyncio.gather(
         *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
     )
@@ -132,8 +121,8 @@ async def ask_apart(
 
 
 async def ask_all_apart(server: "Server", call: "Call", *args: Argument) -> list[Answer]:
-    """Every serving shard's node, each on a connection of its own, without a deadline."""
-    places, proto, db = serving(server), call.proto, call.client.db
+    """Every shard's node, each on a connection of its own, without a deadline."""
+    places, proto, db = server.reactor.placed(), call.proto, call.client.db
     frames = await asyncio.gather(*(ask_apart(server, node, *args, proto=proto, db=db) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 

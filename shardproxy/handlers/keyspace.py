@@ -18,7 +18,6 @@ from shardproxy.handlers.asking import (
     ask_all_apart,
     ask_apart,
     is_error,
-    serving,
     usable,
     value_of,
 )
@@ -27,8 +26,11 @@ from shardproxy.handlers.base import BadReply, Server, handles
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
+CURSOR = re.compile(rb"([+-]?\d+)?")  # what strtoul takes
 SCANNED = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n")
 RANDOM_TRIES = 16
+HEARTBEATS = b"shardproxy:heartbeats"
+OURS = (HEARTBEATS, b"shardproxy:probe:", b"shardproxy:temporary:")  # beginnings of keys that are no client's
 # The shards of rings that were scanned, by their mark: of other proxies in this process too, which does no harm
 _RINGS: dict[int, frozenset[str]] = {}
 
@@ -45,28 +47,27 @@ async def dbsize(server: Server, call: "Call") -> bytes:
     answers = usable(server, await ask_all(server, call, "DBSIZE", write=False))
     if isinstance(answers, bytes):
         return answers
-    return reply.integer(sum(value_of(answer.frame, int) for answer in answers))
+    count = sum(value_of(answer.frame, int) for answer in answers)
+    if server.topology.pools[0].on_return != "keep":
+        own = await ask_all(server, call, "EXISTS", HEARTBEATS, write=False)
+        count -= sum(value_of(answer.frame, int) for answer in own if not answer.failed)
+    return reply.integer(max(count, 0))
 
 
 @handles("scan")
 async def scan(server: Server, call: "Call") -> bytes:
     """SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]: one node a call."""
-    if not call.args[1].isdigit() or int(call.args[1]) >= 1 << 64:
+    if not CURSOR.fullmatch(call.args[1]) or abs(int(call.args[1] or b"0")) >= 1 << 64:
         return reply.error(errors.INVALID_CURSOR)
-    cursor = int(call.args[1])
-    names = [name for _, name in server.reactor.placed()]
-    ring = ring_of(names)
-    _RINGS[ring] = frozenset(names)
-    nodes = {name: node for node, name in serving(server)}
+    cursor = int(call.args[1] or b"0") % (1 << 64)
+    nodes = {name: node for node, name in server.reactor.placed()}
+    ring = ring_of(nodes)
+    _RINGS[ring] = frozenset(nodes)
     at = Position.unpack(cursor) if cursor else Position(ring=ring)
-    while True:
-        found = place(at, names, _RINGS)
-        if found is None:
-            return _page(0, (0, b""))
-        at, name = found
-        if name in nodes:
-            break
-        at = after(at, 0)
+    found = place(at, nodes, _RINGS)
+    if found is None:
+        return _page(0, (0, b""))
+    at, name = found
     frame = await ask(server, nodes[name], "SCAN", at.node, *call.args[2:], client=call.client, write=False)
     if is_error(frame):
         if (
@@ -83,7 +84,7 @@ async def scan(server: Server, call: "Call") -> bytes:
         if node_cursor > NODE_MOST:
             return reply.error(errors.large_cursor(name))
         page = _sieved(server, nodes[name], frame, match.end())
-    following = place(after(at, node_cursor), names, _RINGS)
+    following = place(after(at, node_cursor), nodes, _RINGS)
     return _page(following[0].pack() if following else 0, page)
 
 
@@ -94,7 +95,7 @@ def _page(cursor: int, keys: tuple[int, bytes]) -> bytes:
 @handles("keys")
 async def keys(server: Server, call: "Call") -> bytes:
     """KEYS pattern"""
-    nodes = {name: node for node, name in serving(server)}
+    nodes = {name: node for node, name in server.reactor.placed()}
     answers = usable(server, await ask_all_apart(server, call, *call.args))
     if isinstance(answers, bytes):
         return answers
@@ -105,7 +106,7 @@ async def keys(server: Server, call: "Call") -> bytes:
 @handles("randomkey")
 async def randomkey(server: Server, call: "Call") -> bytes:
     """From a shard in proportion to its keys; what lives elsewhere now is drawn again."""
-    nodes = {name: node for node, name in serving(server)}
+    nodes = {name: node for node, name in server.reactor.placed()}
     answers = usable(server, await ask_all(server, call, "DBSIZE", write=False))
     if isinstance(answers, bytes):
         return answers
@@ -121,6 +122,8 @@ async def randomkey(server: Server, call: "Call") -> bytes:
         found = value_of(frame, (bytes, type(None)))
         if found is None:
             sizes[name] = 0  # emptied meanwhile
+            continue
+        if found.startswith(OURS):
             continue
         key = found
         if server.reactor.node_of(found) == nodes[name]:
@@ -139,7 +142,7 @@ async def flush(server: Server, call: "Call") -> bytes:
 @handles("swapdb")
 async def swapdb(server: Server, call: "Call") -> bytes:
     """SWAPDB index1 index2: by all or none, as far as that can be; another client may see some swapped and some not."""
-    if len(serving(server)) < len(server.reactor.placed()):
+    if len(server.reactor.placed()) < len(server.topology.pools[0].shards):
         return reply.error(errors.SWAP_OUT)
     ready = await ask_all(server, call, "PING", write=False)
     missing = [answer for answer in ready if answer.failed]
@@ -149,8 +152,8 @@ async def swapdb(server: Server, call: "Call") -> bytes:
     failed = [answer for answer in answers if answer.failed]
     if not failed:
         await server.everywhere("flushed")
-        return reply.OK
-    nodes = {name: node for node, name in serving(server)}
+        return answers[0].frame
+    nodes = {name: node for node, name in server.reactor.placed()}
     for answer in answers:
         if not answer.failed and answer.shard in nodes:
             await ask_apart(server, nodes[answer.shard], *call.args, timeout=-1)  # back again

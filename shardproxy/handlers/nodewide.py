@@ -22,7 +22,6 @@ from shardproxy.handlers.asking import (
     ask_all,
     ask_all_apart,
     ask_apart,
-    serving,
     usable,
     value_of,
 )
@@ -296,7 +295,7 @@ async def help_(server: Server, call: "Call") -> bytes:
 async def _help(server: Server, call: "Call") -> bytes:
     """A node's own words."""
     frame = reply.error(errors.NO_SHARDS)
-    for node, _ in serving(server):
+    for node, _ in server.reactor.placed():
         frame = await ask(server, node, *call.args, client=call.client, write=False)
         if not frame.startswith((b"-SHARDDOWN ", b"-TIMEOUT ", b"-OVERLOADED ")):
             break

@@ -17,7 +17,6 @@ from shardproxy.handlers.asking import (
     ask_all_apart,
     ask_apart,
     is_error,
-    serving,
     value_of,
 )
 from shardproxy.handlers.base import Server, handles
@@ -75,7 +74,7 @@ async def flush(server: Server, call: "Call") -> bytes:
 async def kill(server: Server, call: "Call") -> bytes:
     """Wherever one runs. A busy node reads no connection on which its script came: so on others."""
     answers = await asyncio.gather(
-        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in serving(server))
+        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in server.reactor.placed())
     )
     if not answers:
         return reply.error(errors.NO_SHARDS)
@@ -130,7 +129,7 @@ def _alike(call: "Call", answers: list[Answer]) -> bytes:
 
 async def give_functions(server: Server, shard: str) -> bool:
     """A node without functions is given those of another; whether it was."""
-    nodes = {name: node for node, name in serving(server)}
+    nodes = {name: node for node, name in server.reactor.placed()}
     if shard not in nodes:
         return False
     mine = nodes.pop(shard)

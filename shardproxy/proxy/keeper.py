@@ -12,16 +12,15 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from shardproxy.core.health import Evidence, Health, fail_open
-from shardproxy.core.topology import Pool, Shard, State, Topology
+from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import probe
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import Fleet, Returns
+from shardproxy.proxy.returns import Fleet, Known, Returns
 
-RETURNING = "returning"  # the reason of a node behind the fence
 LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
 
@@ -52,6 +51,7 @@ class Watch:
         self.unproven = False  # it is out, and no probe of it has ended since
         self.fenced = False
         self.swept = True
+        self.tidied = True  # False: stand-ins may keep what was theirs before its shard's place changed
         self.beat_at = 0.0  # when it is due to be told that we use it
         self.task: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
@@ -67,6 +67,7 @@ class Keeper:
         log: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        inherits: bool = False,
     ) -> None:
         self._fleet, self._run_id, self._log = fleet, run_id, log
         self._clock, self._chance = clock, chance
@@ -76,6 +77,13 @@ class Keeper:
         self._returns = Returns(fleet, self.login, run_id, log)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ignored: set[str] = set()  # fail open
+        self._pools: dict[str, Pool] = {}  # as they were when `follow` was last called
+        self._tidying: dict[str, asyncio.Task[None]] = {}  # by pool
+        # set: what the process before knows has been told, and nodes may return
+        self._told = asyncio.Event()
+        if not inherits:
+            self._told.set()
+        self._retired = False  # another process has taken over: what returns, returns there
         self._meter: asyncio.Task[None] | None = None
         self._lags: list[tuple[float, float]] = []  # our loop's: (when, how late)
 
@@ -86,21 +94,118 @@ class Keeper:
         self._logins = logins
         topology, now = self._fleet.topology, self._clock()
         places = places_of(topology)
+        before, self._pools = self._pools, {pool.name: pool for pool in topology.pools}
+        self._take_places(before, places)
         for address in self._watches.keys() - places.keys():
             gone = self._watches.pop(address)
             self._returns.forget(address)
             for task in (gone.task, gone.sweeper):
                 if task is not None:
                     task.cancel()
-        for address, (pool, _) in places.items():
+        for address, (pool, shard) in places.items():
             if (watch := self._watches.get(address)) is None:
                 watch = self._watches[address] = Watch(Health(pool.health, now, self._chance(), pool.timeout))
-                watch.task = self._keep(self._look_after(address, watch))
+                self._begin(address, watch, shard)
             watch.health.policy, watch.health.deadline = pool.health, pool.timeout
+            if shard.returning:
+                watch.health.next_probe = now
             watch.wake.set()
+        for pool in topology.pools:
+            if pool.removes and pool.name in before and replaced(before[pool.name], pool):
+                self._tidy(pool, {shard.node.address for shard in before[pool.name].shards})
         if self._meter is None:
             self._meter = self._keep(self._measure_lag())
         self._publish()
+
+    def _take_places(self, before: Mapping[str, Pool], places: Mapping[str, Any]) -> None:
+        """Nodes that have taken the place of others."""
+        for name, pool in before.items():
+            now = (
+                {shard.name: shard.node.address for shard in self._pools[name].shards}
+                if name in self._pools
+                else {}
+            )
+            for shard in pool.shards:
+                old, new = shard.node.address, now.get(shard.name)
+                if new is not None and old not in places and new not in self._watches:
+                    self._returns.move(old, new)
+
+    def _begin(self, address: str, watch: Watch, shard: Shard) -> None:
+        """A node that the topology knows as out has to return, whoever saw it go."""
+        if shard.node.state == "out":
+            watch.health.put_out(self._clock(), shard.node.reason)
+            watch.away = True
+        if shard.draining and not self._meter and self._told.is_set():
+            self._returns.lack(address)
+        watch.swept = shard.node.swept
+        if not watch.swept:
+            watch.sweeper = self._keep(self._sweep(address, watch))
+        watch.task = self._keep(self._look_after(address, watch))
+
+    def _tidy(self, pool: Pool, stayed: Collection[str]) -> None:
+        """Keys are looked for with other nodes: those that they were with must not keep them."""
+        addresses = [shard.node.address for shard in pool.shards if shard.node.address in stayed]
+        for address in addresses:
+            self._returns.owe_all(address)
+            # what is out now is served by stand-ins that have its newest values
+            self._watches[address].tidied = self._watches[address].away
+        if pool.name in self._tidying:
+            self._tidying[pool.name].cancel()
+        self._tidying[pool.name] = self._keep(self._tidy_all(pool, addresses))
+
+    async def _tidy_all(self, pool: Pool, addresses: Sequence[str]) -> None:
+        started = self._clock()
+        await asyncio.sleep(pool.timeout)  # what was sent before has run
+        await asyncio.gather(*map(self._returns.tidy, addresses))
+        del self._tidying[pool.name]
+        for address in addresses:
+            if address in self._watches:
+                self._watches[address].tidied = True
+        self._log("tidied", pool=pool.name, nodes=addresses, seconds=round(self._clock() - started, 3))
+        self._publish()
+
+    # --- from one process to the next ---
+
+    async def bequeath(self) -> list[Known]:
+        """What the process that has taken over has to know; nothing returns here from now on."""
+        self._retired = True
+        return await self._returns.known()
+
+    def inherit(self, known: Known) -> None:
+        """What the process before knows. After `all_told` it is new: a node that is back returns again."""
+        watch = self._watches.get(known.address)
+        if watch is None:
+            return
+        self._returns.inherit(known)
+        _, shard = places_of(self._fleet.topology)[known.address]
+        late = self._told.is_set() and known.kind == "owed" and (known.keys or known.everything)
+        if late and not watch.away and not shard.draining:
+            watch.away = True
+            watch.health.put_out(self._clock(), "the process before has written keys of it elsewhere")
+            watch.wake.set()
+            self._publish()
+
+    def all_told(self, complete: bool) -> None:
+        """complete: False: the process before has ended too early, and nobody knows all."""
+        if self._told.is_set():
+            return
+        for pool in self._fleet.topology.pools:
+            addresses = {shard.node.address for shard in pool.shards}
+            for shard in pool.shards if pool.removes and not complete else ():
+                if pool.elsewhere(shard):
+                    self._returns.lack(shard.node.address)
+                if not shard.node.swept:
+                    self._returns.inherit(Known("unswept", shard.node.address, [], True))
+            if addresses.intersection(self._returns.in_debt):
+                self._tidy(pool, addresses)
+        self._told.set()
+        for watch in self._watches.values():
+            watch.wake.set()
+
+    async def tidied(self, patience: float) -> bool:
+        """Waits until no node has to be looked through any more; False: not so long (seconds)."""
+        tidying = list(self._tidying.values())
+        return not tidying or not (await asyncio.wait(tidying, timeout=patience))[1]
 
     async def close(self) -> None:
         tasks = list(self._tasks)
@@ -153,7 +258,8 @@ class Keeper:
                 await self._until_due(watch)
                 await self._probe(address, watch)
                 self._publish()
-                if watch.health.returning:
+                returns = watch.health.returning or self._undrained(address, watch)
+                if returns and self._told.is_set() and not self._retired:
                     await self._bring_back(address, watch)
             except Exception as error:  # ours: the node must not stay unwatched for it
                 self._log("keeper_failed", node=address, exc_info=error)
@@ -204,18 +310,29 @@ class Keeper:
             )  # so that no probe just misses it
             self._keep(self._returns.beat(address))
 
+    def _undrained(self, address: str, watch: Watch) -> bool:
+        """It has been well all the time, and may have its keys back."""
+        place = places_of(self._fleet.topology).get(address)
+        return place is not None and place[1].returning and watch.health.state == "up"
+
     async def _bring_back(self, address: str, watch: Watch) -> None:
         """It is well again: what has to be done before its keys come back, then it is up."""
-        reason, sweep = "it was lost again", False
+        reason, sweep, back = "it was lost again", False, ""
         try:
-            if watch.away:
-                away_for = self._clock() - watch.health.since
+            place = places_of(self._fleet.topology).get(address)
+            if place is None:
+                raise NodeRefuses("it has left the topology")
+            pool, shard = place
+            back = address if shard.returning else ""
+            # one that goes on draining returns when it has drained: nothing of its keys comes back now
+            if back or (watch.away and not shard.draining):
+                away_for = self._clock() - watch.health.since if watch.away else 0.0
                 sweep = await self._returns.bring_back(address, away_for, lambda: self._fence(watch))
         except NodeRefuses as failure:
             reason = str(failure)
             returned = False
         else:
-            returned = watch.health.returning
+            returned = watch.health.returning or self._undrained(address, watch)
         finally:
             watch.fenced = False
         # nothing waits between the last look at its debts and the snapshot that has it up
@@ -225,12 +342,13 @@ class Keeper:
         else:
             watch.health.admitted(self._clock())
             watch.away = False
+            watch.tidied = pool.name not in self._tidying
             if sweep:
                 watch.swept = False
                 if watch.sweeper is not None:
                     watch.sweeper.cancel()
                 watch.sweeper = self._keep(self._sweep(address, watch))
-        self._publish()
+        self._publish(back if returned else "")
 
     async def _fence(self, watch: Watch) -> bool:
         """Nobody uses the node, nor has anything in flight for its keys; True when all workers say so."""
@@ -239,21 +357,22 @@ class Keeper:
         return acknowledged is not None and await acknowledged
 
     async def _sweep(self, address: str, watch: Watch) -> None:
+        await self._told.wait()
         await self._returns.sweep(address)
         watch.swept = True
         self._publish()
 
     # --- the topology ---
 
-    def _publish(self) -> Awaitable[bool] | None:
-        """A new snapshot, if anything has changed."""
+    def _publish(self, back: str = "") -> Awaitable[bool] | None:
+        """A new snapshot, if anything has changed. back: a node whose shard has drained and does no more."""
         old = new = self._fleet.topology
         before = old.nodes
         for pool in old.pools:
             for address, (state, reason, swept) in self._shown(pool).items():
                 was = before[address]
-                if (state, reason, swept) != (was.state, was.reason, was.swept):
-                    new = new.with_node_state(address, state, reason, swept=swept)
+                if (state, reason, swept) != (was.state, was.reason, was.swept) or address == back:
+                    new = new.with_node_state(address, state, reason, swept=swept, back=address == back)
                     self._watches[address].away |= state == "out"
                     self._watches[address].unproven |= state == "out" and was.state != "out"
                 if state != was.state:
@@ -284,11 +403,12 @@ class Keeper:
 
 def shown(watch: Watch, ignored: bool) -> Shown:
     health = watch.health
+    swept = watch.swept and watch.tidied
     if watch.fenced:
-        return Shown("suspect", RETURNING, watch.swept)
+        return Shown("suspect", RETURNING, swept)
     if ignored:
-        return Shown("unknown", f"fail open: {health.reason}", watch.swept)
-    return Shown(health.state, health.reason, watch.swept)
+        return Shown("unknown", f"fail open: {health.reason}", swept)
+    return Shown(health.state, health.reason, swept)
 
 
 def places_of(topology: Topology) -> Mapping[str, tuple[Pool, Shard]]:

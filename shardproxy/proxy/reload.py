@@ -15,15 +15,17 @@ import msgspec
 from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
-from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
 
 WATCH = 1.0  # seconds between two looks at the file
 SETTLED = 0.2  # a file that changed must not change again for so long: it may be half written
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
+TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
 RUNNING = (
     "pool",
@@ -46,6 +48,10 @@ class Owner(Protocol):
 
     async def adopt(self, config: Config, topology: Topology) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """None: a worker, which owns nothing."""
 
     async def linger(self) -> None:
         """Accepts no more, and serves whom it has until they leave, drain_timeout at most."""
@@ -79,6 +85,14 @@ def moved(old: Topology, new: Topology) -> list[str]:
     ]
 
 
+def moves(old: Topology, new: Topology) -> bool:
+    """Whether keys move between nodes of a pool where none must find what it had of them before."""
+    before = {pool.name: pool for pool in old.pools}
+    return any(
+        pool.removes and pool.name in before and replaced(before[pool.name], pool) for pool in new.pools
+    )
+
+
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
@@ -91,9 +105,12 @@ class Reloader:
 
     # --- start ---
 
-    def restore(self, drained: Mapping[str, Any] | None = None) -> None:
-        """Shards that were drained are so again: these, else those of the state file."""
+    def restore(
+        self, drained: Mapping[str, Any] | None = None, away: Mapping[str, tuple[str, bool]] | None = None
+    ) -> None:
+        """Shards that were drained are so again (these, else the state file's), and nodes that were out."""
         owner = self._owner
+        owner.topology = owner.topology.with_away(away or {})
         if drained is None and owner.config.state:
             try:
                 kept = state.read(owner.config.state)
@@ -120,8 +137,9 @@ class Reloader:
                 continue
             await asyncio.sleep(SETTLED)
             if self._look() == now:
-                seen = now
-                await self.operate("reload", FILE_CHANGED)
+                outcome = await self.operate("reload", FILE_CHANGED)
+                if outcome.error != errors.NOT_TIDIED:  # else the same again, in a moment
+                    seen = now
 
     async def _first(self) -> None:
         """The file is worth keeping only if it is what runs: we may have been started without it."""
@@ -177,6 +195,10 @@ class Reloader:
             credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
             users = await asyncio.to_thread(read_users, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            moving = moves(owner.topology, owner.topology.with_config(config))
+            if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
+                owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
+                return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)
         except (ConfigError, ValueError) as error:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]

@@ -7,8 +7,10 @@
  4. it is up, and its keys come back to it;
  5. what stand-ins keep of its keys is deleted; until then it is not `swept`.
 
-Owns what is owed: keys taken and not yet deleted everywhere, and debts, what a node that was itself out has
-to delete before it comes back. Both are bounded; beyond the bound everything is looked through instead.
+A shard that drained returns in the same way. When keys are looked for elsewhere because weights or shards
+have changed, every node that stays is looked through for what it does not serve any more.
+Owns what is owed: keys taken and not yet deleted everywhere, and debts, what a node has to delete: at once,
+or if it is out, before it comes back. Both are bounded; beyond that everything is looked through instead.
 Anything that fails ends the return, and what is owed is kept. Nothing is removed on a pool with on_return =
 "keep".
 """
@@ -22,6 +24,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeAlias
 
 import hiredis
+import msgspec
 
 from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.probe import Line, NodeRefuses
@@ -32,6 +35,7 @@ KEPT = 86400  # seconds that heartbeats stay
 USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
+KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 PER_KEY = 64  # bytes that a remembered key costs beside its own
 
 Login: TypeAlias = tuple[str, str] | None
@@ -43,6 +47,16 @@ class Taken(NamedTuple):
     ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
+
+
+class Known(msgspec.Struct, array_like=True, frozen=True):
+    """A part of what is owed, for the process that takes over. kind: "owed", "unswept", "debts"."""
+
+    kind: str
+    address: str
+    keys: list[bytes] = []
+    everything: bool = False
+    ghosts: list[int] = []
 
 
 class Fleet(Protocol):
@@ -93,7 +107,7 @@ def removes(pool: Pool) -> tuple[str, str, str]:
 
 def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
     """Whether a shard has a key that is not, or no longer, its to serve."""
-    home = pool.home(key)
+    home = pool.home(key, shard.name)
     if home.name == shard.name or key.startswith(OURS):
         return False
     if home.node.state not in ("out", "suspect"):
@@ -112,12 +126,61 @@ class Returns:
         self._ghosts: dict[str, set[int]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
-        self._debts: dict[str, Owed] = {}  # on nodes that are out
+        self._debts: dict[str, Owed] = {}  # of each node
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
         for each in (self._ghosts, self._owed, self._unswept, self._debts):
             each.pop(address, None)
+
+    def move(self, old: str, new: str) -> None:
+        """Another node has taken its place."""
+        for owed in (self._owed, self._unswept):
+            if old in owed:
+                owed[new] = owed.pop(old)
+
+    def lack(self, address: str) -> None:
+        """Nobody knows what was written elsewhere: it was drained before we started."""
+        pool, _ = self._place(address)
+        self._owed.setdefault(address, Owed(pool.remember)).add((), pool.on_return == "invalidate")
+
+    async def known(self) -> list[Known]:
+        """All of it, in small parts, after the workers have told what they know."""
+        for pool in self._fleet.topology.pools:
+            for shard in pool.shards if pool.removes else ():
+                if pool.elsewhere(shard):
+                    try:
+                        await self._collect(pool, shard.node.address)
+                    except NodeRefuses:
+                        self.lack(shard.node.address)
+        found = [Known("owed", address, ghosts=sorted(ids)) for address, ids in self._ghosts.items()]
+        for kind, table in (("owed", self._owed), ("unswept", self._unswept), ("debts", self._debts)):
+            for address, owed in table.items():
+                keys = [key for key in owed.keys if len(key) <= KNOWN_BYTES]
+                found.append(Known(kind, address, [], owed.everything or len(keys) < len(owed.keys)))
+                while keys:
+                    part, size = 0, 0
+                    while part < len(keys) and (size := size + len(keys[part]) + 8) <= 2 * KNOWN_BYTES:
+                        part += 1
+                    found.append(Known(kind, address, keys[:part]))
+                    keys = keys[part:]
+        return found
+
+    def inherit(self, known: Known) -> None:
+        """What `known` of the process before has found, of a node that is ours as well."""
+        pool, _ = self._place(known.address)
+        table = {"owed": self._owed, "unswept": self._unswept, "debts": self._debts}[known.kind]
+        table.setdefault(known.address, Owed(pool.remember)).add(known.keys, known.everything)
+        self._ghosts.setdefault(known.address, set()).update(known.ghosts)
+
+    @property
+    def in_debt(self) -> Collection[str]:
+        return [address for address, debt in self._debts.items() if debt]
+
+    def owe_all(self, address: str) -> None:
+        """It may hold keys that are others' now."""
+        pool, _ = self._place(address)
+        self._debts.setdefault(address, Owed(pool.remember)).add((), everything=True)
 
     def _place(self, address: str) -> tuple[Pool, Shard]:
         for pool in self._fleet.topology.pools:
@@ -137,7 +200,7 @@ class Returns:
 
         Nothing waits between its last look at what the node has to delete and its end. away_for: seconds.
         """
-        pool, _ = self._place(address)
+        pool, shard = self._place(address)
         started = time.monotonic()
         deleted: set[bytes] = set()  # over this very connection: to this life of the node
         async with self._line(address) as line:
@@ -160,7 +223,7 @@ class Returns:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
             if unused:
                 await call(line, ("FLUSHDB", "ASYNC"))
-            if pool.on_return != "keep":
+            if pool.removes:
                 await self._tell_use(line)
             while self._to_delete(pool, address, deleted) or self._must_look_through(address):
                 await self._delete(line, pool, address, deleted)
@@ -179,11 +242,11 @@ class Returns:
             seconds=round(time.monotonic() - started, 3),
             fenced=round(time.monotonic() - fenced, 3),
         )
-        return pool.on_return != "keep" and pool.on_shard_down == "rehash" and bool(unswept)
+        return pool.removes and bool(unswept) and (pool.on_shard_down == "rehash" or shard.draining)
 
     async def _collect(self, pool: Pool, address: str) -> None:
         """From the workers: of this node, and of others that are out, whose keys it may have stood in for."""
-        away = [shard.node.address for shard in pool.shards if shard.node.state == "out"]
+        away = [shard.node.address for shard in pool.shards if pool.elsewhere(shard)]
         for each in {address, *away} if pool.on_return == "invalidate" else {address}:
             owed = self._owed.setdefault(each, Owed(pool.remember))
             for taken in await self._fleet.take(each):
@@ -191,11 +254,13 @@ class Returns:
                 self._ghosts.setdefault(each, set()).update(taken.ghosts)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
-        """What is owed to other nodes that are out now."""
+        """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
+        if pool.on_shard_down != "rehash":
+            return []
         return [
             self._owed[other]
             for shard in pool.shards
-            if (other := shard.node.address) != address and shard.node.state == "out" and other in self._owed
+            if (other := shard.node.address) != address and pool.elsewhere(shard) and other in self._owed
         ]
 
     def _flushes(self, pool: Pool, address: str) -> bool:
@@ -219,7 +284,7 @@ class Returns:
 
     def _to_delete(self, pool: Pool, address: str, deleted: Collection[bytes]) -> list[bytes]:
         """Keys that are known: its own, those it stood in for, its debts."""
-        if pool.on_return == "keep":
+        if not pool.removes:
             return []
         sources = [self._owed[address], *self._guests(pool, address)]
         if address in self._debts:
@@ -235,12 +300,18 @@ class Returns:
         await unlink(line, keys)
         deleted.update(keys)
         if self._must_look_through(address):
-            debt = self._debts.pop(address)
-            try:
+            await self._pay(line, pool, address)
+
+    async def _pay(self, line: Line, pool: Pool, address: str) -> None:
+        debt = self._debts.pop(address)
+        try:
+            if debt.everything:
                 await self._look_through(line, address)
-            except BaseException:
-                self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
-                raise
+            else:
+                await unlink(line, debt.keys)
+        except BaseException:
+            self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
+            raise
 
     # --- who else uses the node ---
 
@@ -308,11 +379,26 @@ class Returns:
         self._unswept.pop(address, None)
         self._log("swept", node=address, seconds=round(time.monotonic() - started, 3))
 
+    async def tidy(self, address: str) -> None:
+        """Pays its debts, and tries until it is done; what is out or drains pays before it comes back."""
+        wait = RETRY
+        while address in self._debts and address in self._fleet.topology.nodes:
+            pool, shard = self._place(address)
+            if shard.node.state == "out" or shard.draining:
+                return
+            try:
+                async with self._line(address) as line:
+                    await self._pay(line, pool, address)
+            except NodeRefuses as failure:
+                self._log("not_tidied", node=address, reason=str(failure))
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_MOST)
+
     async def _sweep_one(self, address: str, name: str) -> None:
         pool, home = self._place(address)
         shard = next((shard for shard in pool.shards if shard.name == name), None)
         owed = self._unswept.get(address)
-        if shard is None or owed is None or shard.protocol != home.protocol or pool.on_return == "keep":
+        if shard is None or owed is None or shard.protocol != home.protocol or not pool.removes:
             return
         where = shard.node.address
         if shard.node.state == "out":
@@ -332,7 +418,7 @@ class Returns:
             assert isinstance(found, list)
             cursor, keys = found
             pool, shard = self._place(address)
-            if pool.on_return == "keep":
+            if not pool.removes:
                 return  # since a moment ago
             await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
             if cursor == b"0":

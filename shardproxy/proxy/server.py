@@ -96,7 +96,8 @@ class Proxy:
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
-        self._keeper = None if team else Keeper(self, self.run_id, self.log)
+        inherits = taken is not None and taken.knows
+        self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)
         self._closing = False
         self._ended = asyncio.Event()
         self._cron: asyncio.TimerHandle | None = None
@@ -140,7 +141,7 @@ class Proxy:
         if self._team is None:
             taken = self._taken
             self.bound = listeners.bind_all(self.config.listen, taken=taken.listeners if taken else ())
-            self.reloader.restore(taken.drained if taken else None)
+            self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.tcp_port = next((each.port for each in self.bound if each.port), 0)
         self.reactor.set_commands(self.commands)
         self.reactor.set_users(self.users)
@@ -211,8 +212,8 @@ class Proxy:
             asyncio.get_running_loop().remove_reader(self.reactor.fileno())
             self._cron.cancel()
             self._cron = None
-        if self._keeper:
-            await self._keeper.close()
+        if self.keeper:
+            await self.keeper.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -270,8 +271,8 @@ class Proxy:
                 known.pop(gone, None)
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
-        if self._keeper:
-            self._keeper.follow(self._credentials)
+        if self.keeper:
+            self.keeper.follow(self._credentials)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -300,8 +301,8 @@ class Proxy:
         """What the engine has seen of the nodes goes to whoever decides."""
         if self._closing or not (found := self.reactor.evidence()):
             return
-        if self._keeper:
-            self._keeper.observe(found)
+        if self.keeper:
+            self.keeper.observe(found)
         elif self._peers:
             self._peers.evidence(found)
 
@@ -502,7 +503,7 @@ class Proxy:
 
     @property
     def mistaken(self) -> Mapping[str, int]:
-        return self._keeper.mistaken if self._keeper else {}
+        return self.keeper.mistaken if self.keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:

@@ -98,8 +98,11 @@ class Supervisor:
         self.run_id, self.started = secrets.token_hex(20), time.time()
         self.spawns = 0
         self.stopping = False
-        self.keeper = Keeper(self, self.run_id, self.log)
-        self._forgotten: set[str] = set()  # nodes that were out when a worker died, which knew keys of theirs
+        inherits = taken is not None and taken.knows
+        self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
+        self._forgotten: set[str] = (
+            set()
+        )  # nodes whose keys were elsewhere when a worker died, which knew them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, file)
@@ -120,7 +123,7 @@ class Supervisor:
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
-        self.reloader.restore(taken.drained if taken else None)
+        self.reloader.restore(*(taken.drained, taken.away) if taken else ())
         self.keeper.follow(credentials)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
@@ -196,7 +199,12 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
-            self._forgotten |= {node.address for node in self.topology.nodes.values() if node.state == "out"}
+            self._forgotten |= {
+                shard.node.address
+                for pool in self.topology.pools
+                for shard in pool.shards
+                if pool.elsewhere(shard)
+            }
             if self.stopping:
                 return
             if not was_ready and self.spawns <= len(self.slots):

@@ -5,7 +5,9 @@
       named by the first address of `listen`
       sends what is bound, with descriptors  ──────────▶   starts its workers on them; both accept
       accepts no more, serves whom it has    ◀──────────   "ready"
-      until they leave, drains, ends         ──────────▶   "leaving": files of unix sockets are its own now
+      until they leave, drains, ends         ──────────▶   "leaving": files of unix sockets are its own now,
+                                                           and what is known of nodes that are out; at its
+                                                           end once more: what its last clients have written
 
 An abstract name belongs to the network namespace, as ports do: there is no file to protect or to clean up.
 Each side asks the kernel who the other is (SO_PEERCRED) and talks to its own user and root only. No socket is
@@ -28,6 +30,7 @@ from shardproxy.config import Config
 from shardproxy.core import errors, hashing
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.reload import Owner
+from shardproxy.proxy.returns import Known
 
 T = TypeVar("T")
 FORMAT = 1
@@ -36,6 +39,8 @@ MOST = 1 << 20  # bytes of a message
 PATIENCE = 10.0  # seconds for a message
 START_LIMIT = 120.0  # seconds that the new one has until it is ready
 READY, LEAVING = b"ready", b"leaving"
+TELL = 10.0  # seconds to tell what is known of nodes
+ALL_TOLD = Known("", "")
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -61,6 +66,8 @@ class Offer(msgspec.Struct, frozen=True):
     listeners: list[Given]
     drained: dict[str, list[str]]
     refused: str = ""
+    away: dict[str, tuple[str, bool]] = {}  # Topology.away
+    knows: bool = False  # it tells what is known of them after "leaving"
 
 
 def door_name(listen: Sequence[str]) -> bytes | None:
@@ -103,6 +110,7 @@ class Door:
     def __init__(self, owner: Owner, door: socket.socket | None = None) -> None:
         self._owner, self._door = owner, door
         self._task: asyncio.Task[None] | None = None
+        self._successor: socket.socket | None = None
 
     def open(self) -> None:
         """Without a door there is no takeover, and nothing else is wrong."""
@@ -122,13 +130,30 @@ class Door:
         self._door.setblocking(False)
         asyncio.get_running_loop().add_reader(self._door.fileno(), self._knock)
 
-    def close(self) -> None:
+    def shut(self) -> None:
+        """Nobody comes in any more."""
         if self._door is not None:
             asyncio.get_running_loop().remove_reader(self._door.fileno())
             self._door.close()
             self._door = None
+
+    def close(self) -> None:
+        self.shut()
         if self._task is not None:
             self._task.cancel()
+        if self._successor is not None:
+            self._successor.close()
+            self._successor = None
+
+    async def tell(self) -> None:
+        """The successor learns what we know of nodes; whether it hears or not, it serves."""
+        loop, keeper = asyncio.get_running_loop(), self._owner.keeper
+        if keeper is None or self._successor is None:
+            return
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(TELL):
+                for part in (*await keeper.bequeath(), ALL_TOLD):
+                    await loop.sock_sendall(self._successor, msgspec.msgpack.encode(part))
 
     def _knock(self) -> None:
         assert self._door is not None
@@ -144,7 +169,8 @@ class Door:
 
     async def _serve(self, visitor: socket.socket) -> None:
         loop, log = asyncio.get_running_loop(), self._owner.log
-        with visitor:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(visitor)
             try:
                 async with asyncio.timeout(PATIENCE):
                     hello = msgspec.json.decode(await loop.sock_recv(visitor, MOST), type=Hello)
@@ -161,6 +187,9 @@ class Door:
                 listener.inode = 0
             with contextlib.suppress(OSError):  # whether it hears or not, it serves
                 visitor.send(LEAVING)
+            stack.pop_all()
+        self._successor = visitor
+        await self.tell()
         log("handed_over", to=hello.pid)
         self._owner.handed_over.set()
 
@@ -178,7 +207,8 @@ class Door:
         ]
         refused = "" if hello.format == FORMAT else f"it speaks format {FORMAT}, not {hello.format}"
         drained = {pool: list(names) for pool, names in self._owner.topology.draining.items()}
-        offer = Offer(FORMAT, os.getpid(), len(numbers), given, drained, refused)
+        away = self._owner.topology.away
+        offer = Offer(FORMAT, os.getpid(), len(numbers), given, drained, refused, away, True)
         visitor.send(msgspec.json.encode(offer))
         descriptors = [] if refused else list(numbers)
         for start in range(0, len(descriptors), BATCH):
@@ -192,15 +222,20 @@ async def until_over(owner: Owner, stop: asyncio.Event, taken: "Sockets | None")
     if taken is not None:
         await asyncio.to_thread(taken.confirm)
         owner.log("took_over", pid=taken.pid, addresses=[each.address for each in taken.listeners])
+        learning = asyncio.create_task(taken.learn(owner))
     door = Door(owner, taken.door if taken else None)
     door.open()
     try:
         await _first_of(stop.wait(), owner.handed_over.wait())
-        door.close()
+        door.shut()
         if not stop.is_set():
             await _first_of(stop.wait(), owner.linger())
+        if owner.handed_over.is_set():
+            await door.tell()
     finally:
         door.close()
+        if taken is not None:
+            learning.cancel()
 
 
 async def _first_of(*waits: object) -> None:
@@ -224,15 +259,30 @@ class Sockets:
     ) -> None:
         self._visitor, self.door, self.listeners = visitor, door, listeners
         self.pid, self.drained = offer.pid, offer.drained
+        self.away, self.knows = (offer.away, True) if offer.knows else ({}, False)
         self._inodes = {given.path: given.inode for given in offer.listeners if given.path}
 
     def confirm(self) -> None:
         """We serve: the other may go. Blocks until it says so; one that is gone by now does as well."""
-        with self._visitor, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             self._visitor.send(READY)
             self._visitor.recv(MOST)
         for listener in self.listeners:
             listener.inode = self._inodes.get(listener.path, 0)
+
+    async def learn(self, owner: Owner) -> None:
+        """What the other knows of nodes, now and at its end."""
+        loop, keeper = asyncio.get_running_loop(), owner.keeper
+        assert keeper is not None
+        self._visitor.setblocking(False)
+        with self._visitor, contextlib.suppress(OSError, msgspec.DecodeError):
+            while self.knows and (data := await loop.sock_recv(self._visitor, MOST)):
+                known = msgspec.msgpack.decode(data, type=Known)
+                if known.address:
+                    keeper.inherit(known)
+                else:
+                    keeper.all_told(True)
+        keeper.all_told(False)  # unless it was
 
 
 def take_over(config: Config, slots: int) -> Sockets:

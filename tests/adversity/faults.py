@@ -20,6 +20,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import hiredis
+from servers import free_port
+
+HEARTBEATS = b"shardproxy:heartbeats"
 
 T = TypeVar("T")
 Send = Callable[[bytes], Awaitable[None]]
@@ -44,7 +47,7 @@ class Server:
     """Listens on a free port of 127.0.0.1 from `with` to its end; `port` stays over `refuse` and `accept`."""
 
     def __init__(self, port: int = 0) -> None:
-        self.port = port
+        self.port = port or free_port()
         self.accepted = 0  # connections, ever
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +81,6 @@ class Server:
             self._server = await asyncio.start_server(
                 self._on_connection, "127.0.0.1", self.port, reuse_address=True, backlog=1024
             )
-            self.port = self._server.sockets[0].getsockname()[1]
 
         _Background.run(go())
         return self
@@ -391,7 +393,7 @@ class FakeNode(Server):
         super().__init__()
         self.behave = behave
         self.data: dict[bytes, bytes] = {}
-        self.seen: list[list[bytes]] = []  # what clients asked
+        self.seen: list[list[bytes]] = []  # what clients asked, and never what a proxy asks for itself
         self.greet = {
             b"PING": b"+PONG\r\n",
             b"AUTH": b"+OK\r\n",
@@ -400,6 +402,7 @@ class FakeNode(Server):
             b"HELLO": b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n",
             b"INFO": bulk(b"redis_version:7.0.15\r\nmaxmemory_policy:noeviction\r\n"),
             b"COMMAND": b"*0\r\n",
+            b"TIME": b"*2\r\n$10\r\n1700000000\r\n$1\r\n0\r\n",
         } | (greet or {})
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -412,6 +415,9 @@ class FakeNode(Server):
                     talk.proto = 3
                 if name in self.greet:
                     talk.write(self.greet[name])
+                    continue
+                if args[1:2] == [HEARTBEATS]:
+                    talk.write(b"*0\r\n" if name == b"ZRANGE" else b":1\r\n")
                     continue
                 self.seen.append(args)
                 talk.count += 1

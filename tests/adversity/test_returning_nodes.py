@@ -158,8 +158,8 @@ async def nonsense(talk: Talk, args: list[bytes]) -> None:
 
 
 async def twice(talk: Talk, args: list[bytes]) -> None:
-    await obey(talk, args)
-    await obey(talk, args)
+    """In one piece: a second reply that comes later is the next request's, as far as anyone can tell."""
+    talk.write((b"+OK\r\n" if args[0] == b"SET" else b"$-1\r\n") * 2)
 
 
 async def closing(talk: Talk, args: list[bytes]) -> None:
@@ -188,7 +188,7 @@ def test_a_node_that_answers_badly_is_asked_a_few_times_and_written_once(behave:
                 reply = raw.ask("GET", key)
                 assert reply.startswith((b"$", b"-SHARDDOWN", b"-UNKNOWN", b"-TIMEOUT")), reply
                 assert not reply.startswith(b"$4\r\nwell")
-                assert len(fake.seen) - count <= 3
+                assert fake.seen[count:].count([b"GET", key.encode()]) <= 3
                 assert raw.value("GET", other) == "well"
 
 

@@ -1,8 +1,7 @@
 """`shardproxy check` against real servers, right and wrong ones."""
 
+import contextlib
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,54 +11,40 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from servers import RedisNode, free_port, program, until
 
 from shardproxy.cli import main
-from shardproxy.proxy.embedded import free_port
 
-Start = Callable[..., int]
-
-
-def program(name: str, package: str) -> str:
-    found = shutil.which(name)
-    assert found, f"{name} is missing: apt-get install {package}"
-    return found
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+Start = Callable[..., RedisNode]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """start("redis-server", "redis-server", "--port") runs it on a free port, which comes last; the port."""
-    running: list[subprocess.Popen[bytes]] = []
+def redis() -> Iterator[Start]:
+    """redis("--requirepass", "sesame") runs one until the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *options: stack.enter_context(RedisNode(*options))
 
-    def start(name: str, package: str, *arguments: str) -> int:
-        port = free_port()
-        command = [program(name, package), *arguments, str(port)]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        running.append(process)
-        while not accepts(port):
-            assert process.poll() is None, f"{command} ended with {process.returncode}"
-        return port
 
-    yield start
-    for process in running:
+@contextlib.contextmanager
+def memcached() -> Iterator[int]:
+    """Its port."""
+    port = free_port()
+    command = [program("memcached", "memcached"), "-u", "nobody", "-l", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        assert process.poll() is None, f"memcached ended with {process.returncode}"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as client:
+            client.sendall(b"version\r\n")
+            return client.recv(100).startswith(b"VERSION")
+        return False
+
+    try:
+        until(answers, "memcached")
+        yield port
+    finally:
         process.kill()
         process.wait()
-
-
-@pytest.fixture
-def redis(start: Start) -> Start:
-    def redis(*arguments: str) -> int:
-        return start(
-            "redis-server", "redis-server", "--bind", "127.0.0.1", "--save", "", *arguments, "--port"
-        )
-
-    return redis
 
 
 @pytest.fixture
@@ -74,7 +59,7 @@ def check(tmp_path: Path) -> Callable[[str], Result]:
 
 
 def test_all_is_well(redis: Start, check: Callable[[str], Result], tmp_path: Path) -> None:
-    plain, locked = redis(), redis("--requirepass", "sesame")
+    plain, locked = redis().port, redis("--requirepass", "sesame").port
     (tmp_path / "secret").write_text("sesame\n")
     result = check(
         f'a = "redis://127.0.0.1:{plain}"\n'
@@ -89,14 +74,17 @@ def test_all_is_well(redis: Start, check: Callable[[str], Result], tmp_path: Pat
     assert result.stderr == ""
 
 
-def test_every_fault_is_named(redis: Start, start: Start, check: Callable[[str], Result]) -> None:
-    locked = redis("--requirepass", "sesame")
-    plain = redis()
-    replica = redis("--replicaof", "127.0.0.1", str(plain))
-    cluster = redis("--cluster-enabled", "yes")
-    memcached = start("memcached", "memcached", "-u", "nobody", "-l", "127.0.0.1", "-p")
+def test_every_fault_is_named(redis: Start, check: Callable[[str], Result]) -> None:
+    locked = redis("--requirepass", "sesame").port
+    plain = redis().port
+    replica = redis("--replicaof", "127.0.0.1", str(plain)).port
+    cluster = redis("--cluster-enabled", "yes").port
     dead = free_port()
-    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as web:
+    with (
+        memcached() as other,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        socket.create_server(("127.0.0.1", 0)) as web,
+    ):
         thread = threading.Thread(target=answer_http, args=(web,), daemon=True)
         thread.start()
         result = check(
@@ -108,7 +96,7 @@ def test_every_fault_is_named(redis: Start, start: Start, check: Callable[[str],
             again = "redis://127.1:{plain}"
             replica = "redis://127.0.0.1:{replica}"
             cluster = "redis://127.0.0.1:{cluster}"
-            memcached = "redis://127.0.0.1:{memcached}"
+            memcached = "redis://127.0.0.1:{other}"
             web = "redis://127.0.0.1:{web.getsockname()[1]}"
             silent = "redis://127.0.0.1:{silent.getsockname()[1]}"
             dead = "redis://127.0.0.1:{dead}"
@@ -147,23 +135,17 @@ def answer_http(server: socket.socket) -> None:
 
 
 def test_a_node_that_loses_its_server_is_found(redis: Start, check: Callable[[str], Result]) -> None:
-    port = redis()
-    assert check(f'a = "redis://127.0.0.1:{port}"').exit_code == 0
-    done = subprocess.run(
-        [program("redis-cli", "redis-tools"), "-p", str(port), "info", "server"],
-        capture_output=True,
-        text=True,
-    )
-    pid = int(done.stdout.partition("process_id:")[2].split()[0])
-    os.kill(pid, signal.SIGSTOP)
+    node = redis()
+    assert check(f'a = "redis://{node.address}"').exit_code == 0
+    node.pause()
     try:
-        assert "no answer in" in check(f'a = "redis://127.0.0.1:{port}"').stderr
+        assert "no answer in" in check(f'a = "redis://{node.address}"').stderr
     finally:
-        os.kill(pid, signal.SIGCONT)
+        node.resume()
 
 
 def test_as_a_program(redis: Start, tmp_path: Path) -> None:
-    (tmp_path / "shardproxy.toml").write_text(f'[pool.main.shards]\na = "redis://127.0.0.1:{redis()}"')
+    (tmp_path / "shardproxy.toml").write_text(f'[pool.main.shards]\na = "redis://{redis().address}"')
     command = [sys.executable, "-m", "shardproxy", "check"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

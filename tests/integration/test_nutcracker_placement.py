@@ -10,13 +10,13 @@ import itertools
 import json
 import random
 import shutil
-import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import hiredis
 import pytest
+from servers import free_port
 
 from shardproxy.core.hashing import KEY_HASHES
 from shardproxy.core.ring import Ring, twemproxy_name
@@ -82,12 +82,6 @@ async def nodes(
             await stack.enter_async_context(listener)
             servers.append(Server(alias, host, port, weight))
         yield servers
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def accepts(listen: Path) -> bool:

@@ -12,11 +12,11 @@ from fakes import CONFIG, FakeClient, FakeServer, ask
 from shardproxy.config import Credentials, Limits, Secret, ShardConfig, load
 from shardproxy.config_tables import differences
 from shardproxy.core import errors
-from shardproxy.core.topology import Topology
+from shardproxy.core.topology import RETURNING, Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.handlers.operate import is_local
 from shardproxy.proxy import state
-from shardproxy.proxy.reload import change, moved
+from shardproxy.proxy.reload import change, moved, moves
 from shardproxy.proxy.resolve import choose, numeric, split
 from shardproxy.proxy.takeover import deal, door_name
 
@@ -85,13 +85,15 @@ def test_logins_are_compared_and_not_shown() -> None:
 # --- drained shards ---
 
 
-def test_a_drained_shard_leaves_the_ring_and_nothing_else() -> None:
+def test_a_drained_shard_gives_its_keys_away_and_nothing_else_moves() -> None:
     before = Topology.from_config(CONFIG, 7)
     after = before.with_draining({"main": ["b"]})
     pool = after.pools[0]
     assert after.generation == 8
     assert [each.name for each in pool.shards] == ["a", "b", "c"]
-    assert [each.name for each in pool.placed] == ["a", "c"] == list(pool.ring.names)
+    assert pool.ring is before.pools[0].ring
+    assert [pool.mode(each) for each in pool.shards] == ["serve", "move", "serve"]
+    assert [pool.elsewhere(each) for each in pool.shards] == [False, True, False]
     assert after.draining == {"main": ("b",)}
     for number in range(500):
         key = b"key%d" % number
@@ -122,6 +124,79 @@ def test_a_reload_keeps_what_is_drained() -> None:
     assert made.with_config(CONFIG) is made
     with pytest.raises(ValueError, match="no shard would be left"):
         made.with_config(with_shards(a=POOL.shards["a"]))
+
+
+CACHE = replace(POOL, kind="cache", on_shard_down="rehash", on_return="invalidate")
+
+
+def cache(**shards: ShardConfig) -> Any:
+    return replace(CONFIG, pool={"main": replace(CACHE, shards=shards)})
+
+
+def shown(made: Topology, name: str) -> tuple[str, bool, bool, str]:
+    pool = made.pools[0]
+    it = pool.shard(name)
+    return it.node.state, it.draining, it.returning, pool.mode(it)
+
+
+def test_where_old_values_are_removed_an_undrained_shard_returns_first() -> None:
+    made = Topology.from_config(cache(**POOL.shards)).with_node_state("127.0.0.1:7002", "up")
+    drained = made.with_draining({"main": ["b"]})
+    back = drained.with_draining({})
+    assert shown(back, "b") == ("up", True, True, "move")
+    assert back.draining == {}
+    fenced = back.with_node_state("127.0.0.1:7002", "suspect", RETURNING)
+    assert shown(fenced, "b") == ("suspect", True, True, "hold")
+    assert not fenced.pools[0].elsewhere(fenced.pools[0].shard("b"))
+    assert shown(fenced.with_node_state("127.0.0.1:7002", "up", back=True), "b") == (
+        "up",
+        False,
+        False,
+        "serve",
+    )
+    # drained again before it is back; a reload in between changes nothing of it
+    assert shown(back.with_draining({"main": ["b"]}), "b") == ("up", True, False, "move")
+    more = back.with_config(cache(**POOL.shards, d=shard(7004)))
+    assert shown(more, "b") == ("up", True, True, "move")
+    kept = replace(CONFIG, pool={"main": replace(CACHE, on_return="keep")})
+    assert shown(back.with_config(kept), "b") == ("up", False, False, "serve")
+    with pytest.raises(ValueError, match="no shard would be left"):
+        back.with_draining({"main": ["a", "c"]})
+
+
+@pytest.mark.parametrize("on_shard_down", ["error", "miss"])
+def test_a_drained_shard_whatever_the_policy(on_shard_down: str) -> None:
+    """Its keys are with stand-ins; when one of those is out, they go nowhere else."""
+    pool = replace(CACHE, on_shard_down=on_shard_down)
+    made = Topology.from_config(replace(CONFIG, pool={"main": pool}))
+    made = made.with_draining({"main": ["b"]}).with_node_state("127.0.0.1:7001", "out")
+    pool_ = made.pools[0]
+    assert [pool_.elsewhere(each) for each in pool_.shards] == [False, True, False]
+    assert {pool_.home(b"key%d" % number).name for number in range(100)} == {"a", "c"}
+
+
+def test_the_node_that_takes_the_place_of_one_that_is_out() -> None:
+    made = Topology.from_config(cache(**POOL.shards))
+    moved_b = cache(**POOL.shards | {"b": shard(7009)})
+    assert shown(made.with_config(moved_b), "b") == ("unknown", False, False, "serve")
+    out = made.with_node_state("127.0.0.1:7002", "out", swept=False)
+    assert shown(out.with_config(moved_b), "b") == ("out", False, False, "miss")
+    fenced = made.with_node_state("127.0.0.1:7002", "suspect", RETURNING)
+    assert shown(fenced.with_config(moved_b), "b") == ("out", False, False, "move")
+    drained = made.with_draining({"main": ["b"]})
+    assert shown(drained.with_config(moved_b), "b") == ("unknown", True, False, "move")
+
+
+def test_when_keys_move_between_nodes_that_stay() -> None:
+    made = Topology.from_config(cache(**POOL.shards))
+    heavy = shard(7001, weight=2)
+    assert moves(made, made.with_config(cache(**POOL.shards | {"a": heavy})))
+    assert moves(made, made.with_config(cache(**POOL.shards, d=shard(7004))))
+    assert moves(made, made.with_config(cache(**POOL.shards | {"a": shard(7002), "b": shard(7001)})))
+    assert not moves(made, made.with_config(cache(**POOL.shards | {"a": shard(7009)})))
+    assert not moves(made, made.with_draining({"main": ["b"]}))
+    durable = Topology.from_config(CONFIG)
+    assert not moves(durable, durable.with_config(with_shards(**POOL.shards | {"a": heavy})))
 
 
 def test_the_same_again_has_the_next_generation() -> None:
