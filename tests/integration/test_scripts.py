@@ -126,7 +126,7 @@ def test_a_node_that_has_restarted_is_sent_it_again() -> None:
 
 def test_what_waits_for_a_node_that_restarts_is_not_noscript() -> None:
     """Requests that were queued for the lost connection, known there, go out on one that knows nothing."""
-    pool = 'timeout = "20s"\nkind = "cache"\non_shard_down = "rehash"\nhealth = { interval = "60s" }'
+    pool = 'timeout = "20s"\nkind = "cache"\non_shard_down = "rehash"\nhealth = { interval = "200ms", failures = 1000 }'
     with (
         redis_nodes(1) as nodes,
         ProxyProcess(toml(shards_of(nodes), pool=pool)) as proxy,
@@ -135,7 +135,6 @@ def test_what_waits_for_a_node_that_restarts_is_not_noscript() -> None:
         raw.ask("SCRIPT", "LOAD", "return 1")
         assert everywhere(raw, "return 1") == {b":1\r\n"}
         nodes[0].kill()
-        until(lambda: not raw.ask("GET", "x").startswith(b"$") or True)
         answers: list[set[bytes]] = []
         thread = threading.Thread(target=lambda: answers.append(everywhere(raw, "return 1")))
         thread.start()
@@ -222,7 +221,6 @@ def test_a_script_that_runs_is_killed(nodes: list[RedisNode]) -> None:
             on_nodes(nodes, "CONFIG", "SET", "busy-reply-threshold", "50")
             try:
                 raw.send(b"EVAL 'while true do end' 0\r\n")
-                until(lambda: any(other.ask("GET", f"k{n}").startswith(b"-BUSY") for n in range(20)))
                 until(lambda: other.ask("SCRIPT", "KILL") == b"+OK\r\n")
                 assert b"Script killed by user" in raw.frame()
                 until(lambda: other.ask("SCRIPT", "KILL").startswith(b"-NOTBUSY"))
