@@ -6,7 +6,7 @@ no message and no output; the records hold plain units (bytes, seconds) whatever
 
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -17,18 +17,21 @@ from msgspec import Meta, field
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
-from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, Timeout
+from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
 from shardproxy.core.acl import Users
 
 __all__ = [
-    "Config", "ConfigError", "Credentials", "Limits", "Log", "Mistake", "PoolConfig", "Secret", "ShardConfig",
-    "Source", "UserConfig", "default_text", "effective_text", "load", "read_users", "reference", "schema",
+    "Config", "ConfigError", "Credentials", "KeyConfig", "Limits", "Log", "Mistake", "NodeTlsConfig",
+    "PoolConfig", "Secret", "ShardConfig", "Source", "TlsConfig", "UserConfig", "default_text",
+    "effective_text", "load", "read_users", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
 ENV = "the environment variable that holds the password"
 FILE = "the file that holds the password"
+KEY_ENV = "the environment variable that holds the key's password"
+KEY_FILE = "the file that holds the key's password"
 INLINE = "the password itself, only in a file that others cannot read"
 
 
@@ -61,6 +64,18 @@ class Limits(Record, frozen=True, kw_only=True):
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
     ] = 0
+    address_requests: Annotated[
+        int,
+        Meta(ge=0, le=10**9),
+        "with so many in flight of one address, to a worker, its clients' next requests wait; 0: any number",
+    ] = 0
+    address_bytes: Annotated[
+        SizeOrNone, "the same for request and reply bytes outstanding; 0: any number"
+    ] = 0
+    handshakes: Annotated[
+        Count, "clients of a worker in a TLS handshake or before their PROXY header; more wait to be accepted"
+    ] = 256
+    handshake_timeout: Annotated[Timeout, "for a client's PROXY header and TLS handshake"] = 10.0
     idle_timeout: Annotated[Duration, "a client silent for so long is closed; 0s: never"] = 0.0
     tcp_keepalive: Annotated[Duration, "TCP keepalive of clients and nodes; 0s: none"] = 300.0
     drain_timeout: Annotated[Duration, "how long a stop waits for requests in flight"] = 30.0
@@ -76,6 +91,86 @@ class Limits(Record, frozen=True, kw_only=True):
     )
 
 
+class KeyConfig(Record, frozen=True, kw_only=True):
+    """A certificate for clients that ask for this host name."""
+
+    cert: Annotated[text.PemPath, "PEM: the certificate, and those between it and its CA"]
+    key: Annotated[text.PemPath, "PEM: its private key"]
+    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
+
+
+class TlsConfig(Record, frozen=True, kw_only=True):
+    """TLS of clients, on the addresses in `listen` that begin with tls://."""
+
+    cert: Annotated[text.PemPath | None, "PEM: the certificate, and those between it and its CA"] = None
+    key: Annotated[text.PemPath | None, "PEM: its private key"] = None
+    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
+    ca: Annotated[text.PemPath | None, "PEM: the CAs that clients' certificates may be from"] = None
+    verify: Annotated[
+        Literal["none", "optional", "required"], "whether clients must show a certificate of `ca`"
+    ] = "none"
+    user_from_cert: Annotated[bool, "the name in a client's certificate is the user it is logged in as"] = (
+        False
+    )
+    minimum: Annotated[Literal["1.2", "1.3"], "the oldest version of TLS that is spoken"] = "1.2"
+    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = (
+        None
+    )
+    sni: Annotated[
+        dict[str, KeyConfig],
+        Meta(extra={"name": text.matching(r"[A-Za-z0-9_.-]{1,253}", "a host name")}),
+        "other certificates, by the host name that a client asks for",
+    ] = field(default_factory=dict)
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            ("cert", "key"),
+            lambda it: it.cert and not it.key and "no key",
+            "key, with the certificate's private key",
+        ),
+        Rule(
+            ("key", "cert"),
+            lambda it: it.key and not it.cert and "no cert",
+            "cert, with the key's certificate",
+        ),
+        Rule(
+            ("verify", "ca"),
+            lambda it: it.verify != "none" and not it.ca and "no ca",
+            "ca, with the CAs of clients' certificates",
+        ),
+        Rule(
+            ("user_from_cert", "verify"),
+            lambda it: it.user_from_cert and it.verify == "none",
+            '"optional" or "required": only a certificate that was verified names a user',
+        ),
+    )
+
+
+class NodeTlsConfig(Record, frozen=True, kw_only=True):
+    """TLS to the nodes whose addresses begin with rediss://."""
+
+    ca: Annotated[text.PemPath | None, "PEM: the CAs of the nodes' certificates; none: the system's"] = None
+    cert: Annotated[text.PemPath | None, "PEM: the certificate that we show"] = None
+    key: Annotated[text.PemPath | None, "PEM: its private key"] = None
+    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
+    verify: Annotated[
+        Literal["full", "ca", "none"], "of nodes' certificates: CA and name; the CA alone; nothing"
+    ] = "full"
+    server_name: Annotated[
+        text.ServerName | None,
+        "the name that is asked for and must be in the certificate; none: the address's host",
+    ] = None
+    minimum: Annotated[Literal["1.2", "1.3"], "the oldest version of TLS that is spoken"] = "1.2"
+    ciphers: Annotated[text.Ciphers | None, "for TLS 1.2, as OpenSSL lists them; none: Python's choice"] = (
+        None
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = TlsConfig.rules[:2]
+
+
 class ShardConfig(Record, frozen=True, kw_only=True):
     """One position on the ring, and the node that holds its keys."""
 
@@ -87,7 +182,7 @@ class ShardConfig(Record, frozen=True, kw_only=True):
     password: Annotated[Password | None, INLINE] = None
 
     short: ClassVar[str] = "primary"
-    not_yet: ClassVar[Mapping[str, str]] = {"replicas": "replicas", "tls": "TLS to nodes"}
+    not_yet: ClassVar[Mapping[str, str]] = {"replicas": "replicas", "tls": "TLS other than its pool's"}
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             ("password", "password_env", "password_file"),
@@ -114,6 +209,10 @@ class ShardConfig(Record, frozen=True, kw_only=True):
     @property
     def protocol(self) -> str:
         return "redis"
+
+    @property
+    def tls(self) -> bool:
+        return self.primary.startswith("rediss://")
 
 
 class HealthConfig(Record, frozen=True, kw_only=True):
@@ -208,6 +307,7 @@ class PoolConfig(Record, frozen=True, kw_only=True):
     stale_memory: Annotated[Size, "the values kept for that, of a process"] = 64 << 20
     resolve_every: Annotated[Timeout, "how often host names of nodes are looked up again"] = 30.0
     health: HealthConfig = HealthConfig()
+    tls: NodeTlsConfig = NodeTlsConfig()
     connections_per_node: Annotated[
         int, Meta(ge=1, le=16), "connections of a worker to a node, for each protocol version"
     ] = 1
@@ -307,6 +407,11 @@ class Config(Record, frozen=True, kw_only=True):
     protected_mode: Annotated[bool, "serve only clients of this machine, as long as nobody has to log in"] = (
         True
     )
+    allow: Annotated[tuple[text.Network, ...], "addresses of clients that may connect; empty: all"] = ()
+    proxy_protocol_from: Annotated[
+        tuple[text.Network, ...],
+        "load balancers whose PROXY header is believed, on proxy:// and proxy+ addresses",
+    ] = ("127.0.0.0/8", "::1/128")
     acl_file: Annotated[
         text.FilePath | None, "users as in Redis's ACL file (user NAME RULES...), instead of [users]"
     ] = None
@@ -316,6 +421,7 @@ class Config(Record, frozen=True, kw_only=True):
     ] = "refuse"
     log: Log = Log()
     limits: Limits = Limits()
+    tls: TlsConfig = TlsConfig()
     pool: Annotated[
         dict[str, PoolConfig],
         Meta(extra={"name": text.matching(r"[A-Za-z0-9_-]{1,64}", "letters, digits, - and _, at most 64")}),
@@ -326,7 +432,7 @@ class Config(Record, frozen=True, kw_only=True):
         "name = rules, or a table; `default` is who has not logged in",
     ] = field(default_factory=dict)
 
-    not_yet: ClassVar[Mapping[str, str]] = {"tls": "TLS", "route": "several pools"}
+    not_yet: ClassVar[Mapping[str, str]] = {"route": "several pools"}
     rules: ClassVar[tuple[Rule, ...]] = (
         *USER_RULES,
         Rule(("listen",), lambda it: "" if it.listen else "no address", "at least one, " + text.LISTEN),
@@ -334,6 +440,11 @@ class Config(Record, frozen=True, kw_only=True):
             ("listen",),
             lambda it: next((a for a in it.listen if it.listen.count(a) > 1 and not a.endswith(":0")), ""),
             "each address once",
+        ),
+        Rule(
+            ("listen", "tls"),
+            lambda it: next((a for a in it.listen if text.door(a).tls), "") if not it.tls.cert else "",
+            "cert and key in [tls]",
         ),
         Rule(
             ("pool",), lambda it: "" if it.pool else "no pool", "one, with its shards in [pool.main.shards]"
@@ -399,6 +510,14 @@ class Credentials:
     def __repr__(self) -> str:
         return f"Credentials({len(self._logins)} logins)"
 
+    def to_wire(self) -> list[list[str]]:
+        """In clear, for a child of ours and nobody else."""
+        return [[*where, *login] for where, login in self._logins.items()]
+
+    @classmethod
+    def from_wire(cls, rows: Sequence[Sequence[str]]) -> "Credentials":
+        return cls({(pool, shard): (username, password) for pool, shard, username, password in rows})
+
     @classmethod
     def read(
         cls, config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
@@ -428,17 +547,21 @@ class Credentials:
 
 
 def read_users(
-    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration", secrets: bool = True
+    config: Config,
+    environ: Mapping[str, str] = os.environ,
+    file: str = "configuration",
+    secrets: bool = True,
 ) -> Users:
-    """Who may log in. Raises ConfigError for rules that are wrong, and a password or file that cannot be read.
+    """Who may log in. Raises ConfigError: rules are wrong, a password or a file cannot be read.
 
     `secrets=False`: rules are checked, passwords and the file are left alone.
     """
     reader, passwords = Reader(file, Config), {}
     for name, user in config.users.items() if secrets else ():
         passwords[name] = _read_password(user, tables.join("users", name), reader, environ)
-    file_is_read = config.acl_file and secrets
-    users = read_acl_file(config, reader) if file_is_read else users_of(config, passwords, reader)
+    users = users_of(config, passwords, reader)
+    if config.acl_file and secrets:
+        users = read_acl_file(config, reader)
     if reader.mistakes:
         raise ConfigError(reader.mistakes)
     return users
@@ -563,7 +686,9 @@ def reference() -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema of shardproxy.toml, for editors."""
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
-    for record in (Config, Log, Limits, PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig, UserConfig):
+    tls_records = (TlsConfig, KeyConfig, NodeTlsConfig)
+    pool_records = (PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig)
+    for record in (Config, Log, Limits, *tls_records, *pool_records, UserConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help

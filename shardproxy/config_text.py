@@ -4,9 +4,10 @@ A reader takes what TOML gave and returns what the records hold. What it does no
 whose text says what is allowed, never what was found: that may be a password in an address.
 """
 
+import ipaddress
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Meta
@@ -16,11 +17,12 @@ DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d":
 SIZE = 'a size such as "64kb", "1.5mb" or 4096 (bytes)'
 DURATION = 'a duration such as "500ms", "1s" or "1m30s"'
 HOST_PORT = '"HOST:PORT" or "[IPV6]:PORT"'
-LISTEN = '"HOST:PORT", "[IPV6]:PORT" or "unix:///PATH"'
-NODE = '"redis://HOST:PORT" or "unix:///PATH"'
+LISTEN = '"HOST:PORT", "[IPV6]:PORT", "tls://HOST:PORT" or "unix:///PATH?mode=0660"; "proxy+" before it or "proxy://"'
+NODE = '"redis://HOST:PORT", "rediss://HOST:PORT" or "unix:///PATH"'
+NETWORK = 'an address or a network such as "10.0.0.0/8" or "::1"'
 PASSWORD = "a password in quotes, not empty"
 HASH_TAG = 'two characters such as "{}", "" for none, or "auto"'
-NOT_YET = {"rediss": "TLS to nodes", "memcached": "a memcached shard"}
+NOT_YET = {"memcached": "a memcached shard"}
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _DURATION_PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
@@ -110,11 +112,52 @@ def write_duration(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
+class Door(NamedTuple):
+    """What an address in `listen` says."""
+
+    address: str  # "HOST:PORT" or "/PATH"
+    tls: bool = False
+    proxied: bool = False  # a PROXY header comes first
+    mode: int | None = None  # of the file of a unix socket; None: as the umask has it
+
+
+def door(listen: str) -> Door:
+    """Takes apart what read_listen has accepted."""
+    proxied, rest = listen.startswith("proxy"), listen
+    if proxied:
+        rest = (
+            listen.removeprefix("proxy://")
+            if listen.startswith("proxy://")
+            else listen.removeprefix("proxy+")
+        )
+    if rest.startswith("unix://"):
+        path, _, mode = rest.removeprefix("unix://").partition("?mode=")
+        return Door(path, False, proxied, int(mode, 8) if mode else None)
+    return Door(rest.removeprefix("tls://"), rest.startswith("tls://"), proxied)
+
+
 def read_listen(value: object) -> str:
-    """Where the proxy listens: "HOST:PORT" (port 0: any free one) or "unix:///PATH"."""
-    if isinstance(value, str) and re.fullmatch(r"unix:///[^\0]+", value):
+    """Where the proxy listens: see LISTEN. Port 0: any free one."""
+    if not isinstance(value, str):
+        raise ValueError(LISTEN)
+    before = "proxy+" if value.startswith("proxy+") else ""
+    rest = value.removeprefix(before)
+    scheme = next((each for each in ("unix://", "tls://", "proxy://") if rest.startswith(each)), "")
+    rest = rest.removeprefix(scheme)
+    if before and scheme not in ("unix://", "tls://"):
+        raise ValueError(LISTEN)
+    if scheme == "unix://":
+        if not re.fullmatch(r"/[^\0?]+(\?mode=0?[0-7]{3})?", rest):
+            raise ValueError(LISTEN)
         return value
-    return _host_port(value, LISTEN, lowest=0)
+    return before + scheme + _host_port(rest, LISTEN, lowest=0)
+
+
+def read_network(value: object) -> str:
+    try:
+        return str(ipaddress.ip_network(str(value), strict=False))
+    except ValueError:
+        raise ValueError(NETWORK) from None
 
 
 def read_admin(value: object) -> str:
@@ -129,10 +172,10 @@ def read_node(value: object) -> str:
     if scheme == "unix" and re.fullmatch(r"/[^\0]+", rest):
         return f"unix://{rest}"
     host, _, database = rest.rpartition("@")[2].partition("/")
-    if scheme != "redis" or database not in ("", "0"):
-        raise ValueError(f"{NODE}, database 0" if scheme == "redis" else NODE)
+    if scheme not in ("redis", "rediss") or database not in ("", "0"):
+        raise ValueError(f"{NODE}, database 0" if scheme in ("redis", "rediss") else NODE)
     has_port = ":" in host.rpartition("]")[2]
-    return "redis://" + _host_port(host if has_port else f"{host}:6379", NODE)
+    return f"{scheme}://" + _host_port(host if has_port else f"{host}:6379", NODE)
 
 
 def split_login(url: str) -> tuple[str, str, str]:
@@ -153,7 +196,7 @@ def address_of(url: str) -> str:
 
 def is_local(listen: str) -> bool:
     """Whether only this machine can reach it: a loopback address or a unix socket."""
-    return listen.startswith(("127.", "localhost:", "[::1]:", "unix://"))
+    return door(listen).address.startswith(("127.", "localhost:", "[::1]:", "/"))
 
 
 def toml_value(value: object) -> str:
@@ -203,9 +246,21 @@ Fraction = Annotated[
     float, Meta(ge=0.0, le=1.0, extra={"read": read_fraction, "allowed": "a part of 1 such as 0.5"})
 ]
 Size = Annotated[int, Meta(ge=1, le=1 << 40, **_SIZES)]
+SizeOrNone = Annotated[int, Meta(ge=0, le=1 << 40, **_SIZES)]
 Duration = Annotated[float, Meta(ge=0, **_DURATIONS)]
 Timeout = Annotated[float, Meta(ge=0.001, **_DURATIONS)]
 Listen = Annotated[str, Meta(extra={"read": read_listen, "allowed": LISTEN})]
+Network = Annotated[str, Meta(extra={"read": read_network, "allowed": NETWORK})]
+ServerName = Annotated[
+    str, Meta(extra=matching(r"[A-Za-z0-9_.*:-]{1,253}", "a host name"), examples=["redis.example"])
+]
+Ciphers = Annotated[
+    str,
+    Meta(extra=matching(r"[!-~]+", "a list of OpenSSL's, such as ECDHE+AESGCM"), examples=["ECDHE+AESGCM"]),
+]
+PemPath = Annotated[
+    str, Meta(extra=matching(r"/[^\0]+", "an absolute path"), examples=["/etc/shardproxy/tls.pem"])
+]
 Hook = Annotated[
     str,
     Meta(

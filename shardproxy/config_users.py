@@ -1,7 +1,7 @@
 """The users of shardproxy.toml: `[users]` and `acl_file` → core/acl's records, every mistake named.
 
-A rule may hold a password (`>secret`), so rules are shown without passwords, and a word that is no rule is not shown at
-all: it may be a password that lacks its mark.
+A rule may hold a password (`>secret`), so rules are shown without passwords, and a word that is no rule
+is not shown at all: it may be a password that lacks its mark.
 """
 
 import os
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shardproxy.config import Config
 
 RULES = 'rules as in Redis\'s ACL SETUSER, such as "on >PASSWORD ~app:* +@all -@dangerous"'
+PASSWORDS = ("password", "password_env", "password_file")
 NAME = text.matching(r"[^\s\x00]{1,128}", "1 to 128 characters, no spaces")
 
 
@@ -60,8 +61,13 @@ RuleText = Annotated[
 ]
 
 
+def given(user: "UserConfig") -> list[str]:
+    """Which of the ways to give a password are used, beside the rules."""
+    return [key for key in PASSWORDS if getattr(user, key) is not None]
+
+
 class UserConfig(Record, frozen=True, kw_only=True):
-    """Who may log in to the proxy, and do what there: Redis's ACL rules. Without users everybody may do everything."""
+    """Who may log in to the proxy, and do what there. Without users everybody may do everything."""
 
     acl: Annotated[RuleText, "what it may do, in Redis's ACL language"]
     password_env: Annotated[text.Variable | None, "the environment variable that holds its password"] = None
@@ -74,6 +80,9 @@ class UserConfig(Record, frozen=True, kw_only=True):
     ] = 0
 
     short: ClassVar[str] = "acl"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(PASSWORDS, lambda it: " and ".join(given(it)) if len(given(it)) > 1 else "", "one of them"),
+    )
 
     @classmethod
     def prepare(cls, table: Any) -> Any:
@@ -97,7 +106,7 @@ def guarded(config: "Config") -> bool:
 
 
 def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> acl.Users:
-    """What the configuration comes to; passwords: those that are not in the rules. Mistakes go to the reader."""
+    """What the configuration comes to. passwords: those not in the rules. Mistakes go to the reader."""
     found: dict[str, acl.User] = {}
     for name, each in config.users.items():
         words = each.acl.words + ([">" + passwords[name]] if passwords.get(name) else [])
@@ -114,7 +123,7 @@ def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User
 
 
 def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
-    """The users of `acl_file`: lines as ACL LIST writes them; blank ones, and those after a #, are passed over."""
+    """The users of `acl_file`: lines as ACL LIST writes them; blank ones and # comments are passed over."""
     path, found = config.acl_file or "", {}
     try:
         with open(path, "rb") as file:
@@ -129,6 +138,8 @@ def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
             continue
         if words[0].lower() != "user" or len(words) < 2:
             reader.mistake(where, "a line without a user", "user NAME RULES...")
+        elif words[1].encode(errors="replace").decode() != words[1]:
+            reader.mistake(where, "a name that is not UTF-8", "another name")
         elif words[1] in found:
             reader.mistake(where, f"user {words[1]} again", "each user once")
         else:

@@ -56,6 +56,9 @@ class FakeClient:
     no_touch: bool = False
     reply_mode: str = "on"
     total_commands: int = 0
+    watched: int = 0
+    waiting: bool = False
+    monitors: bool = False
     leaving: bool = False
     user: bytes = b""
     failed: int = 0
@@ -80,6 +83,9 @@ class FakeCall:
     client: FakeClient
     row: Row
     replies: list[bytes] = field(default_factory=list)
+    answered: dict[int, bytes] = field(default_factory=dict)
+    in_exec: bool = False
+    held: Any = None
 
     @property
     def proto(self) -> int:
@@ -107,6 +113,8 @@ class FakeServer:
     pid: int = 4711
     node_info: dict[str, NodeInfo] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    waits: dict[int, asyncio.Future[bool]] = field(default_factory=dict)
+    monitors: Any = None
     clients: list[Any] = field(default_factory=list)
     nodes: list[list[dict[str, Any]]] = field(default_factory=list)
     processes: list[ProcessRecord] = field(
@@ -142,6 +150,12 @@ class FakeServer:
         if forget:
             self.access_log.clear()
         return self.access_log.entries()
+
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        return [await handlers.do_part(self, name, *args)]  # type: ignore[arg-type]  # a fake
+
+    def tell_others(self, name: str, args: Sequence[Any]) -> None:
+        pass
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         self.operated.append((what, *args))

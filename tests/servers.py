@@ -24,7 +24,9 @@ import hiredis
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PORTS = range(10240, 20000)
+# Each process of pytest-xdist has its own: else two could find the same one free
+MEMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(10240 + MEMBER, 20000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 PATIENCE = 20.0  # seconds until a server that does not come up fails the test
 
 

@@ -23,7 +23,7 @@ from shardproxy.proxy import listeners
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.watched import Watched
 
-CONNECTIONS = 64  # at once, so that whoever forgets to close them cannot starve the proxy
+CONNECTIONS = 64  # at once; for one more the oldest idle one goes: who forgets them shuts nobody out
 LIFE = 30.0  # seconds; then a connection is closed when it is idle, after as much again in any case
 HEADERS = {
     "Cache-Control": "no-store",
@@ -80,8 +80,15 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         ends = ((LIFE, self.shutdown), (2 * LIFE, transport.abort))
         self._ends = [self.loop.call_later(delay, end) for delay, end in ends]
+        self._born = self.loop.time()
         if len(self.connections) > CONNECTIONS:
-            transport.abort()
+            others = [each for each in self.connections if each is not self]
+            min(others, key=lambda each: (each.busy, each._born)).transport.abort()  # type: ignore[union-attr]
+
+    @property
+    def busy(self) -> bool:
+        """A request of it is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_lost(self, error: Exception | None) -> None:
         for end in self._ends:

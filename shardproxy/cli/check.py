@@ -11,20 +11,31 @@ def command(path: str) -> None:
     """Validate the configuration, then try every node.
 
     Connects to each node as the proxy would and asks whether it is a Redis that can serve: version, role,
-    password. Writes nothing. Exit code: 0 all well, 1 a node is not, 2 the configuration is wrong.
+    password, TLS. Reads certificates and keys. Writes nothing. Exit code: 0 all well, 1 a node or a
+    certificate is not, 2 the configuration is wrong.
 
     \b
     Example:
       shardproxy check -c shardproxy.toml
     """
     import asyncio
+    import datetime
 
-    from shardproxy.config import Credentials
+    from shardproxy.config import ConfigError
+    from shardproxy.proxy.certificates import Ways, lasting
     from shardproxy.proxy.examine import examine
 
     config = load_config(path)
     warn(config)
-    found = asyncio.run(examine(config, Credentials.read(config)))
+    try:
+        ways = Ways.read(config, file=path)
+    except ConfigError as error:
+        fail(str(error), code=2)
+    times = list(lasting(config, datetime.datetime.now(datetime.UTC)))
+    for where, what, now in times:
+        if not now:
+            click.echo(f"warning: {where}: {what}", err=True)
+    found = asyncio.run(examine(config, ways))
     print_table(
         ("shard", "node", "version", "role", "answers in", "state"),
         (
@@ -39,6 +50,7 @@ def command(path: str) -> None:
             for each in found
         ),
     )
-    faults = [f"{each.shard} ({each.address}): {fault}" for each in found for fault in each.faults]
+    faults = [f"{where}: {what}" for where, what, now in times if now]
+    faults += [f"{each.shard} ({each.address}): {fault}" for each in found for fault in each.faults]
     if faults:
         fail("\n".join([f"{len(faults)} fault{'s'[: len(faults) > 1]}", *faults]))

@@ -1,10 +1,11 @@
 """Users in Redis's own ACL language: rules ↔ records, and who logs in with what.
 
-Pure. Rules are words ("on", ">secret", "~app:*", "+@read", "(~tmp:* +set)"); `parse` reads them and names every word
-that is wrong; `User.describe` writes them as ACL LIST does. Command rules stay as they were given, in order, without
-those that a later one replaced, as Redis 7.2 keeps them: what they come to is worked out for a command table by
-`allowed`, again for each new table, so that learned commands are in. Passwords are kept as SHA-256 digests alone, are
-in no repr, and are compared in constant time. core/permit checks commands against users.
+Pure. Rules are words ("on", ">secret", "~app:*", "+@read", "(~tmp:* +set)"); `parse` reads them and
+names every word that is wrong; `User.describe` writes them as ACL LIST does. Command rules stay as they
+were given, in order, without those that a later one replaced, as Redis 7.2 keeps them: what they come to
+is worked out for a command table by `allowed`, again for each new table, so that learned commands are
+in. Passwords are kept as SHA-256 digests alone, are in no repr, and are compared in constant time.
+core/permit checks commands against users.
 """
 
 import difflib
@@ -24,19 +25,21 @@ DEFAULT = "default"  # whom a client is before it logs in
 
 # As ACL CAT lists them
 CATEGORIES = (
-    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo", "stream",
-    "pubsub", "admin", "fast", "slow", "blocking", "dangerous", "connection", "transaction", "scripting",
+    "keyspace", "read", "write", "set", "sortedset", "list", "hash", "string", "bitmap", "hyperloglog", "geo",
+    "stream", "pubsub", "admin", "fast", "slow", "blocking", "dangerous", "connection", "transaction",
+    "scripting",
 )  # fmt: skip
-# What nodes newer than the built-in table bring: a rule may name it before any node has told of it. A name with a dot
-# is a module's, and may be named as well.
-NEWER_CATEGORIES = frozenset(
-    ("bloom", "cuckoo", "cms", "json", "search", "tdigest", "timeseries", "topk", "vset")
-)
-NEWER_COMMANDS = frozenset(
-    "hexpire hexpireat hexpiretime hpersist hpexpire hpexpireat hpexpiretime hpttl httl hgetdel hgetex hsetex waitaof "
-    "vadd vcard vdim vemb vgetattr vinfo vismember vlinks vrandmember vrange vrem vsetattr vsim xackdel xdelex xcfgset "
-    "delex digest msetex".split()
-)
+# What nodes newer than the built-in table bring: a rule may name it before any node has told of it. A name
+# with a dot is a module's, and may be named as well.
+NEWER_CATEGORIES = (
+    "bloom", "cuckoo", "cms", "json", "search", "tdigest", "timeseries", "topk", "vset",
+)  # fmt: skip
+NEWER_COMMANDS = (
+    "hexpire", "hexpireat", "hexpiretime", "hpersist", "hpexpire", "hpexpireat", "hpexpiretime", "hpttl",
+    "httl", "hgetdel", "hgetex", "hsetex", "waitaof", "vadd", "vcard", "vdim", "vemb", "vgetattr",
+    "vinfo", "vismember", "vlinks", "vrandmember", "vrange", "vrem", "vsetattr", "vsim", "xackdel",
+    "xdelex", "xcfgset", "delex", "digest", "msetex",
+)  # fmt: skip
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _COMMAND = re.compile(r"[a-z0-9_.:-]{1,40}")
@@ -207,19 +210,23 @@ def parse(name: str, words: Iterable[str]) -> tuple[User, list[Wrong]]:
 
 
 WORDS = (
-    "on off nopass resetpass reset clearselectors allkeys resetkeys allchannels resetchannels allcommands nocommands"
-).split()
+    "on", "off", "nopass", "resetpass", "reset", "clearselectors", "allkeys", "resetkeys", "allchannels",
+    "resetchannels", "allcommands", "nocommands",
+)  # fmt: skip
 A_WORD = (
-    "a word of Redis's ACL language: on, off, >PASSWORD, #SHA256, nopass, ~KEYS, %R~KEYS, %W~KEYS, &CHANNELS, "
-    "+COMMAND, -COMMAND, +COMMAND|SUBCOMMAND, +@CATEGORY, -@CATEGORY, (SELECTOR), reset..."
+    "a word of Redis's ACL language: on, off, >PASSWORD, #SHA256, nopass, ~KEYS, %R~KEYS, %W~KEYS, "
+    "&CHANNELS, +COMMAND, -COMMAND, +COMMAND|SUBCOMMAND, +@CATEGORY, -@CATEGORY, (SELECTOR), reset..."
 )
 
 
 def _shown(word: str) -> str:
-    """What may be shown of a word: nothing of what could be a password."""
+    """What may be shown of a word, or of a selector's words: nothing of what could be a password."""
     if word.startswith((">", "<", "#", "!")):
         return f"{word[0]}..."
-    return f'"{word[:80]}"' if word[:1] in ("+", "-", "~", "%", "&", "(") else "a word that is not shown"
+    if not word.startswith(("+", "-", "~", "%", "&", "(")):
+        return "a word that is not shown"
+    parts = (part if part.lstrip("(")[:1] in ("+", "-", "~", "%", "&") else "..." for part in word.split())
+    return f'"{" ".join(parts)[:80]}"'.encode("ascii", "backslashreplace").decode()
 
 
 def _account(user: User, word: str) -> User | None:

@@ -1,8 +1,8 @@
 """Commands over several shards, emulated: which shard does it, and what has to be brought there first.
 
-Pure: who owns a key is a function that the caller gives. A command whose other keys are only read runs where its
-destination lives, or where most of its keys do; copies of the others are brought there under temporary keys. What
-this can promise is said in docs/across-shards.md: it is not atomic.
+Pure: who owns a key is a function that the caller gives. A command whose other keys are only read runs where
+its destination lives, or where most of its keys do; copies of the others are brought there, under temporary
+keys. What this can promise is said in docs/across-shards.md: it is not atomic.
 """
 
 from collections import Counter

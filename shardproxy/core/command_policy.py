@@ -93,7 +93,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("select reset", LOCAL | {"barrier": True}),
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     # Asked of all nodes, and merged: handlers/keyspace, handlers/scripts, handlers/nodewide
-    ("dbsize scan keys randomkey flushall flushdb swapdb", ASKS),
+    ("scan keys randomkey flushall flushdb swapdb", ASKS),
     ("script function", ASKS),
     ("config slowlog latency", ASKS),
     ("memory|doctor memory|malloc-stats memory|purge memory|stats", ASKS),
@@ -102,6 +102,9 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("role", LOCAL),
     ("proxy|node", ASKS),
     ("move", FORWARD),
+    ("dbsize", ASKS | {"spread": True}),
+    ("wait lolwut", ASKS),
+    ("monitor", LOCAL | {"barrier": True}),
     ("acl quit info client command proxy", LOCAL),
     ("multi exec discard watch", MULTI),
     ("unwatch", MULTI | {"in_multi": True, "keyless": True}),
@@ -117,15 +120,10 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         "migrate",
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
-    ("wait", _refused("it counts replicas for one connection's writes, and connections to nodes are shared")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
-    ("monitor", _NODE),
-    ("shutdown module pfdebug pfselftest lolwut", _NODE),
+    ("shutdown module pfdebug pfselftest", _NODE),
     ("failover psync replconf replicaof slaveof sync", _NODE),
     ("client|caching client|getredir client|tracking client|trackinginfo", _TRACKING),
-    ("client|kill", _refused("the proxy does not close connections on request")),
-    ("client|pause client|unpause", _refused("the proxy does not hold clients back on request")),
-    ("client|unblock", _refused("no client is ever blocked here")),
 ]
 
 # With one of these a command is never forwarded because of its keys alone

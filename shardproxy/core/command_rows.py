@@ -56,7 +56,7 @@ class KeySpec(msgspec.Struct, frozen=True):
 
     @property
     def access(self) -> int:
-        """What a user needs for its keys: 1 to read, 2 to write them; a node of Redis 6 does not say, so both."""
+        """What a user needs for its keys: 1: to read, 2: to write; a node of Redis 6 does not say: both."""
         if not {"RO", "RW", "OW", "RM"} & set(self.flags):
             return 3
         return ("access" in self.flags) | 2 * bool({"insert", "delete", "update"} & set(self.flags))
@@ -124,6 +124,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     walk: str = ""  # finds keys by walking its options, where key specs are not exact: see commands.pyx
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
+    spread: bool = (
+        False  # inside MULTI it goes to the node with the others, and from its handler to all other nodes
+    )
     barrier: bool = False  # waits until everything that the client sent before is answered
     across: bool = False  # emulated over several shards, where the pool's cross_shard says so
     calls: Literal["", "text", "sha", "function"] = ""  # its first argument: a script, its SHA1, a function

@@ -484,6 +484,9 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_WAITS if "blocking" in record.flags and not record.walk else 0)
         | (FLAG_SCRIPT if "scripting" in record.categories else 0)
         | CALLS[record.calls]
+        | (FLAG_NO_MULTI if "no_multi" in record.flags else 0)
+        | (FLAG_REPLICATES if record.writes or "may_replicate" in record.flags else 0)
+        | (FLAG_UNSEEN if "admin" in record.flags else 0)
     )
     row.arity = record.arity
     row.first, row.last, row.step = record.key_range

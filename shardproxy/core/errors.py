@@ -27,17 +27,30 @@ NO_PASSWORD_SET = (
 )
 WRONGPASS = "WRONGPASS invalid username-password pair or user is disabled."
 HELLO_NOAUTH = (
-    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option "
-    "can be used to authenticate the client and select the RESP protocol version at the same time"
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> "
+    "<pass> option can be used to authenticate the client and select the RESP protocol version at the same "
+    "time"
 )
-ACL_GENPASS = "ERR ACL GENPASS argument must be the number of bits for the output password, a positive number up to 4096"
+ACL_GENPASS = (
+    "ERR ACL GENPASS argument must be the number of bits for the output password, "
+    "a positive number up to 4096"
+)
 ACL_ELSEWHERE = (
-    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): change them there; "
-    "PROXY RELOAD takes them over"
+    "ERR users are in the configuration of shardproxy ([users], or the acl_file that it names): "
+    "change them there; PROXY RELOAD takes them over"
 )
 CLIENT_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 CLIENT_ID = "ERR Invalid client ID"
 TOO_MANY_NAMES = "ERR too many command names: there are not so many commands"
+TIMEOUT_NOT_AN_INTEGER = "ERR timeout is not an integer or out of range"
+TIMEOUT_NEGATIVE = "ERR timeout is negative"
+UNBLOCKED = "UNBLOCKED client unblocked via CLIENT UNBLOCK"
+UNBLOCK_REASON = "ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"
+NO_SUCH_CLIENT = "ERR No such client"
+KILL_ID = "ERR client-id should be greater than 0"
+KILL_MAXAGE = "ERR maxage should be greater than 0"
+PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
+MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
 MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
@@ -52,13 +65,21 @@ def unknown_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand '{shown(sub)}'. Try {container.upper()} HELP."
 
 
+def subcommand_syntax(name: bytes) -> str:
+    """Of CLIENT: more arguments than this subcommand has a meaning for."""
+    return f"ERR unknown subcommand or wrong number of arguments for '{shown(name)}'. Try CLIENT HELP."
+
+
 def wrong_arity(name: str) -> str:
     """name: as in the command table, "get" or "client|id"."""
     return f"ERR wrong number of arguments for '{name}' command"
 
 
 def wrong_use(container: str, sub: bytes) -> str:
-    return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container.upper()} HELP."
+    return (
+        f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. "
+        f"Try {container.upper()} HELP."
+    )
 
 
 def too_many_of_user(user: str) -> str:
@@ -95,6 +116,10 @@ def client_type(name: bytes) -> str:
     return f"ERR Unknown client type '{shown(name)}'"
 
 
+def no_such_user(name: bytes) -> str:
+    return f"ERR No such user '{shown(name)}'"
+
+
 def client_option(name: bytes) -> str:
     """Of CLIENT SETINFO."""
     return f"ERR Unrecognized option '{shown(name)}'"
@@ -106,8 +131,8 @@ def client_value(option: bytes) -> str:
 
 
 NOT_LOCAL = (
-    "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this machine may, "
-    "over the loopback interface or a unix socket"
+    "NOPERM this changes the proxy for everybody: without a login with a password, only clients on this "
+    "machine may, over the loopback interface or a unix socket"
 )
 
 
@@ -184,7 +209,7 @@ def differing(name: str, shards: Sequence[str]) -> str:
 
 
 def large_cursor(shard: str) -> str:
-    return f"ERR shard '{shard}' gave a cursor that is too large to be passed on: scan its node with PROXY NODE {shard} SCAN"
+    return f"ERR shard '{shard}' gave a cursor that is too large to be passed on: PROXY NODE {shard} SCAN"
 
 
 def proxys_own(option: str) -> str:
@@ -293,6 +318,8 @@ ENGINE = (
     "ERR EXEC without MULTI",
     "ERR DISCARD without MULTI",
     "ERR WATCH inside MULTI is not allowed",
+    "ERR Command not allowed inside a transaction",
+    "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
     "EXECABORT Transaction discarded because of previous errors.",
     "EXECABORT Transaction discarded because of: {}",
     "EXECABORT Transaction discarded because its keys have moved to another shard; try it again.",
@@ -312,6 +339,9 @@ ENGINE = (
     "in shardproxy.toml if everybody who can reach this port may use it.",
     "ERR max number of clients reached",
     "ERR max number of clients of this address reached",
+    "DENIED the address of this client is not in the `allow` list of shardproxy",
+    "DENIED this port takes connections from load balancers in `proxy_protocol_from` only",
+    "ERR Protocol error: this port speaks TLS, and what came is plaintext",
     # ours: it could be answered one day
     "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",

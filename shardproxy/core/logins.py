@@ -1,7 +1,8 @@
 """Logins that failed: how long each address waits for the answer to the next wrong password.
 
-Pure: `now` is an argument, in seconds of any clock that only goes forward. The wait doubles with every failure of an
-address and is forgotten some time after the last one; of all addresses only so many are remembered.
+Pure: `now` is an argument, in seconds of any clock that only goes forward. The wait doubles with every
+failure of an address and is forgotten some time after the last one; of all addresses only so many are
+remembered.
 """
 
 from collections import OrderedDict

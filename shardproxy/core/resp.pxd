@@ -38,6 +38,7 @@ cdef struct RequestLimits:
     int64_t max_value
     int64_t max_inline
     int64_t max_request
+    bint stranger       # the client has not logged in: small requests only, as in Redis
 
 cdef struct Request:
     int argc

@@ -14,6 +14,10 @@ from libc.string cimport memchr, memset
 from shardproxy.core.buffers cimport buf_append, buf_consume, buf_release, buf_reserve
 
 cdef enum:
+    STRANGERS_ARGUMENTS = 10
+    STRANGERS_VALUE = 16384
+
+cdef enum:
     MAX_HEADER = 32                     # "*-9223372036854775808\r\n"
 cdef int64_t MAX_ELEMENTS = <int64_t>1 << 40
 cdef int64_t MAX_BODY = <int64_t>1 << 40
@@ -195,6 +199,8 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
             return status
         if left > r.limits.max_arguments:
             return refuse(r, "Protocol error: invalid multibulk length")
+        if r.limits.stranger and left > STRANGERS_ARGUMENTS:
+            return refuse(r, "Protocol error: unauthenticated multibulk length")
         if left <= 0:
             r.size = size
             return REQ_EMPTY
@@ -217,6 +223,8 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
             return status
         if length < 0 or length > r.limits.max_value:
             return refuse(r, "Protocol error: invalid bulk length")
+        if r.limits.stranger and length > STRANGERS_VALUE:
+            return refuse(r, "Protocol error: unauthenticated bulk length")
         if <int64_t>pos + length > r.limits.max_request:
             return refuse(r, "Protocol error: the request is larger than max_request")
         if n - pos < size + length + 2:

@@ -3,9 +3,10 @@
     lap 1 bit │ ring 7 bits │ shard 15 bits │ the node's cursor 40 bits
 
 A shard's number comes from its name, so that every worker, and the next process, reads a cursor as this one
-does. Shards are scanned in the order of their numbers. `ring` says which shards there were when the scan began:
-when there are others at its end, those that are new since have a second lap. Who does not know any more which
-there were lets all have one: SCAN may show a key twice, but misses none that was there all the time. Pure.
+does. Shards are scanned in the order of their numbers. `ring` says which shards there were when the scan
+began: when there are others at its end, those that are new since have a second lap. Who does not know any
+more which there were lets all have one: SCAN may show a key twice, but misses none that was there all the
+time. Pure.
 """
 
 from collections.abc import Collection, Iterable, Mapping

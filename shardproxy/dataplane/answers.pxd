@@ -10,3 +10,6 @@ cdef void refuse_row(Engine e, Client *c, const Row *row) noexcept
 cdef bytes spoken(const Row *row)
 # At most `most` bytes of an argument, fit for an error line.
 cdef bytes clean(const char *p, size_t n, size_t most)
+
+# Redis's own words, for who waits on a node that cannot be waited on any more.
+cdef const char *UNBLOCKED

@@ -8,6 +8,9 @@ from shardproxy.dataplane.engine cimport TX_BROKEN, Client, Engine
 from shardproxy.dataplane.slots cimport slot_answer
 
 
+UNBLOCKED = "-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n"
+
+
 cdef void say(Engine e, Client *c, const char *text) noexcept:
     slot_answer(e, c, text, strlen(text))
 

@@ -12,7 +12,9 @@ from libc.stdlib cimport calloc, realloc
 from posix.unistd cimport close
 
 from shardproxy.dataplane.counters cimport ACCEPT_FAILURES, CLIENTS, CLIENTS_ACCEPTED, CLIENTS_REFUSED
-from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, sockaddr_storage
+from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Origin, sockaddr_storage
+from shardproxy.dataplane.openings cimport Entrance, may_open, opening_begins, refusal
+from shardproxy.dataplane.origins cimport admit, depart, host_of
 from shardproxy.dataplane.slots cimport client_close
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, IPPROTO_TCP, MSG_NOSIGNAL, SOCK_CLOEXEC,
@@ -24,13 +26,8 @@ from shardproxy.dataplane.upstreams cimport keep_alive
 cdef enum:
     ACCEPTS = 64                # connections taken a tick
 
-DENIED = (
-    b"-DENIED shardproxy is running in protected mode because no users are configured: only clients on this machine "
-    b"are served. Connect over the loopback interface or a unix socket, or set protected_mode = false in "
-    b"shardproxy.toml if everybody who can reach this port may use it.\r\n"
-)
-TOO_MANY_THERE = b"-ERR max number of clients of this address reached\r\n"
 TOO_MANY = b"-ERR max number of clients reached\r\n"
+NOT_ANNOUNCED = b"-DENIED this port takes connections from load balancers in `proxy_protocol_from` only\r\n"
 
 
 cdef void take_connections(Engine e, int listener) noexcept:
@@ -38,11 +35,16 @@ cdef void take_connections(Engine e, int listener) noexcept:
     cdef uint32_t size
     cdef int i, fd
     cdef epoll_event ev
-    cdef bint protected
-    if listener not in e.listeners:
+    cdef Entrance entrance = e.listeners.get(listener)
+    cdef bint opens
+    cdef bytes text
+    cdef Origin *origin
+    if entrance is None:
         return
-    protected = e.listeners[listener]
+    opens = entrance.tls or entrance.announcers is not None
     for i in range(ACCEPTS):
+        if opens and not may_open(e, listener):
+            return
         size = sizeof(address)
         fd = accept4(listener, <sockaddr *>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
@@ -60,47 +62,25 @@ cdef void take_connections(Engine e, int listener) noexcept:
                 epoll_ctl(e.epoll, EPOLL_CTL_DEL, listener, &ev)
                 e.paused_listeners.append(listener)
             return
+        origin = NULL
         if e.client_count >= e.budget.clients:
-            e.count[<int>CLIENTS_REFUSED] += 1
-            turn_away(fd, TOO_MANY)
-        elif protected and not e.guarded and not is_local(&address):
-            e.count[<int>CLIENTS_REFUSED] += 1
-            turn_away(fd, DENIED)
-        elif e.budget.per_address and not admit(e, &address):
-            e.count[<int>CLIENTS_REFUSED] += 1
-            turn_away(fd, TOO_MANY_THERE)
+            text = TOO_MANY
+        elif entrance.announcers is None:
+            text = refusal(e, entrance, &address, &origin)
+        elif address.ss_family == AF_UNIX or entrance.announcers.holds(host_of(&address)):
+            text = None         # until it has said who the client is
         else:
-            take_client(e, fd, address.ss_family)
-
-cdef bint admit(Engine e, sockaddr_storage *address) noexcept:
-    """One more client from there; take_client and depart know it by the id that it is about to get."""
-    cdef bytes where = host_of(address)
-    known = e.addresses.get(where, 0)
-    if known >= e.budget.per_address:
-        return False
-    e.addresses[where] = known + 1
-    e.origins[e.next_id + 1] = where
-    return True
+            text = NOT_ANNOUNCED
+        if text is None:
+            take_client(e, fd, address.ss_family, origin, entrance if opens else None)
+        else:
+            e.count[<int>CLIENTS_REFUSED] += 1
+            # who waits for a TLS handshake could not read it
+            turn_away(fd, b"" if entrance.tls else text)
 
 
-cdef void depart(Engine e, uint64_t id) noexcept:
-    where = e.origins.pop(id, None)
-    if where is not None:
-        e.addresses[where] -= 1
-        if e.addresses[where] == 0:
-            del e.addresses[where]
-
-
-cdef bytes host_of(sockaddr_storage *address):
-    """An address without its port."""
-    if address.ss_family == AF_INET:
-        return (<const char *>&(<sockaddr_in *>address).sin_addr)[:4]
-    if address.ss_family == AF_INET6:
-        return (<const char *>&(<sockaddr_in6 *>address).sin6_addr)[:16]
-    return b""
-
-
-cdef void take_client(Engine e, int fd, int family) noexcept:
+cdef void take_client(Engine e, int fd, int family, Origin *origin, Entrance entrance) noexcept:
+    """entrance: where it has to do more than to connect."""
     cdef Client *c
     cdef epoll_event ev
     cdef int one = 1
@@ -109,13 +89,16 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
             grow_clients(e, e.client_room * 2)
     except MemoryError:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
     c = <Client *>calloc(1, sizeof(Client))
     if c == NULL:
         close(fd)
-        depart(e, e.next_id + 1)
+        if origin != NULL:
+            depart(e, origin, NULL)
         return
+    c.origin = origin
     if family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         keep_alive(e, fd)
@@ -134,6 +117,8 @@ cdef void take_client(Engine e, int fd, int family) noexcept:
     e.client_count += 1
     e.count[<int>CLIENTS_ACCEPTED] += 1
     e.count[<int>CLIENTS] = e.client_count
+    if entrance is not None:
+        opening_begins(e, c, entrance)
     ev.events = EPOLLIN
     ev.data.u64 = tag(OF_CLIENT, c.index, c.generation)
     if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
@@ -180,7 +165,8 @@ cdef int open_spare() noexcept:
 
 
 cdef void turn_away(int fd, bytes text) noexcept:
-    send(fd, <const char *>text, len(text), MSG_NOSIGNAL)
+    if text:
+        send(fd, <const char *>text, len(text), MSG_NOSIGNAL)
     close(fd)
 
 

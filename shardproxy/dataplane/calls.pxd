@@ -1,11 +1,14 @@
 from libc.stdint cimport uint32_t
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.engine cimport Client, Engine
+from shardproxy.dataplane.engine cimport Client, Engine, sockaddr_storage
 
-# Opens the command's slot and hands it to the handlers.
-cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
+# Opens the command's slot and hands it to the handlers. held: see Call.
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept
+cdef str address_text(Engine e, Client *c, bint peer)
 cdef object client_handle(Engine e, Client *c)
+# HOST:PORT of an IP address.
+cdef str numeric_text(sockaddr_storage *address)
 
 cdef class ClientHandle:
     cdef Engine engine

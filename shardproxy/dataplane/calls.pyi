@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from shardproxy.core.command_rows import Row
 
 class Call:
@@ -8,6 +10,11 @@ class Call:
     client: ClientHandle
     proto: int
     done: bool
+    answered: dict[int, bytes]  # node number -> its reply, of one that has run it already, in a transaction
+    in_exec: bool  # it is run by EXEC: it may not wait
+    held: (
+        tuple[int, bool, bytes, float] | None
+    )  # of EXEC: node, are keys watched there, MULTI and what was queued, seconds
     def reply(self, data: bytes) -> None: ...
 
 class ClientHandle:
@@ -19,6 +26,8 @@ class ClientHandle:
     name: bytes
     lib_name: bytes
     lib_ver: bytes
+    tls: str | None
+    """The version of TLS that it speaks; None: none."""
     db: int
     addr: str
     laddr: str
@@ -38,6 +47,10 @@ class ClientHandle:
     total_commands: int
     blocked_at: tuple[int, int] | None
     wrote: list[int]
+    waiting: bool
+    watched: int
+    monitors: bool
+    def unblock(self, error: bool, done: Callable[[bytes], object] | None) -> bool: ...
     def push(self, data: bytes) -> None: ...
     def kill(self, reason: str) -> None: ...
     user: bytes

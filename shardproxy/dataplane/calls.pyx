@@ -11,20 +11,22 @@ from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, FAILED_LOGINS
 from shardproxy.dataplane.engine cimport (
-    REPLY_ON, TX_NONE, WAITING, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
+    REPLY_ON, TX_NONE, Client, Engine, Upstream, monotonic_us, sockaddr_storage,
 )
 from shardproxy.dataplane.permissions cimport assign, note_login
-from shardproxy.dataplane.private cimport abandon
+from shardproxy.dataplane.private cimport abandon, tune, waits_on
 from shardproxy.dataplane.slots cimport client_close, client_push, in_flight, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.waiting cimport unblock
 from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, getpeername, getsockname, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_un,
 )
+from shardproxy.dataplane.tls cimport Tls
 
 REPLY_MODES = ("on", "off", "skip")
 
 
-cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept:
+cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept:
     cdef int64_t slot = slot_open(e, c)
     cdef Call call
     cdef int i
@@ -40,6 +42,7 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row) noexcept
         call.proto = c.proto
         call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
         call.row = e.table.records[row.id]
+        call.held = held
         e.dispatch(call)
         if not call.done:
             call.pending = True
@@ -59,9 +62,18 @@ cdef class Call:
     cdef readonly uint8_t proto
     cdef readonly list args
     cdef readonly object row
+    cdef readonly object held
 
     def __init__(self):
         raise TypeError("only the engine makes calls")
+
+    @property
+    def answered(self):
+        return {}
+
+    @property
+    def in_exec(self):
+        return False
 
     @property
     def client(self):
@@ -97,22 +109,29 @@ cdef object client_handle(Engine e, Client *c):
     return make_handle(e, c.index, c.generation)
 
 
-cdef str address_text(int fd, bint peer):
-    cdef sockaddr_storage address
-    cdef uint32_t size = sizeof(address)
+cdef str numeric_text(sockaddr_storage *address):
     cdef char text[64]
-    cdef sockaddr_in *four = <sockaddr_in *>&address
-    cdef sockaddr_in6 *six = <sockaddr_in6 *>&address
-    cdef int status = getpeername(fd, <sockaddr *>&address, &size) if peer else \
-        getsockname(fd, <sockaddr *>&address, &size)
-    if status < 0:
-        return "?:0"
+    cdef sockaddr_in *four = <sockaddr_in *>address
+    cdef sockaddr_in6 *six = <sockaddr_in6 *>address
     if address.ss_family == AF_INET:
         inet_ntop(AF_INET, &four.sin_addr, text, sizeof(text))
         return f"{text.decode()}:{ntohs(four.sin_port)}"
-    if address.ss_family == AF_INET6:
-        inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
-        return f"[{text.decode()}]:{ntohs(six.sin6_port)}"
+    inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
+    return f"[{text.decode()}]:{ntohs(six.sin6_port)}"
+
+
+cdef str address_text(Engine e, Client *c, bint peer):
+    cdef sockaddr_storage address
+    cdef uint32_t size = sizeof(address)
+    cdef int fd = c.fd, status
+    cdef tuple announced = e.announced.get(c.id)
+    if announced is not None:
+        return announced[0 if peer else 1]
+    status = getpeername(fd, <sockaddr *>&address, &size) if peer else getsockname(fd, <sockaddr *>&address, &size)
+    if status < 0:
+        return "?:0"
+    if address.ss_family == AF_INET or address.ss_family == AF_INET6:
+        return numeric_text(&address)
     # both ends of a unix socket are called by the listener's path, as Redis does
     size = sizeof(address)
     getsockname(fd, <sockaddr *>&address, &size)
@@ -175,6 +194,11 @@ cdef class ClientHandle:
         self.set_text("lib_ver", value)
 
     @property
+    def tls(self):
+        cdef Client *c = self.at()
+        return (<Tls>c.tls).session.version() if c != NULL and c.tls != NULL else None
+
+    @property
     def user(self):
         """Whom it has logged in as; b"": nobody, so it is the default user."""
         return self.text("user")
@@ -200,8 +224,7 @@ cdef class ClientHandle:
         if value not in (2, 3):
             raise ValueError("the protocol is 2 or 3")
         if c != NULL and c.proto != value:
-            abandon(self.engine, c)
-            c.proto = value
+            tune(self.engine, c, <unsigned char>value, c.db)
 
     @property
     def db(self):
@@ -212,17 +235,53 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
-            abandon(self.engine, c)
-            c.db = <unsigned short>value
+            tune(self.engine, c, c.proto, <unsigned short>value)
 
     @property
     def blocked_at(self):
         """(node number, CLIENT ID there) of the upstream on which it waits for data; None: it does not."""
         cdef Client *c = self.at()
-        cdef Upstream *u = c.own if c != NULL else NULL
-        while u != NULL and not u.lease & WAITING:
-            u = u.next_own
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
         return (u.node, u.id) if u != NULL else None
+
+    def unblock(self, bint error, done):
+        """The node is told to let it go; False: there is nothing to tell, or it cannot be told now."""
+        cdef Client *c = self.at()
+        cdef Upstream *u = waits_on(c) if c != NULL else NULL
+        return u != NULL and unblock(self.engine, u, error, done)
+
+    @property
+    def waiting(self):
+        """It is blocked, as Redis calls it."""
+        cdef Client *c = self.at()
+        return bool(c.waiting) if c != NULL else False
+
+    @waiting.setter
+    def waiting(self, bint value):
+        """A handler makes it wait: when it leaves meanwhile it is closed at once."""
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.waiting = value
+            self.engine.mark_dirty(c)
+            self.engine.wake()
+
+    @property
+    def watched(self):
+        """Keys that it has named to WATCH."""
+        cdef Client *c = self.at()
+        return c.watched if c != NULL else 0
+
+    @property
+    def monitors(self):
+        """It is shown what others send: MONITOR."""
+        cdef Client *c = self.at()
+        return bool(c.monitors) if c != NULL else False
+
+    @monitors.setter
+    def monitors(self, bint value):
+        cdef Client *c = self.at()
+        if c != NULL:
+            c.monitors = value
 
     @property
     def wrote(self):
@@ -251,12 +310,12 @@ cdef class ClientHandle:
     @property
     def addr(self):
         cdef Client *c = self.at()
-        return address_text(c.fd, True) if c != NULL else "?:0"
+        return address_text(self.engine, c, True) if c != NULL else "?:0"
 
     @property
     def laddr(self):
         cdef Client *c = self.at()
-        return address_text(c.fd, False) if c != NULL else "?:0"
+        return address_text(self.engine, c, False) if c != NULL else "?:0"
 
     @property
     def fd(self):
@@ -370,7 +429,8 @@ cdef class ClientHandle:
             buf_release(&c.tx)
             abandon(self.engine, c)
             c.watching = -1
-            c.unwatched = False
+            c.watched = 0
+            c.unwatched = c.monitors = False
             c.db = 0
             c.proto = 2
             c.reply_mode = REPLY_ON

@@ -14,9 +14,12 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport REQ_BAD, REQ_MORE, REQ_OK, Request, parse_request
 from shardproxy.dataplane.counters cimport ANSWERED_HERE, CLIENT_BYTES_IN, COMMANDS, PROTOCOL_ERRORS, STALLS
 from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
+from shardproxy.dataplane.openings cimport opening_readable
+from shardproxy.dataplane.origins cimport account, is_full
 from shardproxy.dataplane.routing cimport WAIT, route
 from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
 from shardproxy.dataplane.system cimport recv
+from shardproxy.dataplane.tls cimport TLS_ROOM, Tls, tls_recv, tls_why
 
 
 cdef enum:
@@ -25,6 +28,21 @@ cdef enum:
 
 
 cdef void client_readable(Engine e, Client *c) noexcept:
+    if c.opening:
+        opening_readable(e, c)
+        return
+    read_some(e, c)
+    if c.tls != NULL and (<Tls>c.tls).over and not c.dead:
+        # it has said that it will send no more, and may keep the connection open
+        c.eof = True
+        e.mark_dirty(c)
+
+
+cdef inline ssize_t read_into(Engine e, Client *c, char *p, size_t room) noexcept:
+    return recv(c.fd, p, room, 0) if c.tls == NULL else tls_recv(e, <Tls>c.tls, c.fd, p, room)
+
+
+cdef void read_some(Engine e, Client *c) noexcept:
     cdef ssize_t got
     cdef size_t room = SCRATCH, used, before = c.inp.len
     cdef bint large = before > JOIN or c.stalled
@@ -34,22 +52,26 @@ cdef void client_readable(Engine e, Client *c) noexcept:
         # a value comes in pieces, and gets room as they come: a length is a promise, not memory
         room = c.progress.want - before if c.progress.want > before else JOIN
         room = JOIN if room < JOIN else 16 * SCRATCH if room > 16 * SCRATCH else room
+        if c.tls != NULL and room < TLS_ROOM:
+            room = TLS_ROOM
         if buf_reserve(&c.inp, room) < 0:
             client_close(e, c, "out of memory")
             return
-        got = recv(c.fd, buf_tail(&c.inp), room, 0)
+        got = read_into(e, c, buf_tail(&c.inp), room)
     else:
         # the beginning of a command is joined with its rest in the scratch, so that a client holds no more than it sent
         room = SCRATCH if SCRATCH < e.eff_soft else e.eff_soft
         if before:
             memcpy(e.scratch, buf_head(&c.inp), before)
         room = room - before if room > 2 * before else before
-        got = recv(c.fd, e.scratch + before, room, 0)
+        if c.tls != NULL and room < TLS_ROOM:
+            room = TLS_ROOM
+        got = read_into(e, c, e.scratch + before, room)
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
             return
         if got < 0:
-            client_close(e, c, NULL)
+            client_close(e, c, tls_why(c.tls))
             return
         c.eof = True
         e.mark_dirty(c)
@@ -64,6 +86,9 @@ cdef void client_readable(Engine e, Client *c) noexcept:
             e.mark_dirty(c)     # kept for later, see slots.watch
         else:
             take_held(e, c)
+        return
+    if c.commands == 0 and e.scratch[0] == 22 and before + got > 1 and e.scratch[1] == 3:
+        protocol_error(e, c, "Protocol error: this is a TLS handshake, and here is a port without TLS")
         return
     used = take(e, c, e.scratch, before + got, True)
     if used == 0 and before and not (c.dead or c.leaving):
@@ -108,9 +133,11 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
     cdef int status
     while at < n:
         if (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft
-                or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE):
+                or e.count[<int>ANSWERED_HERE] - handled >= HANDLED_AT_ONCE
+                or c.origin != NULL and is_full(e, c)):
             stall(e, c)
             break
+        r.limits.stranger = c.permit != NULL and c.permit == e.stranger
         status = parse_request(r, &c.progress, p + at, n - at)
         if status == REQ_MORE:
             break
@@ -129,8 +156,11 @@ cdef size_t take(Engine e, Client *c, const char *p, size_t n, bint scratch) noe
             c.commands += 1
             e.count[<int>COMMANDS] += 1
             if c.dead or c.leaving or c.inp.p == NULL and not scratch:
-                return n
+                at = n
+                break
         at += r.size
+    if c.origin != NULL:
+        account(c)
     return at
 
 

@@ -40,10 +40,14 @@ cpdef enum Counter:
     STALLS
     TICKS
     ACCEPT_FAILURES
+    TLS_HANDSHAKES
+    TLS_FAILURES
+    BAD_HEADERS
     CLIENTS
     BUFFER_BYTES
     RETRIES_LEFT
     SCRIPT_BYTES
+    OPENING
     COUNTERS
 
 cdef enum:

@@ -6,7 +6,7 @@ COUNTERS words, then a latency histogram of reads and one of writes, BUCKETS wor
 
 TABLE = (
     ("clients_accepted", "counter", "client connections accepted"),
-    ("clients_refused", "counter", "connections refused: too many clients, or protected mode"),
+    ("clients_refused", "counter", "connections refused: too many clients, protected mode, or `allow`"),
     ("clients_closed", "counter", "client connections that ended"),
     ("clients_killed", "counter", "clients that were closed for a reason that is logged"),
     ("commands", "counter", "commands read from clients"),
@@ -43,10 +43,14 @@ TABLE = (
     ("stalls", "counter", "times a client was not read for a while because of its budget"),
     ("ticks", "counter", "turns of the engine"),
     ("accept_failures", "counter", "accepts that failed for want of descriptors or memory"),
+    ("tls_handshakes", "counter", "TLS handshakes with clients that succeeded"),
+    ("tls_failures", "counter", "TLS handshakes with clients that failed, plaintext on a TLS port among them"),
+    ("bad_headers", "counter", "clients whose PROXY header was none, or not in time"),
     ("clients", "gauge", "client connections now"),
     ("buffer_bytes", "gauge", "bytes in buffers now"),
     ("retries_left", "gauge", "retries that retry_budget allows now"),
     ("script_bytes", "gauge", "bytes of scripts that are kept"),
+    ("opening", "gauge", "clients whose PROXY header or TLS handshake is not done"),
 )
 
 HISTOGRAMS = ("read", "write")

@@ -11,7 +11,7 @@ from shardproxy.dataplane.counters cimport LATE_REPLIES
 from shardproxy.dataplane.engine cimport (
     TO_ASK, TO_CLIENT, TO_LATE, TO_PART, Client, Engine, Entry, Slot,
 )
-from shardproxy.dataplane.links cimport ask_feed
+from shardproxy.dataplane.links cimport ask_feed, ask_forget
 from shardproxy.dataplane.slots cimport client_close, client_keep, slot_at, slot_feed
 
 
@@ -44,6 +44,7 @@ cdef void deliver_error(Engine e, const Entry *entry, bint begun) noexcept:
         else:
             slot_feed(e, c, entry.slot, e.text, e.text_size, True)
     elif entry.to == TO_ASK:
+        ask_forget(e, entry.slot)
         ask_feed(e, entry.slot, e.text, e.text_size, True)
 
 

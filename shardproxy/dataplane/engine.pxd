@@ -19,6 +19,7 @@ cdef enum:
     MAX_UPSTREAMS = 65536
     MAX_SHARED = 16             # shared upstreams of one node and protocol
     SCRATCH = 65536             # one read from a client
+    CIPHER = 65536              # one read of an encrypted connection
     STREAM_ABOVE = 65536        # a frame larger than this is passed on as it comes
     TEXT = 320
 
@@ -35,6 +36,10 @@ cdef enum:
     REPLY_SKIP = 2              # the next command's only
 
 cdef enum:
+    PAUSE_WRITES = 1
+    PAUSE_ALL = 2
+
+cdef enum:
     TX_NONE = 0
     TX_OPEN = 1
     TX_BROKEN = 2               # a command could not be queued: EXEC answers EXECABORT
@@ -49,6 +54,23 @@ cdef struct Slot:
     uint32_t cost               # bytes of its request, while that may wait for a node
     uint8_t filled
     uint8_t discard             # CLIENT REPLY OFF: what fills it is thrown away
+
+# A client that waits until its address has room
+cdef struct Waiter:
+    uint32_t index
+    uint32_t generation
+
+# All clients of one address, when there are limits for that: see origins.
+cdef struct Origin:
+    char address[16]
+    int size                    # of it
+    uint32_t clients
+    uint64_t requests           # in flight
+    uint64_t bytes              # of them, and of replies that are not taken yet
+    Waiter *waiting             # waiting[head .. tail), each at [number & mask]
+    uint32_t head
+    uint32_t tail
+    uint32_t mask
 
 cdef struct Client:
     uint64_t id
@@ -68,6 +90,7 @@ cdef struct Client:
     uint64_t created            # us, as everything that is a time here
     uint64_t active
     uint64_t commands
+    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
     uint32_t calls              # handlers that have not answered yet
     uint16_t last_row
     uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
@@ -92,14 +115,25 @@ cdef struct Client:
     bint leaving                # closed when its last reply is out
     bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
     bint dead
+    bint opening                # before its first command: a PROXY header, a TLS handshake
+    void *tls                   # a Tls that is ours; NULL: not encrypted
     bint no_evict
     bint no_touch
     uint8_t tx_state
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
+    bint tx_mixed               # some of its commands are a handler's: so is its EXEC
+    bint tx_replicates          # some of them write, or may
+    uint32_t watched            # keys that it has named to WATCH
+    bint paused                 # its next command waits for the end of CLIENT PAUSE
+    bint monitors               # it is shown what others send
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
     bint tx_calls               # it calls scripts or functions
+    Origin *origin              # NULL: no address has a limit
+    uint64_t counted_requests   # its part of the origin's
+    size_t counted_bytes
+    bint in_line                # at its origin
     Buf tx                      # MULTI and the commands after it, as they came
     void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
@@ -155,6 +189,10 @@ cdef struct Upstream:
     Upstream *next_own
     uint8_t lease               # WATCHING | WAITING | KEPT
     uint64_t wait_until         # us: when what blocks must have been answered; 0: never
+    uint64_t wait_ends          # us: when its own time is over; 0: never
+    bint spent                  # the node has been told to let it go, and may be so later: for nobody else
+    uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
+    char refusal[160]           # why the node would not queue a command of the transaction that is on it; empty: it did
     bint linked                 # Engine.links has a Link for it, which gets its pushes
     bint stream                 # every frame goes to the Link: no reply belongs to a request
     bint over                   # private, and lost: to be given up at the end of the tick
@@ -162,6 +200,7 @@ cdef struct Upstream:
     Upstream *before            # in the list of its node's
     Upstream *after
     uint8_t state
+    void *tls                   # a Tls that is ours; NULL: not encrypted
     bint dirty
     bint doomed                 # to be reset at the end of the tick, for `why`
     bint wanted                 # somebody has asked for it: kept connected
@@ -191,6 +230,7 @@ cdef struct Upstream:
     uint64_t base               # where out begins in all that this upstream was given
     uint64_t given              # bytes put into out, ever
     uint64_t written
+    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
@@ -251,7 +291,9 @@ cdef struct Node:
 cdef struct Budget:
     uint32_t clients
     uint32_t requests           # in flight, of one client
-    uint32_t per_address        # clients of one address; 0: any number
+    uint32_t per_address        # clients of one address; 0: any number, as of the next two
+    uint64_t address_requests   # in flight, of all of them: none of them is read beyond it
+    uint64_t address_bytes      # of theirs, in flight or reply: the same
     size_t soft                 # bytes of one client, in flight or reply: not read beyond it
     size_t hard                 # closed beyond it
     size_t memory               # of the process
@@ -296,6 +338,10 @@ cdef class Engine:
     cdef uint16_t *shards                   # by place on the ring: the node's number
     cdef unsigned char *absent              # by place on the ring: its keys are elsewhere, and none come here
     cdef int shard_count                    # places on the ring
+    cdef bint moving                        # some who wait are to wait elsewhere
+    cdef uint8_t pausing                    # CLIENT PAUSE
+    cdef uint64_t pause_ends
+    cdef object on_command                  # for MONITOR; None: nobody is shown anything
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
     cdef bint displaced                     # a key of what was located last is not at home
@@ -319,6 +365,7 @@ cdef class Engine:
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
+    cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for
     cdef Scripts *script_store
     cdef list taught                        # scripts that EVAL has brought, for the other workers; None: there are none
@@ -332,6 +379,7 @@ cdef class Engine:
     cdef dict permits                       # user name -> Permit, and None -> of who has not logged in
     cdef dict logins_of                     # user name -> clients that have logged in as it
     cdef void *newcomer                     # the permit of a client that has just come
+    cdef void *stranger                     # the permit of who must log in first
     cdef bint guarded                       # who does not log in may do nothing
     cdef uint32_t *dirty_clients            # indices; a client is in a list once (its flag)
     cdef uint32_t dirty_client_count
@@ -340,6 +388,7 @@ cdef class Engine:
     cdef uint32_t *dead
     cdef uint32_t dead_count
     cdef char *scratch
+    cdef char *cipher                       # scratch: what is read of an encrypted connection
     cdef Request request
     cdef Budget budget
     cdef uint32_t eff_requests              # this tick's budgets: smaller when memory is short
@@ -357,13 +406,20 @@ cdef class Engine:
     cdef uint64_t random_state
     cdef uint64_t *count                    # counters; then the histograms
     cdef object topology
-    cdef dict listeners                     # descriptor -> protected
+    cdef dict listeners                     # descriptor -> Entrance
+    cdef dict opening                       # client id -> Opening, the oldest first
+    cdef dict announced                     # client id -> its addresses by a PROXY header
+    cdef object tls                         # ssl.SSLContext for clients; None: no certificate
+    cdef bint names_users                   # the name in a client's certificate is who it is
+    cdef dict secured                       # node number -> (ssl.SSLContext, its name)
+    cdef uint32_t handshakes                # openings at once
+    cdef uint64_t handshake_timeout         # us
+    cdef int turns                          # of handshakes that are left in this tick
     cdef list paused_listeners              # out of the epoll set until the next cron
     cdef int spare_fd
     cdef object dispatch
     cdef object on_event
-    cdef dict addresses                     # with a limit for each: address -> clients
-    cdef dict origins                       # client id -> its address
+    cdef dict origins                       # with a limit for each: address -> Origin *
     cdef dict meta                          # client id -> what few clients have: names
     cdef dict greetings                     # node number -> (for RESP2, for RESP3): (bytes, replies)
     cdef char text[TEXT]                    # the error line that was made last

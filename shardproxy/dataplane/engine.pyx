@@ -103,6 +103,7 @@ cdef class Engine:
         free(self.resuming)
         free(self.dead)
         free(self.scratch)
+        free(self.cipher)
         free(self.owners)
         free(self.shares)
         free(self.positions)

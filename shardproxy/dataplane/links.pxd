@@ -3,6 +3,8 @@ from shardproxy.dataplane.engine cimport Client, Engine, Upstream
 
 # What comes for an Ask: bytes of its reply, in pieces; the pieces are put together.
 cdef void ask_feed(Engine e, uint32_t number, const char *p, size_t n, bint last) noexcept
+# What has come of it is not all, and never will be.
+cdef void ask_forget(Engine e, uint32_t number) noexcept
 # A whole frame for a Link: a push, or anything on a stream.
 cdef void link_frame(Engine e, Upstream *u, const char *p, size_t n) noexcept
 cdef void link_lost(Engine e, Upstream *u) noexcept
@@ -17,7 +19,7 @@ cdef object open_link(Engine e, int number, int proto, int db, setup, bint strea
 cdef class Link:
     cdef Engine engine
     cdef uint32_t index
-    cdef readonly object setup           # (bytes, replies): what it says first, after the greeting
+    cdef readonly object setup  # (bytes, replies): what it says first, after the greeting
     cdef object on_frame
     cdef object on_lost
     cdef Upstream *at(self)

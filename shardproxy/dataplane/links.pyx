@@ -64,6 +64,13 @@ cdef void ask_feed(Engine e, uint32_t number, const char *p, size_t n, bint last
         e.wake()
 
 
+cdef void ask_forget(Engine e, uint32_t number) noexcept:
+    cdef Waiting it = e.asks.get(number)
+    if it is not None:
+        it.pieces = None
+        it.size = 0
+
+
 cdef void link_frame(Engine e, Upstream *u, const char *p, size_t n) noexcept:
     cdef Link link = e.links[u.index]
     e.told.append((link.on_frame, (p[:n],)))

@@ -11,18 +11,20 @@ from libc.stdio cimport snprintf
 from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release, queue_free
+from shardproxy.dataplane.answers cimport UNBLOCKED
 from shardproxy.dataplane.counters cimport (
     RETRIES, RETRY_BUDGET_EMPTY, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_LOSSES, UPSTREAM_RESETS,
 )
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport Walk, due_anew, due_front, walk_from, walk_on
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, Client, Engine, Entry, Node,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, WAITING, Client, Engine, Entry, Node,
     Upstream,
 )
 from shardproxy.dataplane.private cimport private_lost
 from shardproxy.dataplane.scripts cimport precede_again, unlearn
 from shardproxy.dataplane.sending cimport send_again
+from shardproxy.dataplane.waiting cimport time_left, wait_again
 from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
 
 cdef enum:
@@ -45,6 +47,8 @@ cdef void ghost(Engine e, Upstream *u) noexcept:
     """We leave a connection on which requests are: the node may read them later, unless it is told not to."""
     cdef bytes address = e.node_list[u.node].name
     cdef list known
+    if e.node_list[u.node].gone:
+        return                  # it never returns
     if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
         known = e.ghosts.setdefault(address.decode(errors="replace"), [])
         known.append(u.id)
@@ -57,6 +61,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     cdef bint begun = u.midway and not u.push
     cdef Node *node = e.node_list[u.node]
     cdef int failures = u.failures
+    cdef uint64_t moving = u.moving
     cdef char reason[TEXT]
     if u.state == DOWN:
         return
@@ -69,6 +74,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
         if reset:
             ghost(e, u)
     upstream_leave(e, u)
+    u.moving = moving
     u.wanted = True
     if begun:
         # part of its first reply has been passed on: nobody can take that back
@@ -95,6 +101,8 @@ cdef void lost_error(Engine e, Upstream *u, Entry *entry, const char *reason, bi
         e.count[<int>UNKNOWN_OUTCOMES] += 1
         e.text_size = snprintf(e.text, TEXT, "-UNKNOWN outcome: shard '%.80s' at %.80s was lost before it "
                                "answered (%.60s); the command may have run\r\n", node.shard, node.name, reason)
+        if u.moving:
+            e.text_size = snprintf(e.text, TEXT, "%s", UNBLOCKED)
     fit(e)
     deliver_error(e, entry, begun)
 
@@ -169,7 +177,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
         private_lost(e, u)
         keep = False
     if u.head == u.tail and u.out.len == 0:
-        u.base = u.written = u.given = 0
+        u.base = u.written = u.given = u.again = 0
         return
     memset(&out, 0, sizeof(out))
     order(e, u)
@@ -191,7 +199,7 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     buf_release(&u.out)
     u.out = out
     u.base = u.written = 0
-    u.given = out.len
+    u.given = u.again = out.len
     shrink(u)
 
 
@@ -248,6 +256,8 @@ cdef void prune(Engine e, Upstream *u) noexcept:
     buf_release(&u.out)
     u.out = out
     u.given = u.base + out.len
+    if u.again > u.given:
+        u.again = u.given
 
 
 cdef void deadlines(Engine e, Upstream *u) noexcept:
@@ -312,10 +322,12 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
     cdef uint32_t i
     cdef uint64_t start, end
     cdef Client *c
-    cdef bint begun = u.midway and not u.push
+    cdef bint begun = u.midway and not u.push, waited = u.lease & WAITING
+    cdef uint64_t left = time_left(e, u)
     if u.state == UP:
         ghost(e, u)
     upstream_leave(e, u)
+    u.moving = waited
     if u.private:
         private_lost(e, u)
     order(e, u)
@@ -325,7 +337,7 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
     u.fifo = NULL
     u.mask = 0
     memset(&u.out, 0, sizeof(Buf))
-    u.base = u.written = u.given = 0
+    u.base = u.written = u.given = u.again = 0
     i = old.head
     while i != old.tail:
         entry = old.fifo[i & old.mask]
@@ -333,11 +345,14 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
         end = end_of(&old, i)
         i += 1
         c = e.client_at(entry.client, entry.generation)
-        if begun or c == NULL or entry.to == TO_ASK or not repeatable(e, &old, &entry):
+        if waited and c != NULL and entry.to == TO_CLIENT and (start >= old.written or not entry.write):
+            wait_again(e, c, entry.slot, buf_head(&old.out) + (start - old.base), end - start, left)
+        elif begun or c == NULL or entry.to == TO_ASK or not repeatable(e, &old, &entry):
             lost_error(e, &old, &entry, node.why, begun)
             begun = False
         else:
             start += entry.prefix
             send_again(e, c, &entry, buf_head(&old.out) + (start - old.base), end - start)
+    u.moving = 0
     buf_release(&old.out)
     queue_free(<void **>&old.fifo, &old.mask, sizeof(Entry))

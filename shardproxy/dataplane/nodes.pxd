@@ -1,7 +1,7 @@
 from shardproxy.dataplane.engine cimport Engine, Node
 
 # Swap a topology in. credentials: shard name -> (username or None, password or None).
-cdef int install(Engine e, topology, credentials) except -1
+cdef int install(Engine e, topology, credentials, tls) except -1
 # Whether all that was in flight when the last topology came is done, or past its deadline.
 cdef bint settled(Engine e) noexcept
 # What a node's host name stands for now, "IP:PORT"; connections that are up stay.

@@ -17,13 +17,15 @@ from shardproxy.dataplane.system cimport (
     AF_INET, AF_INET6, AF_UNIX, htons, inet_pton, sockaddr_in, sockaddr_in6, sockaddr_un,
 )
 from shardproxy.dataplane.upstreams cimport release
+from shardproxy.dataplane.waiting cimport follow_keys
 
 
 MODES = {"serve": SERVE, "fail": FAIL, "miss": MISS, "hold": HOLD, "move": MOVE}
 
 
-cdef int install(Engine e, topology, credentials) except -1:
-    """Swap the topology in. credentials: shard name -> (username or None, password or None)."""
+cdef int install(Engine e, topology, credentials, tls) except -1:
+    """Swap the topology in. credentials: shard name -> (username or None, password or None); tls: shard name ->
+    (ssl.SSLContext, the name that its certificate must have), of those that speak it."""
     pool = topology.pools[0]
     cdef bint first = e.topology is None
     cdef int i, number, n = len(pool.shards)
@@ -32,6 +34,7 @@ cdef int install(Engine e, topology, credentials) except -1:
     cdef Node *node
     cdef dict numbers = {}, before = {shard: number for (shard, _), number in e.numbers.items()}
     cdef bint moved
+    cdef uint32_t before_placement = e.placement
     cdef set gone
     if shards == NULL or absent == NULL:
         raise MemoryError
@@ -41,6 +44,9 @@ cdef int install(Engine e, topology, credentials) except -1:
         if number < 0:
             number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
         numbers[key] = number
+        e.secured.pop(number, None)
+        if shard.name in tls:
+            e.secured[number] = tls[shard.name]
         e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
     for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
@@ -83,6 +89,10 @@ cdef int install(Engine e, topology, credentials) except -1:
     for number in gone:
         if e.node_list[number].mode == HOLD:
             leave(e, e.node_list[number])       # no verdict will come: what was held goes where its keys are now
+    if e.placement != before_placement:
+        follow_keys(e)
+    here = {shard.node.address for shard in pool.shards}
+    e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
     e.wake()
     return 0
@@ -109,7 +119,7 @@ cdef take_policy(Engine e, pool):
     if terms != e.stale_terms:
         if e.stale != NULL:
             stale_free(e.stale)
-        e.stale = stale_new(terms[0], terms[1], terms[2]) if terms[1] else NULL
+        e.stale = stale_new(terms[0], terms[1], terms[2], e.stamps) if terms[1] else NULL
         e.stale_terms = terms
 
 

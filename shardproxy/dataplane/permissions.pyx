@@ -103,7 +103,8 @@ cdef int install_users(Engine e) except -1:
     permits[None] = Permit(None, e.table)
     e.permits = permits
     e.guarded = not e.users.default.open
-    e.newcomer = <void *>permits[None] if e.guarded else pointer(permits[DEFAULT])
+    e.stranger = <void *>permits[None]
+    e.newcomer = e.stranger if e.guarded else pointer(permits[DEFAULT])
     for i in range(e.client_room):
         c = e.client_list[i]
         if c == NULL or c.dead:
@@ -112,7 +113,7 @@ cdef int install_users(Engine e) except -1:
         name = mine.get("user") if mine is not None else None
         text = DEFAULT if name is None else name.decode(errors="surrogateescape")
         if text not in permits:
-            c.permit = <void *>permits[None]
+            c.permit = e.stranger
             client_close(e, c, "its user was removed")
             continue
         known = before.get(text)

@@ -12,11 +12,11 @@ from libc.stdio cimport snprintf
 from shardproxy.dataplane.counters cimport OVERLOADED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
-    DOWN, HOLD, SERVE, TEXT, TO_ASK, UP, WAITING, WATCHING, Client, Engine, Node, Upstream,
+    DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_NOBODY, UP, WAITING, WATCHING, Client, Engine, Node, Upstream,
 )
 from shardproxy.dataplane.links cimport link_lost
 from shardproxy.dataplane.losses cimport ghost
-from shardproxy.dataplane.upstreams cimport fit, own_of, start, upstream_give_up, upstream_leave, upstream_new
+from shardproxy.dataplane.upstreams cimport fit, give, own_of, promise, start, upstream_give_up, upstream_leave, upstream_new
 
 cdef enum:
     POOL_MOST = 16              # that wait in one node's pool
@@ -79,12 +79,13 @@ cdef void unlease(Engine e, Upstream *u, uint8_t why) noexcept:
     cdef Client *c
     cdef Upstream *other
     cdef int pooled = 0
-    u.lease &= ~why
-    if why & WAITING:
-        u.wait_until = 0
+    if why & WAITING and u.lease & WAITING:
+        u.wait_until = u.wait_ends = u.moving = 0
+        u.lease &= ~WAITING
         c = owner_of(e, u)
         if c != NULL:
-            c.waiting = False
+            c.waiting = waits_on(c) != NULL     # it may have gone on elsewhere
+    u.lease &= ~why
     if u.lease or u.head != u.tail or u.over:
         return
     if u.owned:
@@ -93,7 +94,7 @@ cdef void unlease(Engine e, Upstream *u, uint8_t why) noexcept:
     while other != NULL:
         pooled += 1
         other = other.next_own
-    if u.state != UP or node.gone or pooled >= POOL_MOST:
+    if u.state != UP or node.gone or u.spent or pooled >= POOL_MOST:
         private_drop(e, u)
         return
     u.idle_since = e.now
@@ -108,6 +109,13 @@ cdef Client *owner_of(Engine e, Upstream *u) noexcept:
         return NULL
     c = e.client_list[u.owner]
     return c if c != NULL and c.generation == u.owner_generation else NULL
+
+
+cdef Upstream *waits_on(Client *c) noexcept nogil:
+    cdef Upstream *u = c.own
+    while u != NULL and not u.lease & WAITING:
+        u = u.next_own
+    return u
 
 
 cdef void unchain(Upstream **head, Upstream *u) noexcept:
@@ -175,6 +183,39 @@ cdef void abandon(Engine e, Client *c) noexcept:
         else:
             private_drop(e, u)
     e.wake()
+
+
+cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept:
+    cdef Upstream *u = own_of(c, c.watching) if c.watching >= 0 else NULL
+    cdef char text[64]
+    cdef char number[8]
+    if u != NULL and u.lease == WATCHING and u.state == UP:
+        # keys stay watched, in the database that they were named in
+        if proto != c.proto:
+            say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$5\r\nHELLO\r\n$1\r\n%d\r\n", proto))
+            u.spent = True      # an old node may have refused
+        if db != c.db:
+            say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n",
+                                             snprintf(number, sizeof(number), "%d", db), db))
+        u.proto = proto
+        u.db = db
+        # the others are given back
+        unchain(&c.own, u)
+        abandon(e, c)
+        u.next_own = NULL
+        c.own = u
+    else:
+        abandon(e, c)
+    c.proto = proto
+    c.db = db
+
+
+cdef void say_unheard(Engine e, Upstream *u, const char *p, size_t n) noexcept:
+    """Whose reply nobody needs."""
+    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
+        u.doomed = True
+    else:
+        give(e, u, p, n)
 
 
 cdef void give_up_lost(Engine e) noexcept:

@@ -1,9 +1,11 @@
 from collections.abc import Callable, Iterable, Mapping
+from ssl import SSLContext
 from typing import Any
 
 from shardproxy.config import Limits
 from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
+from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.calls import Call, ClientHandle
 from shardproxy.dataplane.links import Link
@@ -19,6 +21,7 @@ class Reactor:
         on_event: Callable[[str, dict[str, Any]], None],
         id_base: int = 0,
         page: memoryview | bytearray | None = None,
+        stamps: memoryview | bytearray | None = None,
         misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
@@ -30,14 +33,37 @@ class Reactor:
     def cron(self) -> None:
         """What happens by the clock: call it ten times a second."""
 
-    def listen(self, fd: int, *, protected: bool) -> None:
-        """Accept from a listening socket; protected: only clients on this machine. Raises OSError."""
+    def listen(
+        self,
+        fd: int,
+        *,
+        protected: bool,
+        tls: bool = False,
+        allow: Networks | None = None,
+        announcers: Networks | None = None,
+    ) -> None:
+        """Accept from a listening socket; of one that does so already, change the terms. Raises OSError.
+
+        protected: only clients on this machine. allow: only of these addresses. announcers: connections come
+        from these, each with a PROXY header, and what it says is the client's address. tls: see set_tls.
+        """
 
     def unlisten(self, fd: int) -> None:
         """Take a listening socket out again; closing it is the caller's."""
 
-    def set_topology(self, topology: Topology, credentials: Mapping[str, tuple[str, str]]) -> None:
-        """credentials: shard name -> (username or "", password), only of shards that have a login."""
+    def set_tls(self, context: SSLContext | None, *, names_users: bool = False) -> None:
+        """For clients that connect from now on; names_users: the name in a certificate logs in."""
+
+    def set_topology(
+        self,
+        topology: Topology,
+        credentials: Mapping[str, tuple[str, str]],
+        tls: Mapping[str, tuple[SSLContext, str]] | None = None,
+    ) -> None:
+        """credentials: shard name -> (username or "", password), only of shards that have a login.
+
+        tls: shard name -> (context, name that its certificate must have), only of shards that speak TLS.
+        """
 
     def settled(self) -> bool:
         """Whether all that was in flight when the last topology was set is done, or past its deadline."""
@@ -50,6 +76,9 @@ class Reactor:
 
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
+
+    def connection_ids(self) -> dict[str, list[int]]:
+        """CLIENT IDs there of the connections to each node that are up."""
 
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
@@ -131,6 +160,15 @@ class Reactor:
 
         None: it is no such array.
         """
+    def blocked(self) -> int:
+        """Clients that wait for data, or for replicas."""
+
+    def pause(self, everything: bool, seconds: float) -> None:
+        """CLIENT PAUSE: clients' next commands, all or what may write, wait so long, or as before."""
+
+    def unpause(self) -> None: ...
+    def monitor(self, on_command: Callable[[int, str, str, list[bytes]], None] | None) -> None:
+        """MONITOR: gets (database, the client's address, name in the table, arguments) of each command."""
 
     def set_address(self, node: str, address: str) -> None:
         """What a node's host name stands for now, as IP:PORT; connections that are up stay."""

@@ -22,12 +22,15 @@ from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, UP, Client, Engine,
+    CIPHER, CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, PAUSE_ALL, PAUSE_WRITES,
+    SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
 from shardproxy.dataplane.permissions cimport install_users
+from shardproxy.dataplane.observing cimport pause, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.scripts cimport all_scripts, forget_scripts, script_find, teach
@@ -43,6 +46,7 @@ from shardproxy.dataplane.system cimport (
 from shardproxy.dataplane.upstreams cimport (
     upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
 )
+from shardproxy.dataplane.waiting cimport follow_keys
 
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
 
@@ -51,6 +55,7 @@ cdef extern from "<malloc.h>" nogil:
 
 cdef enum:
     EVENTS = 256
+    HANDSHAKES = 4              # steps of TLS handshakes with clients a tick: each may take a millisecond
     ROUNDS = 4                  # times a tick goes round for input that had waited
 
 cdef uint64_t CRON = 100000
@@ -65,13 +70,14 @@ cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
+    cdef uint64_t[::1] stamp_words  # and that of `stamps`
     cdef uint64_t deadline_check
     cdef uint64_t trim_at
 
     def __cinit__(self):
         self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, stamps=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
@@ -80,7 +86,6 @@ cdef class Reactor(Engine):
         self.meta = {}
         self.permits = {}
         self.logins_of = {}
-        self.addresses = {}
         self.origins = {}
         self.greetings = {}
         self.numbers = {}
@@ -95,6 +100,9 @@ cdef class Reactor(Engine):
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
         self.listeners = {}
+        self.opening = {}
+        self.announced = {}
+        self.secured = {}
         self.paused_listeners = []
         self.next_id = id_base
         self.random_state = int.from_bytes(os.urandom(8), "little") | 1
@@ -105,11 +113,15 @@ cdef class Reactor(Engine):
         self.take_limits(limits)
         self.take_page(page)
         self.script_store = scripts_new(limits.scripts)
+        if stamps is not None:
+            self.stamp_words = memoryview(stamps).cast("B").cast("Q")
+            self.stamps = &self.stamp_words[0]
         self.scratch = <char *>malloc(SCRATCH)
+        self.cipher = <char *>malloc(CIPHER)
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
         self.spare_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
-        if (self.scratch == NULL or self.script_store == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
+        if (self.scratch == NULL or self.script_store == NULL or self.cipher == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
                 or self.spare_upstreams == NULL):
             raise MemoryError
         grow_clients(self, 64)
@@ -130,12 +142,16 @@ cdef class Reactor(Engine):
     cdef take_limits(self, limits):
         self.budget.clients = limits.maxclients
         self.budget.per_address = limits.clients_per_address
+        self.budget.address_requests = limits.address_requests
+        self.budget.address_bytes = limits.address_bytes
         self.budget.requests = limits.client_requests
         self.budget.soft = limits.client_output_soft
         self.budget.hard = limits.client_output_hard
         self.budget.memory = limits.memory
         self.budget.idle = int(limits.idle_timeout * 1e6)
         self.keepalive = int(limits.tcp_keepalive)
+        self.handshakes = limits.handshakes
+        self.handshake_timeout = int(limits.handshake_timeout * 1e6)
         self.request.limits.max_arguments = limits.max_arguments
         self.request.limits.max_value = limits.max_value
         self.request.limits.max_inline = limits.max_inline
@@ -172,6 +188,7 @@ cdef class Reactor(Engine):
         if self.retry_tokens > RETRIES_MOST:
             self.retry_tokens = RETRIES_MOST
         self.in_tick = True
+        self.turns = HANDSHAKES
         self.count[<int>TICKS] += 1
         self.count[<int>RETRIES_LEFT] = <uint64_t>self.retry_tokens
         self.share_memory()
@@ -333,16 +350,17 @@ cdef class Reactor(Engine):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
         cdef Client *c
-        cdef epoll_event ev
         if self.closed:
             return
         self.tick()
         self.in_tick = True
-        for fd in self.paused_listeners:
-            ev.events = EPOLLIN
-            ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
-            epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev)
-        self.paused_listeners.clear()
+        if self.pausing and (self.now >= self.pause_ends or self.draining):
+            unpause(self)
+        if self.moving:
+            follow_keys(self)
+        wake_listeners(self)
+        if self.opening:
+            openings_due(self)
         if self.budget.idle:
             for i in range(self.client_room):
                 c = self.client_list[i]
@@ -366,14 +384,22 @@ cdef class Reactor(Engine):
 
     # --- listeners ---
 
-    def listen(self, int fd, *, bint protected):
+    def listen(self, int fd, *, bint protected, bint tls=False, allow=None, announcers=None):
         cdef epoll_event ev
+        cdef Entrance entrance = Entrance.__new__(Entrance)
+        entrance.protected = protected
+        entrance.tls = tls
+        entrance.allow = allow
+        entrance.announcers = announcers
+        if fd in self.listeners:
+            self.listeners[fd] = entrance
+            return
         # exclusive: of the workers that share a unix socket, one is woken
         ev.events = EPOLLIN | EPOLLEXCLUSIVE
         ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
             raise OSError(errno, os.strerror(errno))
-        self.listeners[fd] = protected
+        self.listeners[fd] = entrance
 
     def unlisten(self, int fd):
         cdef epoll_event ev
@@ -381,6 +407,10 @@ cdef class Reactor(Engine):
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, &ev)
             if fd in self.paused_listeners:
                 self.paused_listeners.remove(fd)
+
+    def set_tls(self, context, *, bint names_users=False):
+        self.tls = context
+        self.names_users = names_users
 
     # --- topology: see reactor.pyi ---
 
@@ -396,11 +426,11 @@ cdef class Reactor(Engine):
         install_users(self)
         self.wake()
 
-    def set_topology(self, topology, credentials):
+    def set_topology(self, topology, credentials, tls=None):
         if self.in_tick:
             raise RuntimeError("a topology is set between ticks: call_soon")
         self.now = monotonic_us()
-        install(self, topology, credentials)
+        install(self, topology, credentials, tls or {})
         self.budget.queue = self.budget.memory // 4
 
     def settled(self):
@@ -461,6 +491,34 @@ cdef class Reactor(Engine):
 
     def sieve(self, int node, bytes frame, int at=0):
         return sieve(self, node, frame, at)
+
+    def blocked(self):
+        cdef uint32_t i
+        cdef int found = 0
+        for i in range(self.client_room):
+            found += self.client_list[i] != NULL and self.client_list[i].waiting
+        return found
+
+    def pause(self, bint everything, double seconds):
+        self.now = self.now if self.in_tick else monotonic_us()
+        pause(self, PAUSE_ALL if everything else PAUSE_WRITES, self.now + <uint64_t>(min(seconds, 1e9) * 1e6))
+
+    def unpause(self):
+        unpause(self)
+        self.wake()
+
+    def monitor(self, on_command):
+        self.on_command = on_command
+
+    def connection_ids(self):
+        cdef uint32_t i
+        cdef Upstream *u
+        found = {}
+        for i in range(self.upstream_count):
+            u = self.upstreams[i]
+            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+        return found
 
     def set_address(self, str node, str address):
         move(self, node, address)

@@ -15,14 +15,16 @@ from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
 from shardproxy.dataplane.deliveries cimport deliver
-from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, UP, WAITING, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, UP, WAITING, Engine, Entry, Node, Upstream
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
 from shardproxy.dataplane.private cimport unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
-from shardproxy.dataplane.upstreams cimport upstream_done, upstream_ready
+from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
+from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
+from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 from libc.stdlib cimport strtoll
 
@@ -46,13 +48,15 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef uint64_t us
     cdef bint last
     cdef const char *sick = NULL
+    if u.tls != NULL and not (<Tls>u.tls).ready and not shake(e, u, False):
+        return
     if buf_reserve(&u.inp, READ // 4) < 0:
         upstream_lost(e, u, "out of memory", True)
         return
     n = u.inp.cap - u.inp.off - u.inp.len
     if n > READ:
         n = READ
-    got = recv(u.fd, buf_tail(&u.inp), n, 0)
+    got = recv(u.fd, buf_tail(&u.inp), n, 0) if u.tls == NULL else tls_recv(e, <Tls>u.tls, u.fd, buf_tail(&u.inp), n)
     u.more = got == <ssize_t>n
     if got <= 0:
         if got < 0 and (errno == EAGAIN or errno == EINTR):
@@ -60,7 +64,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if got == 0:
             upstream_lost(e, u, "it closed the connection", False)
         else:
-            upstream_lost(e, u, strerror(errno), False)
+            upstream_lost(e, u, strerror(errno) if tls_why(u.tls) == NULL else tls_why(u.tls), False)
         return
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got
@@ -122,13 +126,20 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
+            if entry.to == TO_NOBODY:
+                keep_refusal(u, p, u.scanned)
             sick = sickness(p, u.scanned)
             if sick != NULL:
                 blame(e, node, sick, False)
         last = entry.frames == 1
         if e.stale != NULL and not entry.write and u.db == 0:
             keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
-        deliver(e, entry, p, u.scanned, last)
+        if u.moving and u.lease & WAITING and not u.midway and is_nil(p, u.scanned):
+            wait_elsewhere(e, u, entry)
+        if u.refusal[0] and entry.to != TO_NOBODY:
+            refused(e, u, entry, p, u.scanned)
+        else:
+            deliver(e, entry, p, u.scanned, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
@@ -140,7 +151,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if sick == NULL:
             node.ok += 1
             node.streak = 0
-            # what may take longer than others is not slow when it does
+            # what may take longer than others, or blocks, is not slow when it does
             node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
         if not u.lease & WAITING:
@@ -152,6 +163,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         u.head += 1
     if u.state == UP:
         upstream_done(u)
+        if u.again > u.written:
+            e.mark_upstream(u)
         if u.owned and u.head == u.tail:
             unlease(e, u, WAITING)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
@@ -169,6 +182,25 @@ cdef bint no_script(const char *p, size_t n) noexcept nogil:
     """Whether a reply says NOSCRIPT, or one of a transaction's replies does."""
     return p[0] == c'-' and n > 10 and memcmp(p + 1, "NOSCRIPT ", 9) == 0 or \
         p[0] == c'*' and memmem(p, n, "\r\n-NOSCRIPT ", 12) != NULL
+
+
+cdef void keep_refusal(Upstream *u, const char *p, size_t n) noexcept nogil:
+    """A command was not queued, though its client has been told that it was: EXEC will say why."""
+    if not u.refusal[0]:
+        snprintf(u.refusal, sizeof(u.refusal), "%.*s", <int>(n - 3), p + 1)
+
+
+cdef void refused(Engine e, Upstream *u, const Entry *entry, const char *p, size_t n) noexcept:
+    if n > 10 and memcmp(p, "-EXECABORT", 10) == 0:
+        e.text_size = snprintf(e.text, TEXT, "-EXECABORT Transaction discarded because of: %s\r\n", u.refusal)
+        deliver(e, entry, e.text, e.text_size, True)
+    else:
+        deliver(e, entry, p, n, entry.frames == 1)
+    u.refusal[0] = 0
+
+
+cdef inline bint is_nil(const char *p, size_t n) noexcept nogil:
+    return p[0] == c'_' or n == 5 and p[1] == c'-' and p[2] == c'1'
 
 
 cdef const char *sickness(const char *p, size_t n) noexcept nogil:

@@ -13,12 +13,13 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
 from shardproxy.core.commands cimport (
-    FLAG_BARRIER, FLAG_CONTAINER, FLAG_HOLDS, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
+    FLAG_BARRIER, FLAG_CONTAINER, FLAG_HOLDS, FLAG_REPLICATES, FLAG_UNSEEN, KIND_FANOUT, KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
 from shardproxy.dataplane.calls cimport call_handler
-from shardproxy.dataplane.engine cimport TEXT, Client, Engine
+from shardproxy.dataplane.engine cimport PAUSE_ALL, TEXT, Client, Engine
+from shardproxy.dataplane.observing cimport observe
 from shardproxy.dataplane.permissions cimport permitted
 from shardproxy.dataplane.sending cimport forward, split
 from shardproxy.dataplane.transactions cimport abort_exec, queue, transaction
@@ -27,6 +28,7 @@ from shardproxy.dataplane.transactions cimport abort_exec, queue, transaction
 cdef int route(Engine e, Client *c, Request *r) noexcept:
     cdef const Row *row = e.table.find(r.argv[0], r.argl[0])
     cdef const Row *sub
+    cdef int status
     cdef char text[TEXT]
     if row == NULL:
         unknown(e, c, r)
@@ -50,7 +52,17 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     c.holding = False
     if c.permit != NULL and not permitted(e, c, r, row):
         return TAKEN
+    if e.pausing and paused(e, c, row):
+        return WAIT
     c.last_row = row.id
+    status = run(e, c, r, row)
+    if e.on_command is not None and status == TAKEN and not row.flags & FLAG_UNSEEN and (
+            not c.tx_state or row.kind == KIND_MULTI and row.name[0] != c'u'):
+        observe(e, c, r, row)
+    return status
+
+
+cdef int run(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if row.kind == KIND_MULTI:
         return transaction(e, c, r, row)
     if c.tx_state and not immediate(row):
@@ -63,11 +75,18 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     elif row.kind == KIND_LOCAL:
         if c.calls:
             return WAIT         # a client has one handler at work at a time
-        call_handler(e, c, r, row)
+        call_handler(e, c, r, row, None)
         c.holding = row.flags & FLAG_HOLDS != 0
     else:
         refuse_row(e, c, row)
     return TAKEN
+
+
+cdef bint paused(Engine e, Client *c, const Row *row) noexcept:
+    """CLIENT PAUSE holds it back."""
+    cdef bint writes = row.flags & FLAG_REPLICATES or row.kind == KIND_MULTI and row.name[0] == c'e' and c.tx_replicates
+    c.paused = e.now < e.pause_ends and (e.pausing == PAUSE_ALL or writes)
+    return c.paused
 
 
 cdef inline bint immediate(const Row *row) noexcept nogil:

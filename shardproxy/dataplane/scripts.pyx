@@ -17,7 +17,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy, memset
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_head, counted_alloc, counted_free
-from shardproxy.core.commands cimport FLAG_CALLS, FLAG_CONTAINER, FLAG_SHA, FLAG_TEXT, Row
+from shardproxy.core.commands cimport ANY_CALL, FLAG_CONTAINER, FLAG_SHA, FLAG_TEXT, Row
 from shardproxy.core.hashing cimport xxh64
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request
 from shardproxy.core.script_store cimport (
@@ -208,7 +208,7 @@ cdef int node_of_run(Engine e, Client *c) noexcept:
     cdef size_t n = c.tx.len
     cdef const Row *row = next_row(e, &e.again, &p, &n)
     while row != NULL:
-        if row.flags & FLAG_CALLS:
+        if row.flags & ANY_CALL:
             return node_of_script(e, &e.again, row)
         row = next_row(e, &e.again, &p, &n)
     return NO_KEY

@@ -14,6 +14,8 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept
 cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept
 # The number of the node that has a key now; sets e.displaced when that is not its home.
 cdef int node_of(Engine e, const char *key, size_t n) noexcept
+# The same of all keys of a command; sets e.blocks too. NO_KEY, MALFORMED, or less: what else stands in its way.
+cdef int locate(Engine e, Request *r, const Row *row) noexcept
 # The number of the node that has all keys of a command, NO_KEY, MALFORMED, or ANSWERED.
 cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept
 # The number on the ring of a shard that serves its own keys.

@@ -8,11 +8,11 @@ elsewhere, what is written there is remembered.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_ACROSS, FLAG_CALLS, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    FLAG_ACROSS, ANY_CALL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
 from shardproxy.core.script_store cimport Script
@@ -23,13 +23,13 @@ from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
-from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, WAITING, Client, Engine, Entry, Upstream
-from shardproxy.dataplane.private cimport lease, unlease
+from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_script, precede, script_of
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_for
+from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
+from shardproxy.dataplane.waiting cimport block
 
 
 cdef enum:
@@ -135,7 +135,7 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
         if c.head != c.tail:
             return WAIT
-        call_handler(e, c, r, row)
+        call_handler(e, c, r, row, None)
         c.holding = True
         return TAKEN
     node = node_of_command(e, c, r, row)
@@ -145,7 +145,7 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return block(e, c, r, row, node)
     if node >= 0:
         return send_to(e, c, r, row, node)
-    if node == NO_KEY and row.flags & FLAG_CALLS:
+    if node == NO_KEY and row.flags & ANY_CALL:
         return send_to(e, c, r, row, node_of_script(e, r, row))
     if node == NO_KEY:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
@@ -168,7 +168,7 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     if write and e.stale != NULL:
         drop_stale(e, r, row)
     u = upstream_for(e, node, c, due)
-    if row.flags & FLAG_CALLS:
+    if row.flags & ANY_CALL:
         script = script_of(e, r, row)
     if u == NULL:
         if e.crowded and c.head != c.tail:
@@ -204,44 +204,6 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
         return TAKEN
     give(e, u, r.raw, r.raw_size)
     return TAKEN
-
-
-cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    """Waits for data, on an upstream of the client's own; its later commands wait for it."""
-    cdef Upstream *u
-    cdef double seconds
-    if c.head != c.tail:
-        return WAIT
-    u = lease(e, c, node, WAITING)
-    if u == NULL:
-        slot_answer(e, c, e.text, e.text_size)
-        return TAKEN
-    send_to(e, c, r, row, node)
-    if c.dead or u.over:
-        return TAKEN
-    if c.head == c.tail:
-        unlease(e, u, WAITING)
-        return TAKEN
-    seconds = patience(r, row)
-    u.wait_until = e.now + <uint64_t>(seconds * 1e6) + e.timeout if 0 < seconds < 1e9 else 0
-    c.holding = c.waiting = True
-    e.mark_dirty(c)             # epoll is to say when it leaves
-    return TAKEN
-
-
-cdef double patience(const Request *r, const Row *row) noexcept:
-    """How long it may wait, in seconds; 0: for ever, or it is not known."""
-    cdef int i
-    try:
-        if row.name[0] == c'x':
-            for i in range(1, r.argc - 1):
-                if r.argl[i] == 5 and r.argv[i][:5].lower() == b"block":
-                    return float(r.argv[i + 1][:r.argl[i + 1]]) / 1000
-            return 0
-        i = 1 if memcmp(row.name, "blmpop", 7) == 0 or memcmp(row.name, "bzmpop", 7) == 0 else r.argc - 1
-        return float(r.argv[i][:r.argl[i]])
-    except ValueError:
-        return 0
 
 
 # --- to several shards ---
@@ -299,6 +261,7 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
                 remember_key(e, r.argv[first + i * step], r.argl[first + i * step])
             if e.stale != NULL:
                 stale_drop(e.stale, r.argv[first + i * step], r.argl[first + i * step], e.now)
+    keep_lane(e, c)
     slot = slot_open(e, c)
     if slot < 0:
         return TAKEN
@@ -387,7 +350,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         share_again(e, c, r, row, entry)
         return
     node = locate(e, r, row)
-    if node == NO_KEY and row.flags & FLAG_CALLS:
+    if node == NO_KEY and row.flags & ANY_CALL:
         node = node_of_script(e, r, row)
     u = upstream_for(e, node, c, entry.due) if node >= 0 else NULL
     if u == NULL:
@@ -401,11 +364,12 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         client_close(e, c, "out of memory")
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
-    if row.flags & FLAG_CALLS:
+    if row.flags & ANY_CALL:
         script = script_of(e, r, row)
         if script != NULL:
             precede(e, u, script)
     give(e, u, p, n)
+    u.again = u.given
 
 
 cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Entry *entry) noexcept:
@@ -444,6 +408,7 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
             send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
                 u.fifo[(u.tail - 1) & u.mask].at = entry.at
+                u.again = u.given
         if c.dead or slot_at(c, entry.slot).fan == NULL:
             return
         part = <uint16_t>(f.parts - parts + 1) if part == entry.part else part + 1

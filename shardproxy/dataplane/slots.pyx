@@ -13,17 +13,19 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
 from shardproxy.core.fanout cimport fan_free
-from shardproxy.dataplane.arrivals cimport depart
 from shardproxy.dataplane.counters cimport (
     CLIENT_BYTES_OUT, CLIENTS, CLIENTS_CLOSED, CLIENTS_KILLED, STALLS,
 )
 from shardproxy.dataplane.engine cimport OF_CLIENT, SCRATCH, Client, Engine, Slot
+from shardproxy.dataplane.openings cimport opening_ends
+from shardproxy.dataplane.origins cimport depart, flushed, has_room
 from shardproxy.dataplane.permissions cimport note_login
 from shardproxy.dataplane.private cimport abandon
 from shardproxy.dataplane.system cimport (
     EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_ctl, epoll_event, recv, send,
     shutdown, tag,
 )
+from shardproxy.dataplane.tls cimport Tls, tls_behind, tls_end, tls_free, tls_midway, tls_send, tls_why
 
 
 cdef int64_t slot_open(Engine e, Client *c) noexcept:
@@ -152,6 +154,11 @@ cdef void watch(Engine e, Client *c) noexcept:
         epoll_ctl(e.epoll, EPOLL_CTL_MOD, c.fd, &ev)
 
 
+cdef inline bint midway(Client *c) noexcept:
+    """Whether it has begun something: a command, a TLS record, a handshake."""
+    return c.inp.len > 0 or tls_midway(c.tls) or c.opening and c.tls != NULL
+
+
 cdef bint unread(Client *c) noexcept:
     """Whether it has sent something that has not been read yet."""
     cdef char byte
@@ -161,15 +168,18 @@ cdef bint unread(Client *c) noexcept:
 cdef void client_flush(Engine e, Client *c) noexcept:
     cdef ssize_t n
     c.blocked = False
-    while c.out.len:
-        n = send(c.fd, buf_head(&c.out), c.out.len, MSG_NOSIGNAL)
+    while c.out.len or tls_behind(c.tls):
+        if c.tls == NULL:
+            n = send(c.fd, buf_head(&c.out), c.out.len, MSG_NOSIGNAL)
+        else:
+            n = tls_send(<Tls>c.tls, c.fd, buf_head(&c.out), c.out.len)
         if n < 0:
             if errno == EINTR:
                 continue
             if errno == EAGAIN:
                 c.blocked = True
                 break
-            client_close(e, c, NULL)
+            client_close(e, c, tls_why(c.tls))
             return
         e.count[<int>CLIENT_BYTES_OUT] += n
         c.active = e.now
@@ -183,16 +193,21 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             client_close(e, c, NULL)
             return
         # what is left of its input, unless it waits for its turn, is the beginning of a command: some grace for the rest
-        if (e.draining and c.out.len == 0 and not c.stalled and (c.inp.len == 0 or e.now > e.grace_ends)
+        if (e.draining and c.out.len == 0 and not c.stalled and (not midway(c) or e.now > e.grace_ends)
                 and not unread(c)):
             client_close(e, c, NULL)
             return
-    if c.stalled and not c.leaving:
+    if c.stalled and c.paused and not c.leaving:
+        pass                    # until the pause is over: see observing.unpause
+    elif c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
-            e.mark_resuming(c)
+            if c.origin == NULL or c.barred or has_room(e, c):
+                e.mark_resuming(c)
     elif not c.leaving and (in_flight(c) >= e.eff_requests or bytes_of(c) > e.eff_soft):
         c.stalled = True
         e.count[<int>STALLS] += 1
+    if c.origin != NULL:
+        flushed(e, c)
     watch(e, c)
 
 
@@ -201,6 +216,8 @@ cdef void client_close(Engine e, Client *c, const char *reason) noexcept:
     if c.dead:
         return
     c.dead = True
+    if c.opening:
+        opening_ends(e, c)
     e.count[<int>CLIENTS_CLOSED] += 1
     epoll_ctl(e.epoll, EPOLL_CTL_DEL, c.fd, &ev)
     e.dead[e.dead_count] = c.index
@@ -229,6 +246,9 @@ cdef void client_release(Client *c) noexcept:
 cdef void client_free(Engine e, Client *c) noexcept:
     """The second phase: nothing of this tick can name it any more."""
     cdef int turn
+    if c.tls != NULL:
+        tls_end(<Tls>c.tls, c.fd)
+        tls_free(&c.tls)
     if c.leaving:
         # with unread input close would send a reset, and the client might lose our last words
         shutdown(c.fd, SHUT_WR)
@@ -241,8 +261,10 @@ cdef void client_free(Engine e, Client *c) noexcept:
     client_release(c)
     note_login(e, c, None)
     e.meta.pop(c.id, None)
-    if e.origins:
-        depart(e, c.id)
+    if e.announced:
+        e.announced.pop(c.id, None)
+    if c.origin != NULL:
+        depart(e, c.origin, c)
     e.client_list[c.index] = NULL
     e.client_generations[c.index] += 1
     e.free_clients[e.free_count] = c.index

@@ -11,6 +11,7 @@ cdef struct Kept:
     uint64_t asked              # hashes
     uint64_t key
     uint64_t at                 # when it came
+    uint64_t sent               # when it was asked for
     uint32_t question           # bytes of what was asked: all arguments but the name
     uint32_t frame
     uint32_t room               # bytes of this block
@@ -21,8 +22,9 @@ cdef struct Kept:
 cdef struct Stale:
     Kept **asked                # chains by what was asked
     Kept **keys                 # chains by key
-    uint64_t *written           # when a key with such a hash was last written
-    uint32_t mask               # of all three
+    uint32_t mask               # of both
+    uint64_t *written           # when a key with such a hash was last written, or any key: WORDS
+    bint shared                 # with other workers: a write may be there that was not seen here
     uint64_t cut                # bits of a hash that are used: all, but in tests
     Kept *newest
     Kept *oldest
@@ -32,11 +34,16 @@ cdef struct Stale:
     size_t limit
     uint64_t max_age
     uint64_t settle
-    uint64_t cleared
 
+# Words that say when what was written: one a hash, and one for writes of nobody knows which keys.
+cdef enum:
+    STAMPS = 262144
+    WORDS = STAMPS + 1
+
+# stamps: WORDS of them in memory that all workers share; NULL: there is one worker.
 # limit: bytes, tables included; max_age: of what may be served; settle: how long after a write has come it may still
 # be on its way to the node: twice the pool's timeout. NULL: no memory.
-cdef Stale *stale_new(size_t limit, uint64_t max_age, uint64_t settle) noexcept nogil
+cdef Stale *stale_new(size_t limit, uint64_t max_age, uint64_t settle, uint64_t *stamps) noexcept nogil
 cdef void stale_free(Stale *s) noexcept nogil
 # A request and its reply, whole, as they were on the wire; sent: when the request was read. What is not of GET's
 # class, or an error, is not kept. What was read too close to a write, or is too large (m alone says so: frame may be

@@ -1,3 +1,5 @@
+STAMP_BYTES: int  # of the memory that the stores of all workers share
+
 def kinds() -> tuple[str, ...]:
     """The commands whose replies are kept."""
 
@@ -5,7 +7,14 @@ class StaleStore:
     """A store for tests; hash_bits: fewer make collisions."""
 
     size: int
-    def __init__(self, limit: int, max_age: int, settle: int = 0, hash_bits: int = 64) -> None: ...
+    def __init__(
+        self,
+        limit: int,
+        max_age: int,
+        settle: int = 0,
+        hash_bits: int = 64,
+        stamps: bytearray | memoryview | None = None,
+    ) -> None: ...
     def put(self, request: bytes, proto: int, frame: bytes, sent: int, now: int) -> None: ...
     def get(self, request: bytes, proto: int, now: int) -> bytes | None: ...
     def drop(self, key: bytes, now: int) -> None: ...

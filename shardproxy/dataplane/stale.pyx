@@ -7,11 +7,14 @@ Rules: only reads of one key whose reply is all that matters (GET's class: KINDS
 looked up, so that no argument is ever ignored. Any write to the key that is seen here drops all that is kept of it,
 whichever command asked. A read that may have overtaken a write is not kept: requests travel on several connections,
 so a reply may be older than a write that was answered before it; a write that is answered at all has run `settle`
-after it came, and what was read sooner does not count. Bounded in bytes, the oldest go first. What others write,
-another proxy or another worker of this one, is not seen; max_age is all that bounds it. One thread.
+after it came, and what was read sooner does not count. Bounded in bytes, the oldest go first. Workers of
+one proxy share the times of writes, by hash: what was asked for before such a time, and as long after it as a write may be on
+its way, is not served, whoever wrote and whichever key of that hash. What another proxy writes is not seen; max_age is
+all that bounds it. One thread.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from shardproxy.core.buffers cimport counted_alloc, counted_free
@@ -102,7 +105,7 @@ cdef inline uint64_t hash_of(const Stale *s, const Question *q) noexcept nogil:
 
 # --- the tables ---
 
-cdef Stale *stale_new(size_t limit, uint64_t max_age, uint64_t settle) noexcept nogil:
+cdef Stale *stale_new(size_t limit, uint64_t max_age, uint64_t settle, uint64_t *stamps) noexcept nogil:
     cdef Stale *s = <Stale *>counted_alloc(sizeof(Stale))
     cdef size_t size = BUCKETS_LEAST
     if s == NULL:
@@ -117,14 +120,14 @@ cdef Stale *stale_new(size_t limit, uint64_t max_age, uint64_t settle) noexcept 
     s.settle = settle
     s.asked = <Kept **>counted_alloc(size * sizeof(Kept *))
     s.keys = <Kept **>counted_alloc(size * sizeof(Kept *))
-    s.written = <uint64_t *>counted_alloc(size * sizeof(uint64_t))
-    s.bytes = s.tables = sizeof(Stale) + size * (2 * sizeof(Kept *) + sizeof(uint64_t))
+    s.shared = stamps != NULL
+    s.written = stamps if s.shared else <uint64_t *>calloc(WORDS, sizeof(uint64_t))
+    s.bytes = s.tables = sizeof(Stale) + size * 2 * sizeof(Kept *)
     if s.asked == NULL or s.keys == NULL or s.written == NULL:
         stale_free(s)
         return NULL
     memset(s.asked, 0, size * sizeof(Kept *))
     memset(s.keys, 0, size * sizeof(Kept *))
-    memset(s.written, 0, size * sizeof(uint64_t))
     return s
 
 
@@ -134,7 +137,8 @@ cdef void stale_free(Stale *s) noexcept nogil:
         forget(s, s.oldest)
     counted_free(s.asked, size * sizeof(Kept *))
     counted_free(s.keys, size * sizeof(Kept *))
-    counted_free(s.written, size * sizeof(uint64_t))
+    if not s.shared:
+        free(s.written)
     counted_free(s, sizeof(Stale))
 
 
@@ -198,13 +202,29 @@ cdef void forget(Stale *s, Kept *k) noexcept nogil:
     counted_free(k, k.room)
 
 
+# --- when what was written ---
+
+cdef inline bint settled(const Stale *s, uint64_t key, uint64_t sent) noexcept nogil:
+    """What was asked for then has seen all writes to such a key that have come by now."""
+    cdef uint64_t written = s.written[key & (STAMPS - 1)]
+    if s.written[STAMPS] > written:
+        written = s.written[STAMPS]
+    return written == 0 or sent > written + s.settle
+
+
+cdef inline void stamp(uint64_t *word, uint64_t now) noexcept nogil:
+    # another worker's tick may have begun later
+    if word[0] < now:
+        word[0] = now
+
+
 # --- what the engine calls ---
 
 cdef void stale_put(Stale *s, const char *request, size_t n, uint8_t proto, const char *frame, size_t m, uint64_t sent,
                     uint64_t now) noexcept nogil:
     cdef Question q
     cdef Kept *k
-    cdef uint64_t hashed, key, written
+    cdef uint64_t hashed, key
     cdef size_t need
     cdef bint bad
     cdef int i
@@ -214,13 +234,11 @@ cdef void stale_put(Stale *s, const char *request, size_t n, uint8_t proto, cons
             m < 10 or memcmp(frame, "-WRONGTYPE", 10) != 0):
         return                  # LOADING and the like: says nothing of the value
     key = xxh64(q.key, q.key_size) & s.cut
-    written = s.written[key & s.mask]
     hashed = hash_of(s, &q)
     k = find(s, &q, hashed, proto)
     need = sizeof(Kept) + q.n + m
     # what cannot be kept still takes the place of what was: nobody may be shown an older value than he has seen
-    bad = (written and sent <= written + s.settle or s.cleared and sent <= s.cleared + s.settle
-           or m == 0 or m > FRAME_MOST or frame[0] == c'-' or s.tables + need > s.limit)
+    bad = (not settled(s, key, sent) or m == 0 or m > FRAME_MOST or frame[0] == c'-' or s.tables + need > s.limit)
     if k != NULL and (bad or need > k.room or need < k.room // 2):
         forget(s, k)
         k = NULL
@@ -250,6 +268,7 @@ cdef void stale_put(Stale *s, const char *request, size_t n, uint8_t proto, cons
         age_out(s, k)
     age_first(s, k)
     k.at = now
+    k.sent = sent
     k.frame = <uint32_t>m
     memcpy(<char *>(k + 1) + q.n, frame, m)
 
@@ -261,7 +280,7 @@ cdef const char *stale_get(Stale *s, const char *request, size_t n, uint8_t prot
     if s.count == 0 or not understand(&q, request, n):
         return NULL
     k = find(s, &q, hash_of(s, &q), proto)
-    if k == NULL or k.at + s.max_age < now:
+    if k == NULL or k.at + s.max_age < now or s.shared and not settled(s, k.key, k.sent):
         return NULL
     m[0] = k.frame
     return <char *>(k + 1) + k.question
@@ -271,7 +290,7 @@ cdef void stale_drop(Stale *s, const char *key, size_t n, uint64_t now) noexcept
     cdef uint64_t hashed = xxh64(key, n) & s.cut
     cdef Kept *k = s.keys[hashed & s.mask]
     cdef Kept *following
-    s.written[hashed & s.mask] = now
+    stamp(&s.written[hashed & (STAMPS - 1)], now)
     while k != NULL:
         following = k.next_key
         if k.key == hashed:
@@ -282,7 +301,7 @@ cdef void stale_drop(Stale *s, const char *key, size_t n, uint64_t now) noexcept
 cdef void stale_clear(Stale *s, uint64_t now) noexcept nogil:
     while s.oldest != NULL:
         forget(s, s.oldest)
-    s.cleared = now
+    stamp(&s.written[STAMPS], now)
 
 
 cdef void stale_expire(Stale *s, uint64_t now) noexcept nogil:
@@ -304,9 +323,12 @@ cdef void stale_shrink(Stale *s, size_t bytes) noexcept nogil:
 cdef class StaleStore:
     """A store for tests; hash_bits: fewer make collisions."""
     cdef Stale *s
+    cdef uint64_t[::1] stamps
 
-    def __cinit__(self, size_t limit, uint64_t max_age, uint64_t settle=0, int hash_bits=64):
-        self.s = stale_new(limit, max_age, settle)
+    def __cinit__(self, size_t limit, uint64_t max_age, uint64_t settle=0, int hash_bits=64, stamps=None):
+        if stamps is not None:
+            self.stamps = memoryview(stamps).cast("B").cast("Q")
+        self.s = stale_new(limit, max_age, settle, &self.stamps[0] if stamps is not None else NULL)
         if self.s == NULL:
             raise MemoryError
         if hash_bits < 64:
@@ -342,6 +364,9 @@ cdef class StaleStore:
 
     def __len__(self):
         return self.s.count
+
+
+STAMP_BYTES = WORDS * sizeof(uint64_t)
 
 
 def kinds():

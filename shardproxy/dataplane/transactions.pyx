@@ -9,14 +9,18 @@ lost with its connection, or may live elsewhere now, EXEC answers as if it had c
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
-from shardproxy.core.commands cimport FLAG_CALLS, FLAG_IN_MULTI, FLAG_KEYLESS, KIND_REFUSED, Row
+from shardproxy.core.commands cimport (
+    ANY_CALL, FLAG_IN_MULTI, FLAG_KEYLESS, FLAG_NO_MULTI, FLAG_REPLICATES, KIND_LOCAL, KIND_REFUSED, Row,
+)
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say, spoken
+from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
-from shardproxy.dataplane.private cimport lease
+from shardproxy.dataplane.observing cimport observe_run
+from shardproxy.dataplane.private cimport lease, say_unheard
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_run, precede_run
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
@@ -37,8 +41,10 @@ cdef int transaction(Engine e, Client *c, Request *r, const Row *row) noexcept:
     else:
         if first == c'd':
             say(e, c, "+OK\r\n")
+        elif c.tx_mixed and c.head != c.tail:
+            return WAIT
         else:
-            execute(e, c, r)
+            execute(e, c, r, row)
         if c.watching >= 0:
             forget_watched(e, c)
         c.tx_state = TX_NONE
@@ -53,7 +59,8 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_state = TX_OPEN
     c.tx_shard = -1
     c.tx_count = 0
-    c.tx_allowed = 0
+    c.tx_mixed = c.tx_replicates = False
+    c.tx_allowed = e.allowed[1]
     c.tx_calls = False
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
@@ -61,12 +68,14 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     say(e, c, "+OK\r\n")
 
 
-cdef void execute(Engine e, Client *c, Request *r) noexcept:
+cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     """The run: MULTI, what was queued, EXEC, in one block of bytes."""
     cdef Upstream *u
+    cdef int node
+    cdef uint32_t tail
     cdef int64_t slot
-    cdef uint64_t due
     cdef bint bad
+    cdef uint64_t due = e.now + c.tx_allowed
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
         return
@@ -79,8 +88,19 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    due = e.now + (c.tx_allowed if c.tx_allowed > e.allowed[1] else e.allowed[1])
-    u = upstream_for(e, node_of_transaction(e, c), c, due)
+    node = node_of_transaction(e, c)
+    if e.on_command is not None:
+        observe_run(e, c)
+    if c.tx_mixed:
+        # a handler sends the run, before it returns, and puts its own results between the node's
+        u = own_of(c, node) if c.watching >= 0 else NULL
+        tail = u.tail if u != NULL else 0
+        call_handler(e, c, r, row, (node, c.watching >= 0, buf_head(&c.tx)[:c.tx.len], c.tx_allowed / 1e6))
+        c.holding = True
+        if u == NULL or u.tail != tail:
+            sent(e, c)
+        return
+    u = upstream_for(e, node, c, due)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
         return
@@ -99,13 +119,20 @@ cdef void execute(Engine e, Client *c, Request *r) noexcept:
     u.fifo[(u.tail - 1) & u.mask].trusting = c.tx_calls
     if give(e, u, buf_head(&c.tx), c.tx.len) == 0:
         give(e, u, r.raw, r.raw_size)
+    sent(e, c)
+
+
+cdef void sent(Engine e, Client *c) noexcept:
+    """EXEC is on its way."""
+    cdef Upstream *u = own_of(c, c.watching) if c.watching >= 0 else NULL
     e.count[<int>TRANSACTIONS] += 1
     if e.stale != NULL:
         drop_stale_run(e, buf_head(&c.tx), c.tx.len)
-    if c.watching >= 0:
+    if u != NULL:
         # EXEC itself forgets them, whatever it answers
         u.lease &= ~WATCHING
         c.watching = -1
+        c.watched = 0
 
 
 cdef int node_of_transaction(Engine e, Client *c) noexcept:
@@ -137,6 +164,7 @@ cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:
     c.watching = node
     c.watch_placement = e.placement
     c.unwatched = False
+    c.watched += r.argc - 1
     return send_to(e, c, r, row, node)
 
 
@@ -153,14 +181,12 @@ cdef int unwatch(Engine e, Client *c, Request *r, const Row *row) noexcept:
 cdef void forget_watched(Engine e, Client *c) noexcept:
     cdef Upstream *u = own_of(c, c.watching)
     c.watching = -1
+    c.watched = 0
     c.unwatched = False
     if u == NULL or not u.lease & WATCHING:
         return
     u.lease &= ~WATCHING
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1, e.now + e.allowed[1]) < 0:
-        u.doomed = True
-    else:
-        give(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
+    say_unheard(e, u, "*1\r\n$7\r\nUNWATCH\r\n", 17)
 
 
 cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
@@ -172,17 +198,22 @@ cdef void abort_exec(Engine e, Client *c, const char *why) noexcept:
 
 
 cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int shard
+    cdef int shard = NO_KEY
+    cdef bint local = row.kind == KIND_LOCAL and not row.flags & FLAG_IN_MULTI
+    if row.flags & FLAG_NO_MULTI:
+        refuse(e, c, "-ERR Command not allowed inside a transaction\r\n")
+        return
     if row.kind == KIND_REFUSED:
         refuse_row(e, c, row)
         return
-    if not row.flags & FLAG_IN_MULTI:
+    if not local and not row.flags & FLAG_IN_MULTI:
         refuse_bytes(e, c, b"-ERR '%b' is not supported inside MULTI\r\n" % spoken(row))
         return
-    shard = node_of_command(e, c, r, row)
+    if not local:
+        shard = node_of_command(e, c, r, row)
     if shard == ANSWERED:
         return
-    if shard == NO_KEY and not row.flags & (FLAG_KEYLESS | FLAG_CALLS):
+    if shard == NO_KEY and not local and not row.flags & (FLAG_KEYLESS | ANY_CALL):
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
         return
     if shard >= 0:
@@ -203,7 +234,9 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
-        c.tx_calls = c.tx_calls or row.flags & FLAG_CALLS != 0
+        c.tx_calls = c.tx_calls or row.flags & ANY_CALL != 0
+        c.tx_mixed = c.tx_mixed or local
+        c.tx_replicates = c.tx_replicates or row.flags & FLAG_REPLICATES
         if due_of(e, row) - e.now > c.tx_allowed:
             c.tx_allowed = due_of(e, row) - e.now
     say(e, c, "+QUEUED\r\n")

@@ -16,7 +16,7 @@ from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_rele
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
-    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, TEXT, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
@@ -26,6 +26,9 @@ from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
     TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
+)
+from shardproxy.dataplane.tls cimport (
+    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_recv, tls_shake, tls_why,
 )
 
 cdef extern from "<string.h>" nogil:
@@ -37,6 +40,7 @@ cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
+    PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
 # --- connecting ---
@@ -135,7 +139,6 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
     cdef int error = 0
     cdef uint32_t size = sizeof(error)
-    cdef bytes greeting
     if u.state == CONNECTING:
         getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         if error:
@@ -145,22 +148,58 @@ cdef void upstream_writable(Engine e, Upstream *u) noexcept:
             u.generation += 1
             failed(e, u, strerror(error), refusal(error))
             return
-        greeting, u.greetings = e.greetings[u.node][u.proto - 2]
-        u.extras = 0
-        if u.db:
-            greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
-            u.extras += 1
-        if u.linked:
-            setup, count = e.links[u.index].setup
-            greeting += setup
-            u.extras += count
         u.state = GREETING
         watch(e, u, EPOLLIN)
-        # small, and the first bytes on a new connection: it always fits
-        if send(u.fd, <const char *>greeting, len(greeting), MSG_NOSIGNAL) != len(greeting):
-            upstream_lost(e, u, "could not write to it", False)
+        if u.node in e.secured:
+            context, name = e.secured[u.node]
+            u.tls = tls_new(e, context, False, name)
+            if u.tls == NULL:
+                upstream_lost(e, u, e.text, False)
+            else:
+                shake(e, u, True)
+        else:
+            greet(e, u)
         return
     e.mark_upstream(u)
+
+
+cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
+    """The TLS handshake, then the greeting; False: it is not done, or has failed."""
+    cdef int status = tls_shake(e, <Tls>u.tls, u.fd, first)
+    if status == FAILED:
+        upstream_lost(e, u, tls_why(u.tls), False)
+    elif status == GONE:
+        upstream_lost(e, u, "it closed the connection in the TLS handshake", False)
+    elif status == SHAKEN:
+        greet(e, u)
+    return status == SHAKEN and u.state == GREETING
+
+
+cdef void greet(Engine e, Upstream *u) noexcept:
+    cdef bytes greeting
+    cdef const char *why
+    greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    u.extras = 0
+    if u.db:
+        greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
+        u.extras += 1
+    if u.linked:
+        setup, count = e.links[u.index].setup
+        greeting += setup
+        u.extras += count
+    # small, and the first bytes on a new connection: it always fits
+    if pass_on(u, greeting, len(greeting)) != len(greeting):
+        if u.tls != NULL:
+            tls_recv(e, <Tls>u.tls, u.fd, e.scratch, SCRATCH)       # its alert says why it has closed
+        why = tls_why(u.tls)
+        if why == NULL:
+            why = "could not write to it"
+        upstream_lost(e, u, why, False)
+
+
+cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:
+    """As send; what is encrypted counts as sent."""
+    return send(u.fd, p, n, MSG_NOSIGNAL) if u.tls == NULL else tls_pass(<Tls>u.tls, u.fd, p, n)
 
 
 cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
@@ -175,7 +214,13 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 # --- requests ---
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
-    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index, due)
+    keep_lane(e, c)
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
+
+
+cdef void keep_lane(Engine e, Client *c) noexcept nogil:
+    if c.head == c.tail or c.lanes == 0:
+        c.lanes = <uint8_t>e.connections
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
@@ -189,7 +234,7 @@ cdef inline Upstream *own_of(Client *c, int number) noexcept nogil:
     return u
 
 
-cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k) noexcept:
+cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, uint32_t k) noexcept:
     """Of a database other than 0: they are few, and looked for."""
     cdef Upstream *u = e.node_list[number].first
     while u != NULL:
@@ -199,10 +244,9 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, int k
     return NULL
 
 
-cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t spread,
+cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t k,
                       uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
-    cdef int k = <int>(spread % e.connections)
     if u == NULL:
         u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     e.missing = e.crowded = e.down = False
@@ -298,7 +342,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     upstream_leave(e, u)
     buf_release(&u.out)
-    u.base = u.written = u.given = u.unsent = 0
+    u.base = u.written = u.given = u.again = u.unsent = 0
     u.head = u.tail = u.late = u.kept = 0
     shrink(u)
     if u.before != NULL:
@@ -344,7 +388,7 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.prefix = 0
     entry.loads = entry.skip = 0
     entry.trusting = False
-    due_add(u, entry, due)
+    due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
 
@@ -360,13 +404,14 @@ cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
 cdef void upstream_done(Upstream *u) noexcept nogil:
     """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
 
-    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again.
+    The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again, and
+    what waits for data can wait elsewhere.
     """
     cdef uint64_t end
     cdef uint32_t after
     if <int>(u.head - u.kept) > 0:
         u.kept = u.head
-    while u.kept != u.tail and u.fifo[u.kept & u.mask].write:
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING:
         after = u.kept + 1
         end = u.given if after == u.tail else u.fifo[after & u.mask].start
         if end > u.written:
@@ -382,8 +427,20 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
             buf_release(&u.out)
 
 
+cdef uint64_t portion(const Upstream *u) noexcept nogil:
+    """How far to write while requests are sent again: what was in flight at a node that is lost does not fall on another at once.
+
+    The rest waits in its order, and what is newer behind it; replies make room.
+    """
+    cdef uint32_t ahead = <uint32_t>(ALWAYS + u.rate / PORTION)
+    if u.tail - u.head <= ahead:
+        return u.given
+    return u.fifo[(u.head + ahead) & u.mask].start
+
+
 cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     cdef ssize_t n
+    cdef uint64_t end
     cdef Node *node
     u.dirty = False
     if u.state != UP or u.doomed:
@@ -391,8 +448,9 @@ cdef void upstream_flush(Engine e, Upstream *u) noexcept:
     node = e.node_list[u.node]
     if node.mode == HOLD or node.follows != NOWHERE:
         return
-    while u.written != u.given:
-        n = send(u.fd, buf_head(&u.out) + (u.written - u.base), u.given - u.written, MSG_NOSIGNAL)
+    end = portion(u) if u.again > u.written else u.given
+    while u.written < end or tls_behind(u.tls):
+        n = pass_on(u, buf_head(&u.out) + (u.written - u.base), end - u.written)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -457,8 +515,10 @@ cdef void upstreams_due(Engine e) noexcept:
             u.done = 0
             u.measured = e.now
         if u.private:
-            if node.gone and (u.head == u.tail or u.lease & WAITING) and not u.over:
+            if node.gone and (u.head == u.tail or u.lease & WAITING and not u.moving) and not u.over:
                 upstream_lost(e, u, "it has left the ring", False)
+            elif u.moving and e.now > u.moving and not u.over:
+                upstream_lost(e, u, "its keys have moved", False)
             elif not u.owned and not u.linked and e.now > u.idle_since + POOL_IDLE and not u.over:
                 private_drop(e, u)
         elif node.gone and u.head == u.tail:
@@ -492,12 +552,17 @@ cdef void release(Engine e, Node *node) noexcept:
 
 cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     """Close it without a word, and forget what it was about; its queue is the caller's."""
+    if u.tls != NULL:
+        tls_end(<Tls>u.tls, u.fd)
+        tls_free(&u.tls)
     if u.fd >= 0:
         close(u.fd)
         u.fd = -1
     u.state = DOWN
     u.doomed = u.wanted = u.midway = u.push = u.more = u.full = False
-    u.wait_until = 0
+    u.wait_until = u.wait_ends = u.moving = 0
+    u.spent = False
+    u.refusal[0] = 0
     u.events = 0
     buf_release(&u.inp)
     u.scanned = 0

@@ -6,6 +6,10 @@ base         the registry, the guard, and `Server`: what a handler may ask of th
 acl          ACL and its subcommands; accesslog: the entries of ACL LOG
 connection   PING, ECHO, HELLO, AUTH, SELECT, RESET, QUIT, TIME
 client       CLIENT and its subcommands
+crowd        those that concern other clients: KILL, PAUSE, UNPAUSE
+monitor      MONITOR
+transaction  EXEC, when some of its commands are answered here
+waiting      WAIT, CLIENT UNBLOCK
 command      COMMAND and its subcommands, from the table
 info         INFO
 proxy        PROXY and its subcommands that show
@@ -17,22 +21,42 @@ operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
 from shardproxy.handlers import (
-    across,
     acl,
+    across,
     client,
     command,
     connection,
+    crowd,
     info,
     keyspace,
+    monitor,
     node,
     nodewide,
     operate,
     proxy,
     scripts,
+    transaction,
+    waiting,
 )
-from shardproxy.handlers.base import NodeInfo, Server, dispatch, handled, handles
+from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
 
-__all__ = [
-    "NodeInfo", "Server", "acl", "across", "client", "command", "connection", "dispatch", "handled", "handles",
-    "info", "keyspace", "node", "nodewide", "operate", "proxy", "scripts",
-]  # fmt: skip
+FAMILIES = (
+    across,
+    acl,
+    client,
+    command,
+    connection,
+    crowd,
+    info,
+    keyspace,
+    monitor,
+    node,
+    nodewide,
+    operate,
+    proxy,
+    scripts,
+    transaction,
+    waiting,
+)
+
+__all__ = ["FAMILIES", "NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]

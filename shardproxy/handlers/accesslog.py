@@ -1,7 +1,7 @@
 """What clients were refused: the entries of ACL LOG, of one worker, bounded.
 
-The same thing refused again within a minute is the same entry, as in Redis. An entry names a key or a channel: it is
-for who may run ACL LOG, and goes into no other log.
+The same thing refused again within a minute is the same entry, as in Redis. An entry names a key or a
+channel: it is for who may run ACL LOG, and goes into no other log.
 """
 
 from collections import deque

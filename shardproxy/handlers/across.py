@@ -1,8 +1,8 @@
 """Commands over several shards, where the pool says `cross_shard = "emulate"`: in steps, and so not atomic.
 
-Rules: what is moved is written at its new place before it is taken from the old one, so that a failure may leave it
-at both and never at none; temporary copies have a TTL and are deleted at once. A step that fails ends the command
-with that step's error. The client's later commands wait (`hold`), other clients' do not.
+Rules: what is moved is written at its new place before it is taken from the old one, so that a failure may
+leave it at both and never at none; temporary copies have a TTL and are deleted at once. A step that fails
+ends the command with that step's error. The client's later commands wait (`hold`), other clients' do not.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shardproxy.core import across, errors, reply
 from shardproxy.handlers.asking import ask, is_error, value_of
 from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.connection import database_in
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -131,8 +132,11 @@ async def copy(steps: Steps, name: str, args: list[bytes]) -> bytes:
         option = options.pop(0).lower()
         if option == b"replace":
             replace = True
-        elif option == b"db" and options and options[0].isdigit():
-            db = int(options.pop(0))
+        elif option == b"db" and options:
+            number = database_in(steps.server, options.pop(0))
+            if isinstance(number, str):
+                return reply.error(number)
+            db = number
         else:
             return reply.error(errors.SYNTAX)
     carried = await _carry(steps, args[1], args[2], db, replace)
@@ -162,7 +166,6 @@ async def lmove(steps: Steps, name: str, args: list[bytes]) -> bytes:
     for _ in range(TRIES):
         element = value_of(await steps.ask(source, "LINDEX", source, index, write=False), (bytes, type(None)))
         if element is None:
-            await steps.ask(target, "LLEN", target, write=False)
             return reply.null(steps.proto)
         await steps.ask(target, push, target, element)
         if value_of(await steps.ask(source, "EVAL", TAKE, 1, source, origin, element), int) == 1:

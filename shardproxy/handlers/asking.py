@@ -98,18 +98,22 @@ async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
     """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
-    client = call.client
+    client, answered = call.client, call.answered
     places = server.reactor.placed()
-    frames = await asyncio.gather(
-        *(ask(server, node, *args, client=client, write=write, timeout=timeout) for node, _ in places)
-    )
+
+    async def one(node: int) -> bytes:
+        return answered.get(node) or await ask(
+            server, node, *args, client=client, write=write, timeout=timeout
+        )
+
+    frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 
 
 async def ask_apart(
     server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = 0
 ) -> bytes:
-    """One node, on a connection of its own: what takes long holds nobody up, and may take as long as it does."""
+    """One node, on a connection of its own, so that what takes long holds nobody up; timeout 0: none."""
     try:
         link = server.reactor.open_link(node, proto=proto, db=db)
     except ConnectionError as error:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
+    from shardproxy.handlers.monitor import Monitors
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
@@ -48,6 +49,7 @@ class ProcessRecord(msgspec.Struct, frozen=True):
     cpu_user: float
     cpu_system: float
     loop_lag: float = 0.0  # the longest its loop was late in the last seconds
+    blocked: int = 0  # clients that wait for data, or for replicas
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -75,6 +77,8 @@ class Server(Protocol):
     users: "Users"  # limits are this worker's part
     access_log: "AccessLog"  # this worker's
     failures: "Failures"  # logins that failed, this worker's
+    monitors: "Monitors"
+    waits: dict[int, asyncio.Future[bool]]  # by client: of handlers that wait; its result: with an error
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -99,11 +103,14 @@ class Server(Protocol):
     async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
         """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""
 
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        """What each worker's `part` of that name returns, this one's first; of those that answer in time."""
+
+    def tell_others(self, name: str, args: Sequence[Any]) -> None:
+        """The same without an answer, and not here."""
+
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Changes the proxy, for all workers; what: "reload", "drain" or "undrain"."""
-
-    async def everywhere(self, what: str, body: Any = None) -> None:
-        """In every worker: "teach" [[script, loaded], ...], "forget scripts", "flushed"."""
 
     def transitions_of(self, address: str) -> Sequence[Any]:
         """The latest of one node, the newest first; records for JSON."""
@@ -126,6 +133,30 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+_PARTS: dict[str, Callable[..., Any]] = {}
+
+
+def part(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers what each worker does when one calls `Server.everywhere(name, ...)`: it takes (server, ...)."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if name in _PARTS:
+            raise ValueError(f"part {name!r} is there already")
+        _PARTS[name] = function
+        return function
+
+    return register
+
+
+async def do_part(server: "Server", name: str, *args: Any) -> Any:
+    done = _PARTS[name](server, *args)
+    return await done if asyncio.iscoroutine(done) else done
+
+
+def has_part(name: str) -> bool:
+    return name in _PARTS
 
 
 def handled() -> frozenset[str]:

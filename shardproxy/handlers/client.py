@@ -33,6 +33,7 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
     flags: str = "N"
     db: int = 0
     multi: int = -1
+    watch: int = 0
     query_buffer: int = 0
     multi_memory: int = 0
     output_bytes: int = 0
@@ -46,7 +47,8 @@ class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_of(client: "ClientHandle") -> ClientRecord:
-    flags = ("x" if client.in_multi >= 0 else "") + ("U" if client.laddr.startswith("/") else "")
+    flags = ("O" if client.monitors else "") + ("x" if client.in_multi >= 0 else "")
+    flags += ("b" if client.waiting else "") + ("U" if client.laddr.startswith("/") else "")
     flags += ("e" if client.no_evict else "") + ("T" if client.no_touch else "")
     return ClientRecord(
         id=client.id,
@@ -59,6 +61,7 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         flags=flags or "N",
         db=client.db,
         multi=client.in_multi,
+        watch=client.watched,
         query_buffer=client.query_buffer,
         multi_memory=client.multi_memory,
         output_bytes=client.output_bytes,
@@ -72,11 +75,16 @@ def record_of(client: "ClientHandle") -> ClientRecord:
     )
 
 
+def kind_of(record: ClientRecord) -> str:
+    """Its type, as CLIENT LIST TYPE and CLIENT KILL TYPE name it."""
+    return "pubsub" if "P" in record.flags else "normal"
+
+
 def line(it: ClientRecord) -> bytes:
     """A line of CLIENT LIST, as Redis 7.2 writes it."""
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
-        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} qbuf={it.query_buffer} "
+        f"flags={it.flags} db={it.db} sub=0 psub=0 ssub=0 multi={it.multi} watch={it.watch} qbuf={it.query_buffer} "
         f"qbuf-free=0 argv-mem=0 multi-mem={it.multi_memory} rbs=0 rbp=0 obl={it.output_bytes} "
         f"oll={it.pending} omem={it.output_bytes} tot-mem={it.total_memory} events=r cmd={it.command} "
         f"user={it.user} redir=-1 resp={it.proto} lib-name={it.lib_name} lib-ver={it.lib_ver}\n"
@@ -133,7 +141,7 @@ async def list_(server: Server, call: "Call") -> bytes:
             kind = options[1].decode(errors="replace").lower()
             if kind not in TYPES:
                 return reply.error(errors.client_type(options[1]))
-            wanted = lambda _: kind == "normal"  # noqa: E731
+            wanted = lambda record: kind_of(record) == ("replica" if kind == "slave" else kind)  # noqa: E731
         elif option == b"id" and len(options) > 1:
             ids = {integer_in(text) for text in options[1:]}
             if None in ids:
@@ -209,6 +217,14 @@ SETNAME <name>
     Assign the name <name> to the current connection.
 SETINFO (LIB-NAME|LIB-VER) <value>
     Say which client library is used.
+KILL <ip:port> | <option> <value> [...]
+    Kill connections: ID, ADDR, LADDR, USER, TYPE, MAXAGE, SKIPME.
+PAUSE <timeout> [WRITE|ALL]
+    Suspend all, or just write, clients for <timeout> milliseconds.
+UNPAUSE
+    Stop the current client pause.
+UNBLOCK <clientid> [TIMEOUT|ERROR]
+    Unblock the specified blocked client.
 NO-EVICT (ON|OFF)
     Protect current client connection from eviction.
 NO-TOUCH (ON|OFF)

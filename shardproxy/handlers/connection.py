@@ -1,7 +1,7 @@
 """What concerns one connection: its protocol, its login, its end; and the questions any server answers.
 
-A login that fails is answered late, later each time for its address; what that client sends meanwhile waits, and
-nobody else does. No password is kept, logged or shown, wrong ones neither.
+A login that fails is answered late, later each time for its address; what that client sends meanwhile
+waits, and nobody else does. No password is kept, logged or shown, wrong ones neither.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.acl import DEFAULT
+from shardproxy.handlers.asking import ask
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
@@ -170,18 +171,21 @@ def auth(server: Server, call: "Call") -> Answer:
     return failed(server, call, error) if error else reply.OK
 
 
+def database_in(server: Server, text: bytes) -> int | str:
+    """The number of a database that there is, or the error that Redis answers."""
+    number = integer_in(text)
+    if number is None:
+        return errors.NOT_AN_INTEGER
+    if number not in INT32:
+        return errors.NOT_AN_INT
+    return number if 0 <= number < databases(server) else errors.DB_RANGE
+
+
 @handles("select")
 def select(server: Server, call: "Call") -> bytes:
-    number = integer_in(call.args[1])
-    if number is None:
-        return reply.error(errors.NOT_AN_INTEGER)
-    if number not in INT32:
-        return reply.error(errors.NOT_AN_INT)
-    if number < 0:
-        return reply.error(errors.DB_RANGE)
-    most = databases(server)
-    if number >= most:
-        return reply.error(errors.DB_RANGE)
+    number = database_in(server, call.args[1])
+    if isinstance(number, str):
+        return reply.error(number)
     call.client.db = number
     return reply.OK
 
@@ -190,6 +194,12 @@ def select(server: Server, call: "Call") -> bytes:
 def reset(server: Server, call: "Call") -> bytes:
     call.client.reset()
     return reply.simple("RESET")
+
+
+@handles("lolwut")
+async def lolwut(server: Server, call: "Call") -> bytes:
+    node, _ = server.reactor.placed()[0]
+    return await ask(server, node, *call.args, client=call.client, write=False)
 
 
 @handles("quit")

@@ -60,7 +60,7 @@ def _clients(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
     yield "connected_clients", server.counters()["clients"]
     yield "cluster_connections", 0
     yield "maxclients", server.config.limits.maxclients
-    yield "blocked_clients", 0
+    yield "blocked_clients", sum(process.blocked for process in processes)
     yield "tracking_clients", 0
 
 

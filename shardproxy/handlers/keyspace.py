@@ -1,8 +1,9 @@
 """What concerns the keys of all shards: SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB, SWAPDB.
 
-What a node lists is sieved: a key that lives on another shard now is not shown, since no command would find it (DBSIZE
-counts it). A shard that is out, with its keys at stand-ins, is left out. When another cannot answer, the pool's `partial`
-decides: the error, which names it, or the others alone; what changes something is done by all, or answers an error.
+What a node lists is sieved: a key that lives on another shard now is not shown, since no command would find
+it (DBSIZE counts it). A shard that is out, with its keys at stand-ins, is left out. When another cannot
+answer, the pool's `partial` decides: the error, which names it, or the others alone; what changes something
+is done by all, or answers an error.
 """
 
 import random
@@ -21,7 +22,7 @@ from shardproxy.handlers.asking import (
     usable,
     value_of,
 )
-from shardproxy.handlers.base import BadReply, Server, handles
+from shardproxy.handlers.base import BadReply, Server, handles, part
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -31,7 +32,7 @@ SCANNED = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n")
 RANDOM_TRIES = 16
 HEARTBEATS = b"shardproxy:heartbeats"
 OURS = (HEARTBEATS, b"shardproxy:probe:", b"shardproxy:temporary:")  # beginnings of keys that are no client's
-# The shards of rings that were scanned, by their mark: of other proxies in this process too, which does no harm
+# The shards of rings that were scanned, by their mark; of other proxies in this process too, without harm
 _RINGS: dict[int, frozenset[str]] = {}
 
 
@@ -133,15 +134,20 @@ async def randomkey(server: Server, call: "Call") -> bytes:
 
 @handles("flushall", "flushdb")
 async def flush(server: Server, call: "Call") -> bytes:
-    """FLUSHALL|FLUSHDB [ASYNC|SYNC]; what stands behind in caches, and what is remembered of nodes that are out, goes too."""
+    """FLUSHALL|FLUSHDB [ASYNC|SYNC]; stale values go too, and what nodes that are out still have."""
     answers = await ask_all_apart(server, call, *call.args)
     await server.everywhere("flushed")
     return all_or_error(call.row.name.upper(), answers) or reply.OK
 
 
+@part("flushed")
+def flushed(server: Server) -> None:
+    server.reactor.flushed()
+
+
 @handles("swapdb")
 async def swapdb(server: Server, call: "Call") -> bytes:
-    """SWAPDB index1 index2: by all or none, as far as that can be; another client may see some swapped and some not."""
+    """SWAPDB index1 index2: by all or none, as far as that can be; for a moment by some."""
     if len(server.reactor.placed()) < len(server.topology.pools[0].shards):
         return reply.error(errors.SWAP_OUT)
     ready = await ask_all(server, call, "PING", write=False)

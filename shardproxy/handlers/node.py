@@ -1,7 +1,7 @@
 """PROXY NODE: any command on the node of one shard, for administrators, on a connection of its own.
 
-The reply is the node's, byte for byte, in the client's protocol and database. What would change the connection, or make
-it say more than one reply, is refused.
+The reply is the node's, byte for byte, in the client's protocol and database. What would change the
+connection, or make it say more than one reply, is refused.
 """
 
 from typing import TYPE_CHECKING
@@ -14,10 +14,11 @@ from shardproxy.handlers.operate import trusted
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
-CONNECTION = frozenset(
-    "asking auth discard exec hello monitor multi psubscribe psync punsubscribe quit readonly readwrite replconf reset "
-    "select ssubscribe subscribe sunsubscribe sync unsubscribe unwatch watch".split()
-)
+CONNECTION = frozenset((
+    "asking", "auth", "discard", "exec", "hello", "monitor", "multi", "psubscribe", "psync", "punsubscribe", "quit",
+    "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe", "sunsubscribe", "sync",
+    "unsubscribe", "unwatch", "watch",
+))  # fmt: skip
 CLIENT = frozenset({b"caching", b"kill", b"reply", b"tracking"})
 
 
@@ -28,7 +29,7 @@ async def node(server: Server, call: "Call") -> bytes:
         return reply.error(errors.NOT_LOCAL)
     name, command = call.args[2].decode(errors="replace"), call.args[3:]
     word = command[0].decode(errors="replace").lower()[:64]
-    if word in CONNECTION or word == "client" and len(command) > 1 and command[1].lower() in CLIENT:
+    if word in CONNECTION or (word == "client" and CLIENT & {each.lower() for each in command[1:2]}):
         return reply.error(errors.not_through(word))
     number = server.reactor.node_of_shard(name)
     if number is None:

@@ -1,11 +1,12 @@
-"""What is asked of every node and merged, for administrators: CONFIG, SLOWLOG, LATENCY, MEMORY, DEBUG, saving, HELP.
+"""What is asked of every node and merged, for administrators: CONFIG, SLOWLOG, LATENCY, MEMORY, DEBUG, saving,
+HELP.
 
     MERGES: name of the command → what becomes of the nodes' answers
 
-Rules: with one node, or when all answer the same, the client gets that node's own frame. What every node must do is done
-by all, or answers an error that names those that have not. What a node may take long for is asked on connections of its
-own, without a deadline. Options of CONFIG that are the proxy's own are answered from its configuration; a node's
-password never is.
+Rules: with one node, or when all answer the same, the client gets that node's own frame. What every node
+must do is done by all, or answers an error that names those that have not. What a node may take long for is
+asked on connections of its own, without a deadline. Options of CONFIG that are the proxy's own are answered
+from its configuration; a node's password never is.
 """
 
 import fnmatch
@@ -310,7 +311,7 @@ async def debug(server: Server, call: "Call") -> bytes:
     name = call.args[1].decode(errors="replace").lower()
     if name == "help":
         return await _help(server, call)
-    if name == "digest-value" or name in DEBUG_KEY and len(call.args) > 2:
+    if name == "digest-value" or (name in DEBUG_KEY and len(call.args) > 2):
         nodes = {server.reactor.node_of(key) for key in call.args[2 : None if name == "digest-value" else 3]}
         if len(nodes) != 1:
             return reply.error(errors.debug(name) if nodes else errors.wrong_arity("debug"))

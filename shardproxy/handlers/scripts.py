@@ -1,8 +1,9 @@
-"""SCRIPT and FUNCTION: code on every node. EVAL, EVALSHA and FCALL pass through the engine (dataplane/scripts).
+"""SCRIPT and FUNCTION: code on every node. EVAL, EVALSHA and FCALL pass through the engine
+(dataplane/scripts).
 
-A script's text is kept here as well, in every worker, so that a node that could not be reached, or loses it, is sent it
-before the first EVALSHA that it gets. Functions are the nodes' own; one that has none, new or back without them, is given
-another's.
+A script's text is kept here as well, in every worker, so that a node that could not be reached, or loses
+it, is sent it before the first EVALSHA that it gets. Functions are the nodes' own; one that has none, new
+or back without them, is given another's.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from shardproxy.handlers.asking import (
     is_error,
     value_of,
 )
-from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.base import Server, handles, part
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -30,14 +31,14 @@ KILL_TIMEOUT = 2.0  # seconds; a node that is so busy answers at once or not at 
 
 @handles("script|load")
 async def load(server: Server, call: "Call") -> bytes:
-    """SCRIPT LOAD script. Who cannot be asked now is sent it later; a refusal is an error that names the shard."""
+    """SCRIPT LOAD script. Who cannot be asked now is sent it later; a refusal is an error."""
     text = call.args[2]
     answers = await ask_all(server, call, "SCRIPT", "LOAD", text)
     there = [answer for answer in answers if not answer.frame.startswith(ABSENT)]
     if error := all_or_error("SCRIPT LOAD", there or answers):
         return error
     sha = server.reactor.teach(text, True)
-    await server.everywhere("teach", [[text, True]])
+    await server.everywhere("teach", [(text, True)])
     if len(there) < len(answers) and not server.reactor.knows_script(sha):
         return next(answer.frame for answer in answers if answer.failed)  # too large to be kept for them
     return there[0].frame
@@ -46,7 +47,7 @@ async def load(server: Server, call: "Call") -> bytes:
 @handles("script|exists")
 async def exists(server: Server, call: "Call") -> bytes:
     """SCRIPT EXISTS sha1 [sha1 ...]: 1 when an EVALSHA would find it, on every node."""
-    answers = [answer for answer in await ask_all(server, call, *call.args, write=False)]
+    answers = await ask_all(server, call, *call.args, write=False)
     there = [value_of(answer.frame, list) for answer in answers if not answer.failed]
     known = map(server.reactor.knows_script, call.args[2:])
     if not there:
@@ -125,6 +126,22 @@ def _alike(call: "Call", answers: list[Answer]) -> bytes:
     first = answers[0].frame
     odd = [answer.shard for answer in answers if answer.frame != first]
     return reply.error(errors.differing(call.row.name.replace("|", " ").upper(), odd)) if odd else first
+
+
+@part("teach")
+def teach(server: Server, known: list[tuple[bytes, bool]]) -> None:
+    for text, loaded in known:
+        server.reactor.teach(text, loaded)
+
+
+@part("scripts")
+def scripts(server: Server) -> list[tuple[bytes, bool]]:
+    return server.reactor.scripts()
+
+
+@part("forget scripts")
+def forget(server: Server) -> None:
+    server.reactor.forget_scripts()
 
 
 async def give_functions(server: Server, shard: str) -> bool:

@@ -100,6 +100,8 @@ class Channel:
         except (asyncio.IncompleteReadError, OSError, msgspec.MsgspecError):
             return  # the other end is our own program: what it sends cannot be mended here
         finally:
+            if self._writer is not None:
+                self._writer.close()  # so that the other end knows
             self._end()
 
     def _take(self, message: Message) -> None:

@@ -4,18 +4,16 @@ Owns: the questions and the table of faults. The probes of a running proxy are n
 """
 
 import asyncio
-import os
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+import hiredis
 import msgspec
-import redis.asyncio
-from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from shardproxy.config import Config, Credentials, PoolConfig, ShardConfig
+from shardproxy.config import Config, PoolConfig, ShardConfig
+from shardproxy.core import errors
+from shardproxy.proxy.certificates import Way, Ways
+from shardproxy.proxy.probe import Line, NodeRefuses, fields_of
 
 
 class Examined(msgspec.Struct):
@@ -46,11 +44,11 @@ REFUSALS = (
 NOT_REDIS = "it does not answer as a Redis server does: is the address right?"
 
 
-async def examine(config: Config, credentials: Credentials) -> list[Examined]:
+async def examine(config: Config, ways: Ways) -> list[Examined]:
     """Every node of every pool, all at once, in the order of the configuration."""
     found = await asyncio.gather(
         *(
-            _examine_node(name, shard, pool, credentials.of(pool_name, name))
+            _examine_node(name, shard, pool, ways.of(pool_name, name))
             for pool_name, pool in config.pool.items()
             for name, shard in pool.shards.items()
         )
@@ -63,49 +61,42 @@ async def examine(config: Config, credentials: Credentials) -> list[Examined]:
     return found
 
 
-async def _examine_node(
-    name: str, shard: ShardConfig, pool: PoolConfig, login: tuple[str, str] | None
-) -> Examined:
+async def _examine_node(name: str, shard: ShardConfig, pool: PoolConfig, way: Way) -> Examined:
     found = Examined(name, shard.address)
-    host, _, port = shard.address.rpartition(":")
-    where = {"host": host.strip("[]"), "port": int(port)} if host else {"unix_socket_path": shard.address}
-    username, password = login or ("", "")
-    client = redis.asyncio.Redis(
-        **where,
-        username=username or None,
-        password=password or None,
-        protocol=2,
-        decode_responses=True,
-        socket_timeout=pool.timeout,
-        socket_connect_timeout=pool.connect_timeout,
-        retry=Retry(NoBackoff(), 0),
-        single_connection_client=True,
-    )
     try:
-        async with client:
-            if await client.ping() is not True:
+        async with Line(shard.address, way, pool.connect_timeout, text=True) as line:
+            pong = await _ask(line, "PING", pool)
+            if pong != "PONG":
                 found.faults.append(NOT_REDIS)
-            _learn(found, await client.info())
-            found.seconds = min([await _round_trip(client) for _ in range(3)])
-    except Exception as error:  # whatever a stranger at that address makes redis-py raise
-        found.faults.append(_fault(error, pool))
+            info = await _ask(line, "INFO", pool)
+            _learn(found, fields_of(info) if isinstance(info, str) else {})
+            found.seconds = min([await _round_trip(line, pool) for _ in range(3)])
+    except NodeRefuses as refusal:
+        found.faults.append(_fault(refusal, pool))
     return found
 
 
-async def _round_trip(client: redis.asyncio.Redis) -> float:
+async def _ask(line: Line, command: str, pool: PoolConfig) -> object:
+    (answer,) = await line.ask((command,), timeout=pool.timeout)
+    if isinstance(answer, hiredis.ReplyError):
+        raise NodeRefuses(f"it answers {str(answer)!r}", answer=str(answer))
+    return answer
+
+
+async def _round_trip(line: Line, pool: PoolConfig) -> float:
     start = time.monotonic()
-    await client.ping()
+    await _ask(line, "PING", pool)
     return time.monotonic() - start
 
 
-def _learn(found: Examined, info: dict[str, Any]) -> None:
-    found.version = str(info.get("redis_version", ""))
-    found.role = str(info.get("role", ""))
-    found.run_id = str(info.get("run_id", ""))
+def _learn(found: Examined, info: Mapping[str, str]) -> None:
+    found.version = info.get("redis_version", "")
+    found.role = info.get("role", "")
+    found.run_id = info.get("run_id", "")
     found.faults += _misfits(info)
 
 
-def _misfits(info: dict[str, Any]) -> Iterator[str]:
+def _misfits(info: Mapping[str, str]) -> Iterator[str]:
     """What a node says of itself that does not suit a shard."""
     if "redis_version" not in info:
         yield NOT_REDIS
@@ -115,25 +106,20 @@ def _misfits(info: dict[str, Any]) -> Iterator[str]:
         yield "it is a Sentinel, which holds no keys"
     if info.get("role") == "slave":
         yield f"it is a replica of {info.get('master_host')}:{info.get('master_port')}: writes would fail"
-    if info.get("loading"):
+    if info.get("loading", "0") != "0":
         yield "it is still loading its data"
 
 
-def _fault(error: Exception, pool: PoolConfig) -> str:
+def _fault(refusal: NodeRefuses, pool: PoolConfig) -> str:
     """In one line, with what to do; never the password that was tried."""
-    text = str(error)
     for start, meaning in REFUSALS:
-        if text.startswith(start) or f" {start}" in text[:80]:
+        if refusal.answer.startswith(start) or f" {start}" in refusal.answer[:80]:
             return meaning
-    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
+    text = str(refusal)
+    if text.startswith("no answer in"):
         return f"no answer in {pool.connect_timeout:g} s to connect and {pool.timeout:g} s to reply"
-    if isinstance(error, exceptions.InvalidResponse):
+    if text.startswith(errors.not_redis(b"")[:18]):
         return NOT_REDIS
-    if isinstance(error, (exceptions.ConnectionError, OSError)):
-        cause = error.__cause__ or error.__context__
-        number = getattr(cause, "errno", None) or 0  # name lookups have negative numbers of their own
-        reason = os.strerror(number) if number > 0 else getattr(cause, "strerror", None)
-        return f"no connection: {reason or text}"
-    if isinstance(error, exceptions.ResponseError):
-        return f"it answers {text!r}"
-    return NOT_REDIS
+    if text.startswith("it "):
+        return text
+    return f"no connection: {text}"

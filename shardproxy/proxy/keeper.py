@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from shardproxy.core.health import Evidence, Health, fail_open
 from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import probe
+from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.returns import Fleet, Known, Returns
 
@@ -25,10 +26,10 @@ LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
 
 
-class Logins(Protocol):
-    """config.Credentials."""
+class Map(Protocol):
+    """certificates.Ways."""
 
-    def of(self, pool: str, shard: str) -> tuple[str, str] | None: ...
+    def of(self, pool: str, shard: str) -> Way: ...
 
 
 class Shown(NamedTuple):
@@ -73,8 +74,8 @@ class Keeper:
         self._clock, self._chance = clock, chance
         self._watches: dict[str, Watch] = {}
         self.mistaken: Counter[str] = Counter()  # by address: put out, and its very next probe succeeded
-        self._logins: Logins | None = None
-        self._returns = Returns(fleet, self.login, run_id, log)
+        self._ways: Map | None = None
+        self._returns = Returns(fleet, self.way, run_id, log)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ignored: set[str] = set()  # fail open
         self._pools: dict[str, Pool] = {}  # as they were when `follow` was last called
@@ -89,9 +90,9 @@ class Keeper:
 
     # --- its life ---
 
-    def follow(self, logins: Logins) -> None:
+    def follow(self, ways: Map) -> None:
         """Looks after the nodes that the topology has now; for the start, and after each change of shards."""
-        self._logins = logins
+        self._ways = ways
         topology, now = self._fleet.topology, self._clock()
         places = places_of(topology)
         before, self._pools = self._pools, {pool.name: pool for pool in topology.pools}
@@ -219,9 +220,9 @@ class Keeper:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def login(self, address: str) -> tuple[str, str] | None:
+    def way(self, address: str) -> Way:
         place = places_of(self._fleet.topology).get(address)
-        return self._logins.of(place[0].name, place[1].name) if self._logins and place else None
+        return self._ways.of(place[0].name, place[1].name) if self._ways and place else Way()
 
     # --- evidence ---
 
@@ -270,13 +271,14 @@ class Keeper:
         while (delay := watch.health.next_probe - self._clock()) > 0:
             watch.wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(watch.wake.wait(), delay)
+                async with asyncio.timeout(delay):  # not wait_for: see Proxy._learn
+                    await watch.wake.wait()
 
     async def _probe(self, address: str, watch: Watch) -> None:
         health, started, unproven = watch.health, self._clock(), watch.unproven
         timeout, watch.asking_urgently = health.probe_timeout, health.urgent
         watch.asking = self._keep(
-            probe.check(address, self.login(address), timeout, health.policy, self._run_id)
+            probe.check(address, self.way(address), timeout, health.policy, self._run_id)
         )
         try:
             await asyncio.wait([watch.asking])

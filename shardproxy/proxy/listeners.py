@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Iterable, Sequence
 
+from shardproxy.config_text import Door, door
 from shardproxy.core import errors
 
 BACKLOG = 4096  # as far as net.core.somaxconn allows
@@ -64,14 +65,15 @@ def bind_all(addresses: Iterable[str], slots: int = 1, taken: Iterable[Listener]
 
 
 def bind(address: str, slots: int = 1, option: str = 'listen = ["HOST:PORT"]') -> Listener:
-    """address: "HOST:PORT", "[IPV6]:PORT", port 0 for any free one, or "unix:///PATH". Raises StartError.
+    """address: as in `listen`; port 0 for any free one. Raises StartError.
 
     option: where the address stands in the configuration, for the message.
     """
     try:
-        if address.startswith("unix://"):
-            return _bind_unix(address.removeprefix("unix://"), slots)
-        return _bind_tcp(address, slots)
+        it = door(address)
+        if it.address.startswith("/"):
+            return _bind_unix(address, it, slots)
+        return _bind_tcp(address.removesuffix(it.address), it.address, slots)
     except StartError:
         raise
     except OSError as error:
@@ -86,7 +88,7 @@ def bind(address: str, slots: int = 1, option: str = 'listen = ["HOST:PORT"]') -
         raise StartError(errors.cannot_listen(address, error.strerror or str(error))) from None
 
 
-def _bind_tcp(address: str, slots: int) -> Listener:
+def _bind_tcp(scheme: str, address: str, slots: int) -> Listener:
     host, _, text = address.rpartition(":")
     port = int(text)
     found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -108,7 +110,7 @@ def _bind_tcp(address: str, slots: int) -> Listener:
             for opened in each:
                 opened.close()
         raise
-    return Listener(f"{host}:{port}", sockets)
+    return Listener(f"{scheme}{host}:{port}", sockets)
 
 
 def _listen(family: int, where: tuple[object, ...], *, shared: bool) -> socket.socket:
@@ -128,17 +130,20 @@ def _listen(family: int, where: tuple[object, ...], *, shared: bool) -> socket.s
     return made
 
 
-def _bind_unix(path: str, slots: int) -> Listener:
+def _bind_unix(address: str, it: Door, slots: int) -> Listener:
+    path = it.address
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
         made.bind(path)
+        if it.mode is not None:
+            os.chmod(path, it.mode)  # before anybody can connect
         made.listen(BACKLOG)
     except BaseException:
         made.close()
         raise
-    return Listener(f"unix://{path}", [[made]] * slots, path, os.stat(path).st_ino)
+    return Listener(address, [[made]] * slots, path, os.stat(path).st_ino)
 
 
 def _remove_stale(path: str) -> None:

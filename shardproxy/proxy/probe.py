@@ -8,6 +8,7 @@ else is found out. A probe never touches a key that it did not make itself.
 import asyncio
 import os
 import secrets
+import ssl
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ import msgspec
 
 from shardproxy.core import errors
 from shardproxy.core.health import Policy
+from shardproxy.proxy.certificates import Way
 
 BEGINNING = 80  # bytes that are kept of what a node says, to quote
 MOST = 16 << 20  # bytes of a reply; COMMAND of Redis 8 has a third of a megabyte
@@ -26,11 +28,14 @@ T = TypeVar("T")
 
 
 class NodeRefuses(Exception):
-    """The node could not be asked; the text says why. refused: there is nobody to connect to."""
+    """The node could not be asked; the text says why. refused: there is nobody to connect to.
 
-    def __init__(self, reason: str, refused: bool = False) -> None:
+    answer: what it said, which may quote a password: to look at, never to show.
+    """
+
+    def __init__(self, reason: str, refused: bool = False, answer: str = "") -> None:
         super().__init__(reason)
-        self.refused = refused
+        self.refused, self.answer = refused, answer
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -48,16 +53,14 @@ def fields_of(info: str) -> dict[str, str]:
 
 
 class Line:
-    """A connection to one node; login: (username or "", password). Use it as `async with`.
+    """A connection to one node. Use it as `async with`.
 
     Raises NodeRefuses for whatever goes wrong; `timeout` seconds are for connecting and logging in together,
     and for each `ask`. text: replies are str, otherwise bytes.
     """
 
-    def __init__(
-        self, address: str, login: tuple[str, str] | None, timeout: float, text: bool = False
-    ) -> None:
-        self._address, self._login, self._timeout = address, login, timeout
+    def __init__(self, address: str, way: Way, timeout: float, text: bool = False) -> None:
+        self._address, self._way, self._timeout = address, way, timeout
         self._parser = hiredis.Reader(encoding="utf-8", errors="replace") if text else hiredis.Reader()
         self._beginning = bytearray()
         self._reader: asyncio.StreamReader | None = None
@@ -92,6 +95,8 @@ class Line:
         except hiredis.ProtocolError:
             raise NodeRefuses(errors.not_redis(bytes(self._beginning))) from None
         except OSError as error:
+            if isinstance(error, ssl.SSLError):
+                raise NodeRefuses(tls_reason(error)) from None
             number = error.errno or 0  # name lookups have negative numbers of their own
             reason = os.strerror(number) if number > 0 else error.strerror or str(error)
             raise NodeRefuses(reason, isinstance(error, ConnectionRefusedError | FileNotFoundError)) from None
@@ -103,14 +108,20 @@ class Line:
         if self._address.startswith("/"):
             self._reader, self._writer = await asyncio.open_unix_connection(self._address)
         else:
-            self._reader, self._writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        if self._login is not None:
-            username, password = self._login
+            tls = (
+                {"ssl": self._way.tls.context, "server_hostname": self._way.tls.server_name}
+                if self._way.tls
+                else {}
+            )
+            self._reader, self._writer = await asyncio.open_connection(host.strip("[]"), int(port), **tls)  # type: ignore[arg-type]
+        if self._way.login is not None:
+            username, password = self._way.login
             self._writer.write(_pack("AUTH", *([username] if username else []), password))
             answer = await self._reply()
             if isinstance(answer, hiredis.ReplyError):
                 # only the code: the text may quote what was sent, which is a password
-                raise NodeRefuses(f"it refuses the login: {str(answer).split(' ')[0][:BEGINNING]}")
+                code = str(answer).split(" ")[0][:BEGINNING]
+                raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         assert self._writer is not None
@@ -139,10 +150,16 @@ def _pack(*args: str | bytes | int) -> bytes:
     return bytes(hiredis.pack_command(args))  # type: ignore[arg-type]  # its stub says a tuple of one
 
 
-async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> Told:
+def tls_reason(error: ssl.SSLError) -> str:
+    """As the engine says it of its own connections."""
+    said = getattr(error, "verify_message", "") or (error.reason or "").lower().replace("_", " ")
+    return f"TLS: {said or error}"
+
+
+async def ask(address: str, way: Way, timeout: float) -> Told:
     """Asks one node what it is. Raises NodeRefuses; `timeout` seconds in all."""
     try:
-        async with asyncio.timeout(timeout), Line(address, login, timeout, text=True) as line:
+        async with asyncio.timeout(timeout), Line(address, way, timeout, text=True) as line:
             info, config, commands = await line.ask(("INFO",), ("CONFIG", "GET", "databases"), ("COMMAND",))
             said = line.said()
     except TimeoutError:
@@ -163,12 +180,10 @@ async def ask(address: str, login: tuple[str, str] | None, timeout: float) -> To
 # --- probes ---
 
 
-async def check(
-    address: str, login: tuple[str, str] | None, timeout: float, policy: Policy, run_id: str
-) -> None:
+async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: str) -> None:
     """A probe as deep as the policy says. Raises NodeRefuses with what is wrong; `timeout` seconds in all."""
     try:
-        async with asyncio.timeout(timeout), Line(address, login, timeout, text=True) as line:
+        async with asyncio.timeout(timeout), Line(address, way, timeout, text=True) as line:
             (pong,) = await line.ask(("PING",))
             if isinstance(pong, hiredis.ReplyError):
                 raise NodeRefuses(f"it answers PING with {str(pong)[:BEGINNING]!r}")

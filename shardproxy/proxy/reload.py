@@ -6,6 +6,7 @@ named and left as it is; the last good one is kept at `state`. The file is looke
 """
 
 import asyncio
+import datetime
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from shardproxy.core import errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
+from shardproxy.proxy.certificates import Ways, files, lasting
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.logs import Logger
@@ -27,13 +29,8 @@ SETTLED = 0.2  # a file that changed must not change again for so long: it may b
 OPERATE = 30.0  # seconds that a worker waits for the outcome; a change may wait for another
 TIDY = 20.0  # seconds that a change waits for what the one before has left on the nodes
 FILE_CHANGED = "the file changed"
-RUNNING = (
-    "pool",
-    "state",
-    "users",
-    "acl_file",
-    "user_scripts",
-)  # tables and options that change without a restart
+# tables and options that change without a restart
+RUNNING = ("pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from")
 
 
 class Owner(Protocol):
@@ -46,7 +43,7 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """Swaps them in everywhere, its own before it first waits; returns who has not acknowledged."""
 
     @property
@@ -96,9 +93,10 @@ def moves(old: Topology, new: Topology) -> bool:
 class Reloader:
     """`restore` before the owner starts, `run` while it serves; `operate` whenever somebody asks."""
 
-    def __init__(self, owner: Owner, file: str = "") -> None:
+    def __init__(self, owner: Owner, credentials: Credentials, file: str = "") -> None:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
-        self._credentials, self._users = Credentials.read(owner.config), read_users(owner.config)
+        self._ways = Ways.read(owner.config, credentials)
+        self._users = read_users(owner.config)
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
         self._hangups: set[asyncio.Task[Outcome]] = set()
@@ -155,14 +153,18 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[int, ...] | None:
-        """What changes with the file, and with the users' own; None: one is not there, as while an editor replaces it."""
-        try:
-            found = [os.stat(path) for path in (self._file, self._owner.config.acl_file) if path]
-        except OSError:
-            return None
-        return tuple(
-            number for each in found for number in (each.st_mtime_ns, each.st_size, each.st_ino, each.st_dev)
-        )
+        """What changes with the file, the users' own and those of TLS; None: one of the first two is away."""
+        config, seen = self._owner.config, []
+        for path in (self._file, config.acl_file, *files(config)):
+            try:
+                found = os.stat(path) if path else None
+            except OSError:
+                if path in (self._file, config.acl_file):
+                    return None
+                continue
+            if found:
+                seen += [found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev]
+        return tuple(seen)
 
     # --- changes ---
 
@@ -192,9 +194,10 @@ class Reloader:
         try:
             source = await asyncio.to_thread(Source.read, self._file)
             new = await asyncio.to_thread(load, source)
-            credentials = await asyncio.to_thread(Credentials.read, new, file=self._file)
-            users = await asyncio.to_thread(read_users, new, file=self._file)
             config, changed, restart = change(owner.config, new)
+            ways = await asyncio.to_thread(Ways.read, config, file=self._file)
+            users = await asyncio.to_thread(read_users, new, file=self._file)
+            self._refuse_expired(ways, config)
             moving = moves(owner.topology, owner.topology.with_config(config))
             if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
                 owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
@@ -204,22 +207,32 @@ class Reloader:
             mistakes = list(map(str, error.mistakes)) if isinstance(error, ConfigError) else [str(error)]
             owner.log("reload_refused", why=why, generation=owner.topology.generation, mistakes=mistakes)
             return Outcome(errors.not_reloaded(owner.topology.generation, mistakes))
-        if credentials != self._credentials:
+        if ways.credentials != self._ways.credentials:
             changed.append("the passwords of nodes")
+        if ways.fingerprint != self._ways.fingerprint:
+            changed.append("certificates, keys or CAs")
         if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
             changed.append("users")
-        self._content, self._credentials, self._users = source.content, credentials, users
+        self._content, self._ways, self._users = source.content, ways, users
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
             topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology)
+            late = await owner.adopt(config, topology, ways.credentials)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
             owner.log("reloaded", why=why, generation=topology.generation, **told)
         await self._keep_state()
         return Outcome(answer={"generation": topology.generation} | found)
+
+    def _refuse_expired(self, ways: Ways, config: Config) -> None:
+        """A certificate that is over does not take the place of another; raises ValueError."""
+        if ways.fingerprint != self._ways.fingerprint:
+            today = datetime.datetime.now(datetime.UTC)
+            over = [f"{path}: {what}" for path, what, now in lasting(config, today) if now]
+            if over:
+                raise ValueError("; ".join(over))
 
     async def _drain(self, name: str, force: bool) -> Outcome:
         pool = self._owner.topology.pools[0]
@@ -244,7 +257,7 @@ class Reloader:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology)
+            late = await owner.adopt(owner.config, topology, self._ways.credentials)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(

@@ -21,12 +21,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import hiredis
 import msgspec
 
 from shardproxy.core.topology import Pool, Shard, Topology
+from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import Line, NodeRefuses
 
 HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
@@ -37,8 +38,6 @@ BATCH = 1000  # keys in one UNLINK or SCAN
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
 KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 PER_KEY = 64  # bytes that a remembered key costs beside its own
-
-Login: TypeAlias = tuple[str, str] | None
 
 
 class Taken(NamedTuple):
@@ -117,12 +116,12 @@ def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
 
 
 class Returns:
-    """`login`: of a node, by its address."""
+    """`way`: to a node, by its address."""
 
     def __init__(
-        self, fleet: Fleet, login: Callable[[str], Login], run_id: str, log: Callable[..., None]
+        self, fleet: Fleet, way: Callable[[str], Way], run_id: str, log: Callable[..., None]
     ) -> None:
-        self._fleet, self._login, self._run_id, self._log = fleet, login, run_id.encode(), log
+        self._fleet, self._way, self._run_id, self._log = fleet, way, run_id.encode(), log
         self._ghosts: dict[str, set[int]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
@@ -191,7 +190,7 @@ class Returns:
 
     def _line(self, address: str) -> Line:
         pool, _ = self._place(address)
-        return Line(address, self._login(address), pool.health.timeout)
+        return Line(address, self._way(address), pool.health.timeout)
 
     # --- the return ---
 

@@ -19,16 +19,20 @@ import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits, read_users
+from shardproxy.config_text import door
 from shardproxy.core import commands, misses
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
+from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers import scripts
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.monitor import Monitors
 from shardproxy.proxy import listeners, probe
+from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
@@ -37,7 +41,7 @@ from shardproxy.proxy.resolve import Resolver
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.team import Team
-from shardproxy.proxy.transitions import Transition, Transitions, hook_of
+from shardproxy.proxy.transitions import Transition, Transitions, hook_of, password_variables
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import WorkerRecord
 
@@ -77,22 +81,26 @@ class Proxy:
         self.node_info: dict[str, NodeInfo] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
+        hidden = password_variables(config)
         self.transitions = Transitions(
-            self.log, None if team else hook_of(config), team.transitions if team else ()
+            self.log, None if team else hook_of(config, hidden), team.transitions if team else (), hidden
         )
         self.draining = False
         self._lag = LoopLag(CRON)
         self._team = team
         self._peers = team.peers if team else None
         self.users = self._users_of(config)
-        self._credentials = Credentials.read(config)
+        self._ways = Ways.read(config, team.credentials if team else None)
         self.access_log = AccessLog()
         self.failures = Failures()
+        self.monitors = Monitors(self)
+        self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
-        self.reloader = Reloader(self, file)
+        self.reloader = Reloader(self, self._ways.credentials, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
+        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
@@ -107,6 +115,7 @@ class Proxy:
             on_event=self._on_event,
             id_base=team.id_base if team else 0,
             page=team.page if team else None,
+            stamps=team.stamps if team else None,
             misses=misses.reply,
         )
 
@@ -146,10 +155,7 @@ class Proxy:
         self.reactor.set_commands(self.commands)
         self.reactor.set_users(self.users)
         self.apply(self.topology)
-        for listener in self.bound:
-            for each in listener.sockets[0]:
-                protected = self.config.protected_mode and not listener.path
-                self.reactor.listen(each.fileno(), protected=protected)
+        self._open_doors()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.reactor.fileno(), self.reactor.tick)
         self._tick_cron(loop)
@@ -159,12 +165,28 @@ class Proxy:
         else:
             self._keep(self._share_scripts())
 
+    def _open_doors(self) -> None:
+        """Accept clients, on the terms of the configuration as it is now."""
+        self.reactor.set_tls(self._ways.server, names_users=self.config.tls.user_from_cert)
+        allow = Networks(self.config.allow) if self.config.allow else None
+        announcers = Networks(self.config.proxy_protocol_from)
+        for listener in () if self.draining else self.bound:
+            terms = door(listener.address)
+            for each in listener.sockets[0]:
+                self.reactor.listen(
+                    each.fileno(),
+                    protected=self.config.protected_mode and (terms.proxied or not listener.path),
+                    tls=terms.tls,
+                    allow=allow,
+                    announcers=announcers if terms.proxied else None,
+                )
+
     def _tick_cron(self, loop: asyncio.AbstractEventLoop) -> None:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
         self._lag.note(loop.time())
         self.reactor.cron()
         if self._peers and (texts := self.reactor.take_taught()):
-            self._keep(self._peers.tell("teach", [[text, False] for text in texts]))
+            self._peers.tell("teach", [[[text, False] for text in texts]])
         self._report()
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -230,19 +252,21 @@ class Proxy:
 
     # --- what changes while it runs ---
 
-    def reconfigure(self, config: Config, topology: Topology) -> None:
-        """A new configuration and its topology, in one step. Raises ConfigError, before anything changes."""
-        credentials, users = Credentials.read(config), self._users_of(config)
-        before = self.config, self.topology, self._credentials
-        self.config, self._credentials = config, credentials
+    def reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> None:
+        """A new configuration and what belongs to it, in one step; ConfigError: nothing has changed."""
+        ways, users = Ways.read(config, credentials), self._users_of(config)
+        before = self.config, self.topology, self._ways
+        self.config, self._ways = config, ways
         try:
             self.apply(topology)
         except BaseException:
-            self.config, self.topology, self._credentials = before
+            self.config, self.topology, self._ways = before
             raise
+        self._open_doors()
         if users != self.users:
             self.users = users
             self.reactor.set_users(users)
+        self.transitions.hide(config)
         self._follow()
 
     def _users_of(self, config: Config) -> Users:
@@ -251,9 +275,9 @@ class Proxy:
         limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
         return msgspec.structs.replace(users, limits=limits)
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
         """The same, as a `reload.Owner` does it."""
-        self.reconfigure(config, topology)
+        self.reconfigure(config, topology, credentials)
         return []
 
     async def operate(self, what: str, *args: Any) -> Outcome:
@@ -272,7 +296,7 @@ class Proxy:
         for address in addresses - self._learning.keys():
             self._learning[address] = self._keep(self._learn(address))
         if self.keeper:
-            self.keeper.follow(self._credentials)
+            self.keeper.follow(self._ways)
 
     def _tell_address(self, node: str, address: str) -> None:
         self.reactor.set_address(node, address)
@@ -299,18 +323,23 @@ class Proxy:
 
     def _report(self) -> None:
         """What the engine has seen of the nodes goes to whoever decides."""
-        if self._closing or not (found := self.reactor.evidence()):
+        if self._closing:
+            return
+        if self._peers and (ids := self.reactor.connection_ids()) != self._connections:
+            self._connections = ids
+            self._peers.connections(ids)
+        if not (found := self.reactor.evidence()):
             return
         if self.keeper:
             self.keeper.observe(found)
         elif self._peers:
             self._peers.evidence(found)
 
-    def _way_to(self, address: str) -> tuple[tuple[str, str] | None, float]:
-        """A node's login and its timeout, as they are now."""
+    def _way_to(self, address: str) -> tuple[Way, float]:
+        """How to reach a node and its timeout, as they are now."""
         pool = self.topology.pools[0]
         name = next(shard.name for shard in pool.shards if shard.node.address == address)
-        return self._credentials.of(pool.name, name), pool.connect_timeout
+        return self._ways.of(pool.name, name), pool.connect_timeout
 
     async def _learn(self, address: str) -> None:
         """Asks a node what it is until it says so, and again after each time it was lost."""
@@ -329,7 +358,9 @@ class Proxy:
                 if not self._team or self._team.slot == 0:
                     await self._give_functions(address)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(again.wait(), wait)
+                # not wait_for: until Python 3.12 that loses a cancellation that comes with the event
+                async with asyncio.timeout(wait):
+                    await again.wait()
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
 
@@ -375,8 +406,12 @@ class Proxy:
         self.transitions.changed(self.topology, topology)
         before, self.topology = self.topology.nodes, topology
         pool = topology.pools[0]
-        logins = {shard.name: self._credentials.of(pool.name, shard.name) for shard in pool.shards}
-        self.reactor.set_topology(topology, {name: login for name, login in logins.items() if login})
+        ways = {shard.name: self._ways.of(pool.name, shard.name) for shard in pool.shards}
+        self.reactor.set_topology(
+            topology,
+            {name: way.login for name, way in ways.items() if way.login},
+            {name: way.tls for name, way in ways.items() if way.tls},
+        )
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
             came_up = node.state == "up" and (address not in before or before[address].state != "up")
@@ -418,8 +453,10 @@ class Proxy:
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
-    async def own(self, what: str) -> Any:
+    async def own(self, what: str, *args: Any) -> Any:
         """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
+        if handlers.has_part(what):
+            return await handlers.do_part(self, what, *args)
         if what == "clients":
             return await self._clients()
         return {
@@ -427,12 +464,11 @@ class Proxy:
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,
-            "scripts": self.reactor.scripts,
             "forget denials": self.access_log.clear,
         }[what]()
 
     def _process(self) -> ProcessRecord:
-        return process_record(self._lag)
+        return process_record(self._lag, self.reactor.blocked())
 
     def _worker(self) -> WorkerRecord:
         return WorkerRecord(self._process(), self.reactor.nodes())
@@ -451,6 +487,15 @@ class Proxy:
         others = await self._peers.ask(what) if self._peers else []
         return [await self.own(what), *(msgspec.convert(other, kind) for other in others)]
 
+    async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        others = asyncio.ensure_future(self._peers.ask(name, *args)) if self._peers else None
+        mine = await self.own(name, *args)
+        return [mine, *(await others if others else ())]
+
+    def tell_others(self, name: str, args: Sequence[Any]) -> None:
+        if self._peers:
+            self._peers.tell(name, args)
+
     async def all_clients(self) -> list[ClientRecord]:
         found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]
         return sorted(found, key=lambda record: record.id)
@@ -468,29 +513,12 @@ class Proxy:
         found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
         return sorted(found, key=lambda entry: -entry.updated)
 
-    async def everywhere(self, what: str, body: Any = None) -> None:
-        self.told(what, body)
-        if self._peers:
-            await self._peers.tell(what, body)
-
-    def told(self, what: str, body: Any) -> None:
-        """What a worker has said to all."""
-        if what == "teach":
-            for text, loaded in body:
-                self.reactor.teach(text, loaded)
-        elif what == "forget scripts":
-            self.reactor.forget_scripts()
-        elif what == "flushed":
-            self.reactor.flushed()
-        else:
-            raise ValueError(what)
-
     async def _share_scripts(self) -> None:
         """Those that the others have are this one's too; what EVAL brings here goes to them, see _report."""
         assert self._peers is not None
         self.reactor.share_scripts()
         for part in await self._peers.ask("scripts"):
-            self.told("teach", part)
+            await self.own("teach", part)
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)

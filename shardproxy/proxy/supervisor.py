@@ -30,6 +30,7 @@ from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
 from shardproxy.proxy import listeners
+from shardproxy.proxy.certificates import Ways
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -40,7 +41,7 @@ from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.serving import live, serve
 from shardproxy.proxy.takeover import Sockets
-from shardproxy.proxy.transitions import Transitions, hook_of
+from shardproxy.proxy.transitions import Transitions, hook_of, password_variables
 from shardproxy.proxy.usage import LoopLag, process_record
 from shardproxy.proxy.watched import Around, WorkerRecord
 from shardproxy.proxy.worker import ASK_OTHERS, Bound, Order, config_to_wire
@@ -51,6 +52,7 @@ YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+GHOSTS = 1000  # connections of dead workers to one node, at most
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
@@ -78,6 +80,7 @@ class Slot:
         self.channel: Channel | None = None
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
+        self.connections: dict[str, list[int]] = {}  # CLIENT IDs of its connections, by node
 
     @property
     def alive(self) -> bool:
@@ -91,7 +94,9 @@ class Supervisor:
     def __init__(self, config: Config, workers: int, file: str = "", taken: Sockets | None = None) -> None:
         self.config = config
         self.log = Logger(config.log)
-        self.transitions = Transitions(self.log, hook_of(config))
+        hidden = password_variables(config)
+        self.transitions = Transitions(self.log, hook_of(config, hidden), hidden=hidden)
+        self.credentials = Credentials.read(config)
         self._lag = LoopLag(PULSE)
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
@@ -103,9 +108,12 @@ class Supervisor:
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
+        self._ghosts: dict[
+            str, list[int]
+        ] = {}  # connections of dead workers: a node may still read from them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
-        self.reloader = Reloader(self, file)
+        self.reloader = Reloader(self, self.credentials, file)
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self.pages = CounterPages.create(workers)
@@ -118,13 +126,13 @@ class Supervisor:
 
     async def start(self) -> bool:
         """True, when every worker serves. Raises StartError, ConfigError."""
-        credentials = Credentials.read(self.config)
+        ways = Ways.read(self.config, self.credentials)
         listeners.raise_descriptors(self.config.limits.maxclients)
         taken = self._taken
         given = taken.listeners if taken else ()
         self.bound = listeners.bind_all(self.config.listen, len(self.slots), given)
         self.reloader.restore(*(taken.drained, taken.away) if taken else ())
-        self.keeper.follow(credentials)
+        self.keeper.follow(ways)
         watches = [self._keep(self._run_slot(slot)) for slot in self.slots]
         self._keep(self._pulse())
         ready = self._keep(self._all_ready())
@@ -199,6 +207,9 @@ class Supervisor:
             was_ready = slot.ready.is_set()
             slot.ready.clear()
             self.pages.retire(slot.number)
+            for address, ids in slot.connections.items():
+                self._ghosts[address] = [*self._ghosts.get(address, ()), *ids][-GHOSTS:]
+            slot.connections = {}
             self._forgotten |= {
                 shard.node.address
                 for pool in self.topology.pools
@@ -232,6 +243,7 @@ class Supervisor:
         slot.channel = await Channel(lambda name, body: self._answer(slot, name, body)).open(ours)
         order = Order(
             config=config_to_wire(self.config),
+            logins=self.credentials.to_wire(),
             slot=slot.number,
             workers=len(self.slots),
             id_base=id_base,
@@ -246,7 +258,7 @@ class Supervisor:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
             slot.ready.set()
             # it may have changed while the worker was starting
-            slot.channel.tell("reload", [config_to_wire(self.config), self.topology.as_json()])
+            slot.channel.tell("reload", self._whole())
             self.log("worker_ready", worker=slot.number, pid=process.pid)
         except (TimeoutError, ChannelClosed, PeerFailed) as error:
             if not isinstance(error, ChannelClosed):
@@ -278,12 +290,19 @@ class Supervisor:
     async def _answer(self, slot: Slot, name: str, body: Any) -> Any:
         """What a worker asks or tells."""
         if name == "others":
-            return list((await self.broadcast(body, timeout=ASK_OTHERS / 2, but=slot)).values())
-        if name == "tell":
-            await self.broadcast("told", body, timeout=ASK_OTHERS / 2, but=slot)
+            what, args = body
+            return list((await self.broadcast(what, args, timeout=ASK_OTHERS / 2, but=slot)).values())
+        if name == "tell others":
+            what, args = body
+            for other in self.slots:
+                if other.channel and other.ready.is_set() and other is not slot:
+                    other.channel.tell(what, args)
             return None
         if name == "evidence":
             self.keeper.observe(body)
+            return None
+        if name == "connections":
+            slot.connections = body
             return None
         if name == "version":
             address, version = body
@@ -297,13 +316,18 @@ class Supervisor:
 
     # --- the topology (returns.Fleet, reload.Owner) ---
 
-    async def adopt(self, config: Config, topology: Topology) -> list[str]:
-        """A changed configuration and its topology, for all workers, in one message."""
-        credentials = Credentials.read(config)
+    def _whole(self) -> list[Any]:
+        return [config_to_wire(self.config), self.topology.as_json(), self.credentials.to_wire()]
+
+    async def adopt(self, config: Config, topology: Topology, credentials: Credentials) -> list[str]:
+        """A changed configuration and what belongs to it, for all workers, in one message."""
+        ways = Ways.read(config, credentials)
+        self.transitions.hide(config)
         self.transitions.changed(self.topology, topology)
-        self.config, self.topology = config, topology
-        told = self._keep(self._send("reload", [config_to_wire(config), topology.as_json()], topology))
-        self.keeper.follow(credentials)  # what comes of it is told after that
+        self.config, self.topology, self.credentials = config, topology, credentials
+        self._ghosts = {address: ids for address, ids in self._ghosts.items() if address in topology.nodes}
+        told = self._keep(self._send("reload", self._whole(), topology))
+        self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
 
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
@@ -335,7 +359,7 @@ class Supervisor:
         found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
         if forgotten or len(found) < len(living):
             found.append(Taken([], [], True))
-        return found
+        return [*found, Taken(self._ghosts.pop(address, ()), (), False)]
 
     # --- what is seen from outside (watched.Watched) ---
 

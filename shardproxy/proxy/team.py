@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from shardproxy.config import Credentials
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.listeners import Listener
 from shardproxy.proxy.transitions import Transition
@@ -11,11 +12,11 @@ from shardproxy.proxy.transitions import Transition
 class Peers(Protocol):
     """The other workers."""
 
-    async def ask(self, what: str) -> list[Any]:
-        """What each of them answers to "clients", "nodes", "process"; who does not in time is left out."""
+    async def ask(self, what: str, *args: Any) -> list[Any]:
+        """What each of them answers to "clients", "nodes", or a handlers' part; who does not in time is left out."""
 
-    async def tell(self, what: str, body: Any) -> None:
-        """Has each of them do this, see Proxy.told; returns when they have."""
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        """All of them, without an answer."""
 
     def counters(self) -> Mapping[str, int]:
         """Over all workers, this one too."""
@@ -25,6 +26,9 @@ class Peers(Protocol):
 
     def evidence(self, found: list[Any]) -> None:
         """What this one's engine has seen of the nodes, for the Keeper."""
+
+    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
+        """The CLIENT IDs of this one's connections, by node: it may die with requests on them."""
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Has the supervisor change what concerns all."""
@@ -41,8 +45,10 @@ class Team(NamedTuple):
     bound: Sequence[Listener]  # with this worker's sockets only
     id_base: int
     page: memoryview  # for the reactor's counters
+    stamps: memoryview  # all workers' times of writes
     run_id: str
     started: float
     pid: int  # the supervisor's
     peers: Peers
+    credentials: Credentials
     transitions: Sequence[Transition] = ()  # the latest

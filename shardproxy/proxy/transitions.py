@@ -14,7 +14,7 @@ import threading
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -74,8 +74,18 @@ class Log(Protocol):
 class Transitions:
     """`changed` takes them in, at any time; `close` ends the telling, with what is not told yet."""
 
-    def __init__(self, log: Log, tell: Tell | None = None, latest: Iterable[Transition] = ()) -> None:
-        """tell: a hook's; latest: what had been before, of a worker that is younger than its proxy."""
+    def __init__(
+        self,
+        log: Log,
+        tell: Tell | None = None,
+        latest: Iterable[Transition] = (),
+        hidden: set[str] | None = None,
+    ) -> None:
+        """tell: a hook's; latest: what had been before, of a worker that is younger than its proxy.
+
+        hidden: the variables that the hook must not see; `hide` adds to them.
+        """
+        self._hidden = set() if hidden is None else hidden
         self.latest: deque[Transition] = deque(latest, KEPT)
         self.counts: Counter[tuple[str, State]] = Counter()  # by address and new state
         self._log, self._tell = log, tell
@@ -95,6 +105,10 @@ class Transitions:
             self._left_out += 1
         if self._queue and (self._telling is None or self._telling.done()):
             self._telling = asyncio.get_running_loop().create_task(self._tell_all())
+
+    def hide(self, config: Config) -> None:
+        """Passwords that a new configuration names; those of the old ones stay hidden."""
+        self._hidden |= password_variables(config)
 
     def of(self, address: str, most: int = 10) -> list[Transition]:
         """The latest of one node, the newest first."""
@@ -128,15 +142,19 @@ class HookFailed(Exception):
     """The text says how; it holds no URL."""
 
 
-def hook_of(config: Config) -> Tell | None:
-    """What `on_transition` asks for."""
+def password_variables(config: Config) -> set[str]:
+    pools = config.pool.values()
+    named = {pool.password_env for pool in pools}
+    named |= {shard.password_env for pool in pools for shard in pool.shards.values()}
+    return {name for name in named if name}
+
+
+def hook_of(config: Config, hidden: Collection[str]) -> Tell | None:
+    """What `on_transition` asks for. hidden: variables that a program does not get, as they are then."""
     where = config.on_transition
     if where is None:
         return None
     if where.startswith("/"):
-        pools = config.pool.values()
-        hidden = {pool.password_env for pool in pools}
-        hidden |= {shard.password_env for pool in pools for shard in pool.shards.values()}
         return lambda data: run(where, data, {k: v for k, v in os.environ.items() if k not in hidden})
     return lambda data: in_thread(post, where, data)
 

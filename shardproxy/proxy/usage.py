@@ -34,10 +34,10 @@ class LoopLag:
         return max(self._now, self._before)
 
 
-def process_record(lag: LoopLag) -> ProcessRecord:
+def process_record(lag: LoopLag, blocked: int = 0) -> ProcessRecord:
     """Of this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = rss = usage.ru_maxrss * 1024
     with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
         rss = int(file.read().split()[1]) * resource.getpagesize()
-    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime, lag.most)
+    return ProcessRecord(os.getpid(), rss, max(rss, peak), usage.ru_utime, usage.ru_stime, lag.most, blocked)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from shardproxy.config import Config
+from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
@@ -46,6 +46,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a new worker is told."""
 
     config: Any  # config_to_wire's
+    logins: list[list[str]]  # Credentials.to_wire's
     slot: int
     workers: int
     id_base: int
@@ -115,27 +116,27 @@ class Worker:
             await self.proxy.linger()
             return None
         if name == "reload":
-            config, topology = body
-            return self._reconfigure(config_from_wire(config), Topology.from_json(topology))
+            config, topology, logins = body
+            return self._reconfigure(
+                config_from_wire(config), Topology.from_json(topology), Credentials.from_wire(logins)
+            )
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:
                 self.proxy.apply(new)
             await self.proxy.settled(new)
             return self.proxy.topology.generation
-        if name == "told":
-            return self.proxy.told(*body)
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name), builtin_types=(bytes,))
+        return msgspec.to_builtins(await self.proxy.own(name, *(body or ())), builtin_types=(bytes,))
 
-    def _reconfigure(self, config: Config, topology: Topology) -> int:
+    def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials) -> int:
         """The generation that it has then."""
         assert self.proxy is not None
         if topology.generation > self.proxy.topology.generation:
-            self.proxy.reconfigure(config, topology)
+            self.proxy.reconfigure(config, topology, credentials)
         elif config != self.proxy.config:
-            self.proxy.reconfigure(config, self.proxy.topology)
+            self.proxy.reconfigure(config, self.proxy.topology, credentials)
         return self.proxy.topology.generation
 
     def _start(self, order: Order) -> int:
@@ -154,10 +155,12 @@ class Worker:
                 bound,
                 order.id_base,
                 self.pages.page(order.slot),
+                self.pages.stamps,
                 order.run_id,
                 order.started,
                 os.getppid(),
                 self,
+                Credentials.from_wire(order.logins),
                 order.transitions,
             ),
         )
@@ -168,12 +171,16 @@ class Worker:
 
     # --- server.Peers ---
 
-    async def ask(self, what: str) -> list[Any]:
+    async def ask(self, what: str, *args: Any) -> list[Any]:
         try:
-            found: list[Any] = await self.channel.ask("others", what, ASK_OTHERS)
+            found: list[Any] = await self.channel.ask("others", [what, args], ASK_OTHERS)
         except (TimeoutError, ChannelClosed, PeerFailed):
             return []
         return found
+
+    def tell(self, what: str, args: Sequence[Any]) -> None:
+        with contextlib.suppress(ChannelClosed):
+            self.channel.tell("tell others", [what, args])
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         try:
@@ -181,10 +188,6 @@ class Worker:
         except (TimeoutError, ChannelClosed, PeerFailed):
             return Outcome(errors.NO_OWNER)
         return msgspec.convert(found, Outcome)
-
-    async def tell(self, what: str, body: Any) -> None:
-        with contextlib.suppress(TimeoutError, ChannelClosed, PeerFailed):
-            await self.channel.ask("tell", [what, body], ASK_OTHERS)
 
     def counters(self) -> Mapping[str, int]:
         assert self.pages is not None
@@ -196,6 +199,9 @@ class Worker:
 
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
+
+    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
+        self.channel.tell("connections", ids)
 
     def node_version(self, address: str, version: str) -> None:
         self.channel.tell("version", [address, version])

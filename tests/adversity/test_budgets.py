@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from asking import counters, key_on
 from faults import FakeNode, Talk
-from servers import ROOT, ProxyProcess, RedisNode, pack, redis_nodes, shards_of, toml, until
+from servers import ROOT, ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 MB = 1 << 20
 BASE = 120 * MB  # of a proxy that does nothing, generously
@@ -373,6 +373,75 @@ def test_clients_of_one_address(nodes: list[RedisNode]) -> None:
             assert extra.rest() == b"-ERR max number of clients of this address reached\r\n"
         crowd[0].close()
         until(lambda: _served(proxy))
+
+
+def elsewhere(proxy: ProxyProcess) -> Raw:
+    """A client of another address than all the others."""
+    raw = proxy.raw()
+    raw.socket.close()
+    raw.socket = socket.create_connection(("127.0.0.1", proxy.port), 10, source_address=("127.0.0.2", 0))
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "commands"),
+    [
+        ("address_requests = 10", lambda key: pack("GET", key) * 10, 10),
+        ('address_bytes = "100kb"', lambda key: pack("SET", key, "x" * 200_000), 1),
+    ],
+    ids=["requests", "bytes"],
+)
+def test_an_address_that_has_as_much_in_flight_as_it_may_waits(
+    nodes: list[RedisNode], limit: str, first: Callable[[str], bytes], commands: int
+) -> None:
+    """None of its clients is refused or closed, and others are served."""
+    with (
+        ProxyProcess(toml(shards_of(nodes), pool='timeout = "60s"') + f"[limits]\n{limit}") as proxy,
+        proxy.raw() as one,
+        proxy.raw() as two,
+        proxy.raw() as three,
+        elsewhere(proxy) as other,
+    ):
+        a, b = key_on(other, "a"), key_on(other, "b")
+        other.ask("DEL", b)
+        one.ask("SET", a, "1")
+        nodes[0].pause()
+        before = counters(other)
+        one.send(first(a))
+        until(lambda: counters(other)["forwarded"] == before["forwarded"] + commands)
+        stalls = counters(other)["stalls"]
+        two.send(pack("SET", b, "two") + pack("PING"))
+        until(lambda: counters(other)["stalls"] == stalls + 1)
+        three.send(pack("SET", b, "three"))
+        for number in range(100):
+            assert other.ask("SET", f"{{{b}}}other", number) == b"+OK\r\n"
+        assert other.ask("GET", b) == b"$-1\r\n"
+        # one that leaves while others wait is still owed what it asked for
+        one.close()
+        nodes[0].resume()
+        assert two.frames(2) == [b"+OK\r\n", b"+PONG\r\n"]
+        assert three.frame() == b"+OK\r\n"
+        # in the order in which they came to wait
+        assert other.value("GET", b) == "three"
+        assert counters(other)["clients_refused"] == counters(other)["clients_killed"] == 0
+
+
+def test_a_crowd_of_one_address_shares_what_it_may(nodes: list[RedisNode]) -> None:
+    """Many times more than it may have in flight: everybody's turn comes, in everybody's order."""
+    with (
+        ProxyProcess(toml(shards_of(nodes)) + "[limits]\naddress_requests = 7") as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        crowd = [stack.enter_context(proxy.raw()) for _ in range(40)]
+        for number, client in enumerate(crowd):
+            client.send(b"".join(pack("INCR", f"crowd:{number}:{turn % 3}") for turn in range(99)))
+            client.send(pack("MGET", f"crowd:{number}:0", f"crowd:{number}:1", f"crowd:{number}:2"))
+            if number % 4 == 0:
+                client.close()
+        for number, client in enumerate(crowd):
+            if number % 4:
+                assert client.frames(99) == [b":%d\r\n" % (turn // 3 + 1) for turn in range(99)]
+                assert client.frame() == b"*3\r\n" + b"$2\r\n33\r\n" * 3
 
 
 def _served(proxy: ProxyProcess) -> bool:

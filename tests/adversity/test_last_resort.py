@@ -1,5 +1,6 @@
 """What is answered of a shard that is out: nothing found (`miss`), or the last value (`stale_while_down`)."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -91,3 +92,21 @@ def test_a_write_ends_what_was_kept_of_its_keys_and_of_no_other(
         put_out(raw, nodes[0])
         assert raw.ask("GET", a).startswith(b"-SHARDDOWN shard 'a'")
         assert raw.ask("GET", other) == b"$1\r\n1\r\n"
+
+
+def test_a_write_through_another_worker_ends_what_was_kept(nodes: list[RedisNode]) -> None:
+    """Each of two workers keeps what was read through it; neither serves what the other wrote."""
+    config = toml(shards_of(nodes), top="workers = 2", pool=STALE)
+    with ProxyProcess(config) as proxy, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(proxy.raw()) for _ in range(16)]
+        a = key_on(crowd[0], "a")
+        other = f"{{{a}}}other"
+        seed(nodes[0], "MSET", a, "1", other, "1")
+        for raw in crowd:
+            assert raw.ask("GET", a) == raw.ask("GET", other) == b"$1\r\n1\r\n"
+        assert len({raw.value("CLIENT", "ID") >> 32 for raw in crowd}) == 2, "clients of both workers"
+        assert crowd[0].ask("SET", a, "2") == b"+OK\r\n"
+        put_out(crowd[0], nodes[0])
+        for raw in crowd:
+            until(lambda raw=raw: raw.ask("GET", other) == b"$1\r\n1\r\n", "its worker knows")  # type: ignore[misc]
+            assert raw.ask("GET", a).startswith(b"-SHARDDOWN shard 'a'")

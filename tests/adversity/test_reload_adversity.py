@@ -1,5 +1,6 @@
 """Reloads and takeovers under load: no error, no disconnect, no leak; names that change their meaning."""
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import in_flight, node_of
+from faults import FakeNode, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, free_port, pack, redis_nodes, shards_of, toml, until
 from test_workers_adversity import children
 
@@ -270,3 +273,41 @@ class _AtHost(RedisNode):
 def _who(raw: Raw) -> Any:
     found = raw.value("GET", "who")
     return found if isinstance(found, str) else None
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_a_change_of_connections_per_node_keeps_each_clients_order(before: int, after: int) -> None:
+    """A write that the node is busy with, the change, another write of the same client: in this order."""
+    answer: list[asyncio.Event] = []
+
+    async def busy(talk: Talk, args: list[bytes]) -> None:
+        if args[0] == b"SET" and args[2] == b"1" and answer:
+            await answer[0].wait()
+        await obey(talk, args)
+
+    def pool(connections: int) -> str:
+        return f'kind = "cache"\ntimeout = "20s"\nconnections_per_node = {connections}'
+
+    with FakeNode(busy) as node, ProxyProcess(toml({"a": node.address}, pool=pool(before))) as process:
+        clients = [process.raw() for _ in range(8)]
+        try:
+            for number, client in enumerate(clients):
+                assert client.ask("SET", f"k{number}", "0") == b"+OK\r\n"
+            node.call(lambda: answer.append(asyncio.Event()))
+            for number, client in enumerate(clients):
+                client.send(pack("SET", f"k{number}", "1"))
+            with process.raw() as other:
+                until(lambda: in_flight(other) == 8)
+                process.config_path.write_text(toml({"a": node.address}, pool=pool(after)))
+                assert "connections_per_node" in other.value("PROXY", "RELOAD")
+                for number, client in enumerate(clients):
+                    client.send(pack("SET", f"k{number}", "2") + pack("MGET", f"k{number}", "other"))
+                until(lambda: in_flight(other) == 24)
+            node.call(answer[0].set)
+            for number, client in enumerate(clients):
+                assert client.frames(3) == [b"+OK\r\n", b"+OK\r\n", b"*2\r\n$1\r\n2\r\n$-1\r\n"]
+                assert client.value("GET", f"k{number}") == "2"
+            until(lambda: node_of(clients[0], "a")["upstreams"] >= after, "the connections to be used")
+        finally:
+            for client in clients:
+                client.close()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from asking import counters, in_flight
+from asking import counters, in_flight, key_on, node_of
 from faults import FakeNode, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
@@ -344,3 +344,40 @@ def test_workers_end_with_their_supervisor(nodes: list[RedisNode]) -> None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", proxy.port))
+
+
+def test_a_dead_workers_connections_are_killed_on_a_node_that_returns() -> None:
+    """There may be requests in them that the node has not read yet."""
+    asked: list[list[bytes]] = []
+
+    async def behave(talk: Talk, args: list[bytes]) -> None:
+        if args[0] == b"CLIENT":
+            asked.append(args)
+            talk.write(b":7\r\n")
+        else:
+            await obey(talk, args)
+
+    pool = (
+        'kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"\nhealth = { interval = "200ms" }'
+    )
+    with FakeNode(behave) as fake, redis_nodes(1) as others:
+        del fake.greet[b"CLIENT"]
+        config = toml({"a": fake.address, "b": others[0].address}, top="workers = 2", pool=pool)
+        with ProxyProcess(config) as proxy:
+            for count in (4, 6, 8, 10):  # they may die before they have told what connections they have
+                with proxy.raw() as raw:
+                    until(lambda: node_of(raw, "a")["state"] == "up")
+                    assert raw.ask("SET", key_on(raw, "a"), "1") == b"+OK\r\n"
+                    time.sleep(0.3)
+                assert [b"CLIENT", b"KILL", b"ID", b"7"] not in asked
+                for pid in children(proxy.pid):
+                    os.kill(pid, signal.SIGKILL)
+                until(lambda: len(proxy.events("worker_ready")) == count, "them to be replaced")  # noqa: B023
+                fake.refuse()
+                with proxy.raw() as raw:
+                    until(lambda: node_of(raw, "a")["state"] == "out")
+                    fake.accept()
+                    until(lambda: node_of(raw, "a")["state"] == "up")
+                if [b"CLIENT", b"KILL", b"ID", b"7"] in asked:
+                    return
+            pytest.fail("nothing was killed")

@@ -62,8 +62,13 @@ BAD_LOG = re.compile(
 
 # May wait for data
 BLOCKING = frozenset(
-    b"BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP XREAD XREADGROUP".split()
+    b"BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP XREAD XREADGROUP WAIT".split()
 )
+
+
+def names_others(names: list[bytes]) -> bool:
+    """The number of its replies says nothing."""
+    return b"CLIENT REPLY" in names or b"MONITOR" in names
 
 
 class Broken(AssertionError):
@@ -186,7 +191,7 @@ class Field:
             # a node that is lost in the middle of its reply takes the client with it
             if not any(node.vice != "none" for node in self.fake):
                 raise Broken(f"the last replies are {frames[-2:]!r}"[:300])
-        elif b"CLIENT REPLY" not in names and len(frames) != len(commands) + 3:
+        elif not names_others(names) and len(frames) != len(commands) + 3:
             raise Broken(f"{len(frames)} replies to {len(commands) + 3} commands")
 
     async def leaving_client(self, rnd: Random) -> None:

@@ -45,7 +45,8 @@ from shardproxy.dataplane.reactor import Reactor  # noqa: E402
 PATIENCE = 60.0  # s; what takes longer hangs
 DESCRIPTORS = 100  # an upstream through a relay is three
 LAP = 3.0  # s between looks at whether everything is given back
-OURS = (b"-SHARDDOWN", b"-UNKNOWN", b"-TIMEOUT", b"-OVERLOADED", b"-EXECABORT", b"-CROSSSLOT")
+OURS = (b"-SHARDDOWN", b"-UNKNOWN", b"-TIMEOUT", b"-OVERLOADED", b"-EXECABORT", b"-CROSSSLOT", b"-UNBLOCKED")
+NIL = (b"*-1\r\n", b"_\r\n")
 LARGE = 150_000
 STATES: tuple[State, ...] = ("up", "up", "up", "unknown", "suspect", "suspect", "out")
 Check = Callable[[bytes], bool]
@@ -281,6 +282,34 @@ class Field:
                 (encode(b"GET", tag), lambda frame: frame == b"+QUEUED\r\n"),
                 (encode(b"EXEC"), lambda frame: frame[:9] == b"*2\r\n+OK\r\n" and mine(tag, frame[9:])),
             ]
+        if what < 0.95:
+            tag = b"{%b}x" % one
+            return [
+                (encode(b"SET", tag, value(tag)), lambda frame: frame == b"+OK\r\n"),
+                (encode(b"WATCH", tag), lambda frame: frame == b"+OK\r\n"),
+                (encode(b"GET", tag), lambda frame: mine(tag, frame)),
+                (encode(b"MULTI"), lambda frame: frame == b"+OK\r\n"),
+                (encode(b"GET", tag), lambda frame: frame == b"+QUEUED\r\n"),
+                (
+                    encode(b"EXEC"),
+                    lambda frame: frame in NIL or (frame[:4] == b"*1\r\n" and mine(tag, frame[4:])),
+                ),
+            ]
+        if what < 0.97:
+            tag = b"{%b}l" % one
+            popped = b"*2\r\n$%d\r\n%b\r\n" % (len(tag), tag)
+            return [
+                (encode(b"RPUSH", tag, value(tag)), lambda frame: frame[:1] == b":"),
+                *[
+                    (
+                        encode(b"BLPOP", tag, b"0.02"),
+                        lambda frame: (
+                            frame in NIL or (frame.startswith(popped) and mine(tag, frame[len(popped) :]))
+                        ),
+                    )
+                ]
+                * 2,
+            ]
         mark = b"mark:%d" % rnd.randrange(1 << 60)
         return [(encode(b"ECHO", mark), lambda frame: frame == b"$%d\r\n%b\r\n" % (len(mark), mark))]
 
@@ -339,11 +368,18 @@ class Field:
         while time.monotonic() < limit:
             queues = [each for node in self.reactor.nodes() for each in node["upstreams"]]
             waiting = sum(each["in_flight"] + each["queue_bytes"] for each in queues)
+            private = max(node["private"] for node in self.reactor.nodes())
             counters = self.reactor.counters()
             fds, held = len(os.listdir("/proc/self/fd")), counters["buffer_bytes"]
-            left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors"
+            left = f"{waiting} requests, {counters['clients']} clients, {held} bytes, {fds} descriptors, {private} private"
             # each upstream keeps what it reads into; a node that has gone keeps none
-            if not waiting and not counters["clients"] and held < 8 << 20 and fds < DESCRIPTORS:
+            if (
+                not waiting
+                and not counters["clients"]
+                and held < 8 << 20
+                and fds < DESCRIPTORS
+                and private <= 16
+            ):
                 return
             await asyncio.sleep(0.05)
         raise Broken(f"not given back: {left}")

@@ -129,7 +129,9 @@ LOCAL = [
     b"UNWATCH|SUBSCRIBE c|PSUBSCRIBE c*|BLPOP a 0|WAIT 0 0|SHUTDOWN|DEBUG SLEEP 0|CONFIG GET *|MONITOR",
     b"EVAL x 0|EVAL return 1 a|XREAD BLOCK 0 STREAMS a 0|SORT a BY b*|NOSUCH|NOSUCH a b|GET|SET a|MGET",
     b"MSET a|DEL|MULTI|EXEC|DISCARD|QUIT|OBJECT ENCODING a|OBJECT HELP|MEMORY USAGE a|XINFO STREAM a",
-    b"ACL WHOAMI|LATENCY HELP",
+    b"ACL WHOAMI|LATENCY HELP|WATCH a b|WATCH {t}a|SELECT 3|SELECT 99|CLIENT UNBLOCK 1|CLIENT UNBLOCK 7 ERROR",
+    b"CLIENT PAUSE 5|CLIENT PAUSE 3 WRITE|CLIENT UNPAUSE|CLIENT KILL ID 0|CLIENT KILL TYPE pubsub|LOLWUT|WAIT 1 5",
+    b"BLPOP {t}a 0.01|BLMOVE {t}a {t}b LEFT LEFT 0.01|XREAD BLOCK 5 STREAMS {t}a $|BLPOP a x|BZPOPMIN z 0.01",
 ]
 LOCAL_COMMANDS = [line.split(b" ") for lines in LOCAL + MOVABLE for line in lines.split(b"|")]
 
@@ -170,6 +172,7 @@ def transaction(rnd: Random) -> list[list[bytes]]:
         command(rnd) for _ in range(rnd.randrange(2))
     ]
     return [
+        *([[b"WATCH", tag + key(rnd)]] if rnd.random() < 0.3 else []),
         [b"MULTI"],
         *rnd.sample(inside, rnd.randrange(len(inside) + 1)),
         [rnd.choice([b"EXEC", b"EXEC", b"DISCARD"])],

@@ -27,11 +27,14 @@ ZRANGESTORE e4 z1 0 1|ZRANGE e4 0 -1|TTL e4
 PFCOUNT h1 h2 h3|PFMERGE h4 h1 h2 h3|PFCOUNT h4|PFMERGE h1 h2|PFCOUNT h1
 BITOP AND b1 t1 t2 t3|GET b1|BITOP NOT b2 t1|GET b2|BITOP OR t1 t1 nothing|GET t1|LCS t2 t3|LCS t2 t2
 SORT l3 STORE sorted|LRANGE sorted 0 -1|GEOSEARCHSTORE g2 g1 FROMLONLAT 15 37 BYRADIUS 200 km|ZCARD g2
-RENAME life life2|TTL life2|EXISTS life|RENAME nothing y|RENAMENX t3 t2|GET t2|RENAMENX t3 fresh|GET fresh|GET t3
-COPY life2 life3|TTL life3|COPY n1 life3|COPY n1 life3 REPLACE|GET life3|COPY nothing x|COPY n1 n2 DB 3|SELECT 3|GET n2
+RENAME life life2|TTL life2|EXISTS life|RENAME nothing y|RENAMENX t3 t2|GET t2
+RENAMENX t3 fresh|GET fresh|GET t3
+COPY life2 life3|TTL life3|COPY n1 life3|COPY n1 life3 REPLACE|GET life3
+COPY nothing x|COPY n1 n2 DB 3|SELECT 3|GET n2
 SELECT 0|COPY n1 n3 WRONG
 SMOVE s2 s3 b|SMEMBERS s2|SMEMBERS s3|SMOVE s2 s3 none|SMOVE s2 t2 c|SISMEMBER s2 c|SMOVE nothing s3 x
-LMOVE l1 l2 LEFT RIGHT|LRANGE l1 0 -1|LRANGE l2 0 -1|LMOVE l1 l2 RIGHT LEFT|LRANGE l2 0 -1|RPOPLPUSH l1 l2|LRANGE l2 0 -1
+LMOVE l1 l2 LEFT RIGHT|LRANGE l1 0 -1|LRANGE l2 0 -1|LMOVE l1 l2 RIGHT LEFT|LRANGE l2 0 -1
+RPOPLPUSH l1 l2|LRANGE l2 0 -1
 LMOVE nothing l2 LEFT LEFT|LMOVE l1 t2 LEFT LEFT|LRANGE l1 0 -1|LMOVE l1 l2 UP LEFT
 LMPOP 3 nothing1 nothing2 l2 LEFT COUNT 2|LMPOP 2 no1 no2 LEFT|ZMPOP 3 no z2 z1 MIN|ZMPOP 2 no z1 MAX COUNT 5
 SINTER s1 t2|SUNIONSTORE d9 s1 t2|EXISTS d9|PFCOUNT h1 s1|RENAME s1 s9|SCARD s9|PFMERGE s9 h1|DBSIZE
@@ -97,7 +100,9 @@ def test_later_commands_of_a_pipeline_come_later(proxy: ProxyProcess, nodes: lis
     with proxy.raw() as raw:
         for turn in range(20):
             raw.send(
-                b"SET p1 %d\r\nRENAME p1 p2\r\nGET p2\r\nSADD q1 a\r\nSADD q2 b\r\nSUNION q1 q2\r\nDEL q1 q2\r\n"
+                b"SET p1 %d|RENAME p1 p2|GET p2|SADD q1 a|SADD q2 b|SUNION q1 q2|DEL q1 q2|".replace(
+                    b"|", b"\r\n"
+                )
                 % turn
             )
             replies = raw.frames(7)

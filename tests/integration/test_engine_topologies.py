@@ -192,3 +192,43 @@ def test_the_timer_is_not_moved_for_each_request(engine: Engine) -> None:
         for _ in range(100):
             assert engine.ask(raw, "GET", "key") == b"$1\r\n1\r\n"
         assert 0 < timer() < before
+
+
+def test_what_was_in_flight_comes_to_its_stand_ins_in_portions(
+    engine: Engine, nodes: list[RedisNode]
+) -> None:
+    """They get no more at once than they answer in a moment; the rest follows, in everybody's order."""
+    keys = [
+        key for n in range(4000) if engine.topology.pools[0].home((key := f"key:{n:05}").encode()).name == "a"
+    ]
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(engine.client()) for _ in range(4)]
+        for raw in crowd:
+            for key in ("up", *(engine.home(shard) for shard in "bc")):
+                engine.ask(raw, "GET", key)
+        begun = engine.reactor.counters()["commands"]
+        for node in nodes:
+            node.pause()
+        asked = [pack("GET", key) for key in keys[:800]]
+        for raw in crowd:
+            raw.send(b"".join(asked))
+        engine.taken(begun + len(crowd) * len(asked))
+        engine.state(nodes[0], "out")
+        for _ in range(3):
+            engine.reactor.cron()
+        seen = {node["shard"]: node["upstreams"][0] for node in engine.reactor.nodes()}
+        assert seen["b"]["in_flight"] + seen["c"]["in_flight"] == len(crowd) * len(asked)
+        for shard in "bc":
+            written = seen[shard]["in_flight"] - seen[shard]["queue_bytes"] // len(asked[0])
+            assert 0 < written < 300, seen[shard]
+        for raw in crowd:
+            raw.send(pack("SET", keys[1], "later") + pack("GET", keys[1]))
+        for node in nodes[1:]:
+            node.resume()
+        found = [[engine.frame(raw) for _ in range(len(asked) + 2)] for raw in crowd]
+        for replies in found:
+            assert replies[-2:] == [b"+OK\r\n", b"$5\r\nlater\r\n"]
+            assert replies[0] == b"$-1\r\n"
+            assert all(reply in (b"$-1\r\n", b"$5\r\nlater\r\n") for reply in replies[:-2])
+        assert all(node["upstreams"][0]["queue_bytes"] == 0 for node in engine.reactor.nodes())
+        nodes[0].resume()

@@ -202,18 +202,20 @@ def test_order_in_a_pipeline(proxy: ProxyProcess) -> None:
 
 # --- all nodes ---
 
-ALIKE = [
-    "CONFIG GET hz", "CONFIG GET nothing*", "CONFIG GET", "CONFIG SET hz 20", "CONFIG GET hz maxmemory", "CONFIG SET hz x",
-    "CONFIG SET nothing 1", "CONFIG RESETSTAT", "CONFIG FOO", "CONFIG", "SLOWLOG LEN", "SLOWLOG GET x", "SLOWLOG RESET",
-    "LATENCY LATEST", "LATENCY RESET", "LATENCY HISTORY command", "LATENCY FOO", "MEMORY PURGE", "MEMORY DOCTOR",
-    "MODULE LIST", "OBJECT HELP", "MEMORY HELP", "CONFIG HELP", "SCRIPT HELP", "FUNCTION HELP", "XINFO HELP", "XGROUP HELP",
-    "SLOWLOG HELP", "LATENCY HELP", "DEBUG SLEEP 0", "DEBUG DIGEST", "DEBUG JMAP", "ROLE", "SCRIPT KILL", "FUNCTION KILL",
-    "SCRIPT EXISTS", "SCRIPT EXISTS abc", "SCRIPT FLUSH NOW", "SCRIPT FLUSH ASYNC SYNC", "SCRIPT FLUSH", "SCRIPT LOAD",
-    "SCRIPT DEBUG NO", "SCRIPT DEBUG X", "SCRIPT FOO", "FUNCTION LIST", "FUNCTION STATS", "FUNCTION DELETE nolib", "FUNCTION FLUSH X",
-    "FUNCTION FLUSH", "FUNCTION DUMP", "FUNCTION RESTORE x", "FUNCTION LOAD x", "SAVE", "KEYS", "KEYS *", "RANDOMKEY", "DBSIZE",
-    "SWAPDB 0 x", "SWAPDB 1 2", "MOVE nokey 1", "MOVE nokey 0", "MOVE nokey 77", "FLUSHDB", "EVAL", "EVAL return 0", "EVAL return -1",
-    "EVAL return x", "EVAL return 2 a", "EVALSHA abc 0", "EVALSHA abc 1 k", "FCALL nofun 0", "FCALL nofun 1 k",
-]  # fmt: skip
+ALIKE = """
+CONFIG GET hz | CONFIG GET nothing* | CONFIG GET | CONFIG SET hz 20 | CONFIG GET hz maxmemory |
+CONFIG SET hz x | CONFIG SET nothing 1 | CONFIG RESETSTAT | CONFIG FOO | CONFIG | SLOWLOG LEN |
+SLOWLOG GET x | SLOWLOG RESET | LATENCY LATEST | LATENCY RESET | LATENCY HISTORY command |
+LATENCY FOO | MEMORY PURGE | MEMORY DOCTOR | MODULE LIST | OBJECT HELP | MEMORY HELP | CONFIG HELP |
+SCRIPT HELP | FUNCTION HELP | XINFO HELP | XGROUP HELP | SLOWLOG HELP | LATENCY HELP | DEBUG SLEEP 0
+| DEBUG DIGEST | DEBUG JMAP | ROLE | SCRIPT KILL | FUNCTION KILL | SCRIPT EXISTS | SCRIPT EXISTS abc
+| SCRIPT FLUSH NOW | SCRIPT FLUSH ASYNC SYNC | SCRIPT FLUSH | SCRIPT LOAD | SCRIPT DEBUG NO |
+SCRIPT DEBUG X | SCRIPT FOO | FUNCTION LIST | FUNCTION STATS | FUNCTION DELETE nolib |
+FUNCTION FLUSH X | FUNCTION FLUSH | FUNCTION DUMP | FUNCTION RESTORE x | FUNCTION LOAD x | SAVE |
+KEYS | KEYS * | RANDOMKEY | DBSIZE | SWAPDB 0 x | SWAPDB 1 2 | MOVE nokey 1 | MOVE nokey 0 |
+MOVE nokey 77 | FLUSHDB | EVAL | EVAL return 0 | EVAL return -1 | EVAL return x | EVAL return 2 a |
+EVALSHA abc 0 | EVALSHA abc 1 k | FCALL nofun 0 | FCALL nofun 1 k
+"""
 
 
 @pytest.mark.parametrize("proto", [2, 3])
@@ -221,7 +223,7 @@ def test_one_node_answers_as_it_would_itself(pair: tuple[Raw, Raw], proto: int) 
     ours, theirs = pair
     ours.ask("HELLO", proto)
     theirs.ask("HELLO", proto)
-    for line in ALIKE:
+    for line in map(str.strip, ALIKE.split("|")):
         mine, its = ours.ask(*line.split()), theirs.ask(*line.split())
         if line in ("ROLE",):
             mine, its = mine[:6], its[:6]
@@ -271,10 +273,9 @@ def test_merges(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
 
 
 def test_what_takes_longer_than_the_timeout(nodes: list[RedisNode]) -> None:
-    # that a node is out while it is so busy is not the question here
-    pool = 'timeout = "200ms"\nhealth = { timeout = "5s", consecutive = 1000, failure_rate = 1.0, minimum = 100000 }'
+    pool = 'timeouts = { write = "200ms" }'
     with ProxyProcess(toml(shards_of(nodes), pool=pool)) as proxy, proxy.raw() as raw:
-        assert raw.ask("DEBUG", "SLEEP", "0.5") == b"+OK\r\n", proxy.log_text()
+        assert raw.ask("DEBUG", "SLEEP", "0.5") == b"+OK\r\n"
         assert raw.ask("PROXY", "NODE", "a", "DEBUG", "SLEEP", "0.5") == b"+OK\r\n"
 
 
@@ -309,7 +310,7 @@ def test_redis_py(proxy: ProxyProcess) -> None:
     client.mset({f"k{number}": number for number in range(300)})
     assert sorted(client.scan_iter(match="k1*")) == sorted(client.keys("k1*"))
     assert len(list(client.scan_iter(count=100))) == client.dbsize() == 300
-    assert client.randomkey() in client.keys()
+    assert client.exists(client.randomkey())
     assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert client.slowlog_get() is not None
     assert client.flushdb()

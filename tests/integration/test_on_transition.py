@@ -13,7 +13,7 @@ from servers import ProxyProcess, redis_nodes, shards_of, toml, until
 
 from shardproxy.config import Config, PoolConfig, ShardConfig
 from shardproxy.proxy import transitions
-from shardproxy.proxy.transitions import HookFailed, hook_of
+from shardproxy.proxy.transitions import HookFailed, Transitions, hook_of, password_variables
 
 # --- programs
 
@@ -34,12 +34,26 @@ async def test_a_program_gets_json_and_no_passwords(tmp_path: Path, monkeypatch:
     for name in ("POOL_SECRET", "SHARD_SECRET", "HARMLESS"):
         monkeypatch.setenv(name, "x")
     out = tmp_path / "out"
-    hook = hook_of(config_with(script(tmp_path, f"cat > {out}; env > {out}.env"), password_env="POOL_SECRET"))
+    config = config_with(script(tmp_path, f"cat > {out}; env > {out}.env"), password_env="POOL_SECRET")
+    hook = hook_of(config, password_variables(config))
     assert hook is not None
     await hook(b'{"to":"out"}')
     assert out.read_bytes() == b'{"to":"out"}'
     assert "HARMLESS" in (tmp_path / "out.env").read_text()
     assert "SECRET" not in (tmp_path / "out.env").read_text()
+
+
+async def test_nor_passwords_that_a_reload_has_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those that the configuration before it named."""
+    for name in ("POOL_SECRET", "SHARD_SECRET", "NEW_SECRET"):
+        monkeypatch.setenv(name, "x")
+    config = config_with(script(tmp_path, f"env > {tmp_path}/env"), password_env="POOL_SECRET")
+    hidden = password_variables(config)
+    hook = hook_of(config, hidden)
+    Transitions(lambda *_, **__: None, hook, hidden=hidden).hide(config_with("", password_env="NEW_SECRET"))
+    assert hook is not None
+    await hook(b"{}")
+    assert "SECRET" not in (tmp_path / "env").read_text()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +119,7 @@ def receiver() -> Iterator[tuple[str, type[Receiver]]]:
 
 async def test_a_url_gets_a_post_of_json(receiver: tuple[str, type[Receiver]]) -> None:
     url, kind = receiver
-    hook = hook_of(config_with(url))
+    hook = hook_of(config_with(url), ())
     assert hook is not None
     await hook(b'{"to":"out"}')
     assert kind.got == [("/token", "application/json", b'{"to":"out"}')]
@@ -117,7 +131,7 @@ async def test_anything_but_success_fails_and_is_not_followed(
 ) -> None:
     url, kind = receiver
     kind.status = status
-    hook = hook_of(config_with(url))
+    hook = hook_of(config_with(url), ())
     assert hook is not None
     with pytest.raises(HookFailed, match=f"HTTP status {status}"):
         await hook(b"{}")

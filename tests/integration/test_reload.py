@@ -212,6 +212,14 @@ def test_passwords_change(nodes3: list[RedisNode], tmp_path: Path, workers: int)
             until(lambda raw=raw: raw.ask("GET", "k") == b"$1\r\nv\r\n", "it to log in with the new one")
         secret.unlink()
         assert "cannot be read" in answer(raws[0], "RELOAD")
+        # what is in use does not need the file: other changes, and a worker in the place of one that died
+        assert answer(raws[0], "DRAIN", "a") == "ERR pool main: no shard would be left for its keys (a)"
+        rewrite(process, process.config_path.read_text() + "# changed\n")
+        until(lambda: len(process.events("reload_refused")) > 1)
+        if workers > 1:
+            os.kill(process.events("worker_ready")[0]["pid"], signal.SIGKILL)
+            until(lambda: len(process.events("worker_ready")) > workers, "it to be replaced")
+        assert not process.events("change_failed")
         assert "second" not in process.log_text()
 
 

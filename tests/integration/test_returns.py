@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from servers import RedisNode, pack, redis_nodes, shards_of
 
@@ -240,6 +241,28 @@ async def test_old_connections_are_killed_and_young_ones_are_not(nodes: list[Red
         fleet.taken[nodes[0].address] = [Taken(ids[1:], [], False)]
         await fleet.back(nodes[0], away_for=3600.0)
         assert other.value("PING") == "PONG"
+
+
+@pytest.mark.parametrize("on_return", ["invalidate", "flush"])
+async def test_a_policy_that_changes_during_a_return(nodes: list[RedisNode], on_return: str) -> None:
+    """What may be removed is what the pool says now: nothing any more, and the next try is by the new one."""
+    fleet = Fleet(nodes, on_return)
+    mine = homed(fleet, "a", 4)
+    everywhere(nodes[:1], *mine)
+    fleet.put(nodes[0], "out")
+
+    async def fence() -> bool:
+        fleet.put(nodes[0], "suspect")
+        pool = msgspec.structs.replace(fleet.topology.pools[0], on_return="keep")
+        fleet.topology = msgspec.structs.replace(fleet.topology, pools=(pool,))
+        fleet.wrote(nodes[0], *mine)
+        return True
+
+    with pytest.raises(NodeRefuses, match="policy of its pool has just changed"):
+        await fleet.returns.bring_back(nodes[0].address, 0.0, fence)
+    assert len(keys_of(nodes[0])) == 4
+    await fleet.back(nodes[0])
+    assert len(keys_of(nodes[0])) == 4
 
 
 async def test_keep_removes_nothing(nodes: list[RedisNode]) -> None:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Users through the proxy, beside a plain Redis with the same ACL file: the same answers, and nothing gets past.
+"""Users through the proxy, beside a plain Redis with the same ACL file: the same answers, and nothing gets
+past.
 
 What rules mean is compared in tests/property/test_users_like_redis.py; here it is about connections: logins,
 pipelines, MULTI, spellings, what reaches a node, and changes while it runs.
@@ -20,10 +21,14 @@ from servers import ProxyProcess, Raw, RedisNode, Relay, pack, shards_of, toml, 
 from shardproxy.core.commands import builtin
 
 SHA = {"admin": "8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918"}  # of "admin"
+APP = (
+    "user app on >secret ~app:* %R~ro:* %W~wo:* &chan* +@all -@dangerous -@scripting +eval -incr +config|get "
+    "(~tmp:* +set +get)"
+)
 USERS = f"""
 user default on >open resetchannels ~pub:* +@read +ping +select +multi +exec +discard
 user admin on #{SHA["admin"]} ~* &* +@all
-user app on >secret ~app:* %R~ro:* %W~wo:* &chan* +@all -@dangerous -@scripting +eval -incr +config|get (~tmp:* +set +get)
+{APP}
 user any on nopass ~any* +@all -exec
 user gone off >gone ~* &* +@all
 """.lstrip()
@@ -89,34 +94,62 @@ def masked(frame: bytes) -> bytes:
     return frame
 
 
-CONVERSATIONS = [
-    ["GET a", "PING", "ECHO", "NOSUCH", "SELECT 0", "MULTI", "EXEC", "EXEC x", "CLIENT ID", "CLIENT FOO", "RESET", "GET a"],
-    ["HELLO", "HELLO 3", "HELLO 3 SETNAME x", "HELLO 4", "HELLO 3 FOO", "AUTH", "AUTH a b c"],
-    ["AUTH nobody x", "AUTH wrong", "AUTH open", "ACL WHOAMI", "GET pub:a", "GET a", "SET pub:a 1", "PING", "RESET", "PING"],
-    ["HELLO 3 AUTH app wrong", "HELLO 3 AUTH app secret SETNAME me", "ACL WHOAMI", "CLIENT GETNAME", "HELLO 2", "GET x"],
-    ["HELLO 3 AUTH app secret FOO", "ACL WHOAMI"],
-    ["HELLO 2 AUTH gone gone", "AUTH any", "AUTH any whatever", "ACL WHOAMI", "HELLO", "CLIENT LIST ID 1", "EXEC"],
-    ["AUTH any x", "MULTI", "SET any1 2", "EXEC", "EXEC", "DISCARD", "GET any1", "MULTI", "GET other", "GET any1", "EXEC"],
-    ["AUTH app secret", "SET app:1 v", "SET ro:1 v", "GET ro:1", "GET wo:1", "SET wo:1 v", "SET wo:1 v GET", "APPEND wo:1 x"],
-    ["AUTH app secret", "SET tmp:1 v", "GETDEL tmp:1", "GET tmp:1", "incr app:1", "Flushall", "CONFIG SET a b"],
-    ["AUTH app secret", "MGET app:1 app:2 x", "MSET app:1 a app:2 b", "MSET app:1 a x b", "MSET x a app:1", "DEL x app:1"],
-    ["AUTH app secret", "COPY app:1 other", "COPY ro:1 wo:1", "COPY wo:1 ro:1", "PUBLISH other m", "EVALSHA a 0"],
-    ["AUTH app secret", "MULTI", "SET x 1", "SET app:1 2", "EXEC", "GET app:1", "MULTI", "INCR app:1", "DISCARD", "GET app:9"],
-    ["AUTH app secret", "AUTH admin wrong", "ACL WHOAMI", "AUTH admin admin", "ACL WHOAMI", "GET anything", "ACL GETUSER nobody"],
-    ["AUTH admin admin", "ACL USERS", "ACL GETUSER any", "HELLO 3", "ACL GETUSER any", "ACL CAT x", "ACL CAT a b"],
-    ["AUTH admin admin", "ACL DRYRUN app GET x", "ACL DRYRUN app FLUSHALL", "ACL DRYRUN app GET", "ACL DRYRUN x GET x"],
-    ["AUTH admin admin", "ACL DRYRUN app NOSUCH", "ACL DRYRUN app PUBLISH x m", "ACL DRYRUN app CONFIG GET x", "ACL CAT"],
-    ["AUTH admin admin", "ACL GENPASS x", "ACL GENPASS 0", "ACL GENPASS 4097", "ACL LOG x", "ACL LOG 1 2", "ACL FOO", "ACL"],
-    ["AUTH sorter sorter", "SORT s1 BY w_*", "SORT s1 GET #", "SORT x", "SORT s1 STORE x", "SORT_RO x"],
-    ["AUTH app secret", "SORT app:l BY x*", "SORT app:l GET #", "SORT app:l LIMIT 0 1 GET x*", "SORT app:l BY nosort"],
-    ["get a", "Auth APP secret", "auth app SECRET", "aUtH app secret", "gEt x", "gET app:none"],
-]  # fmt: skip
+# Each is one connection's whole conversation.
+CONVERSATIONS = """
+GET a; PING; ECHO; NOSUCH; SELECT 0; MULTI; EXEC; EXEC x; CLIENT ID; CLIENT FOO; RESET; GET a
+
+HELLO; HELLO 3; HELLO 3 SETNAME x; HELLO 4; HELLO 3 FOO; AUTH; AUTH a b c
+
+AUTH nobody x; AUTH wrong; AUTH open; ACL WHOAMI; GET pub:a; GET a; SET pub:a 1; PING; RESET; PING
+
+HELLO 3 AUTH app wrong; HELLO 3 AUTH app secret SETNAME me; ACL WHOAMI; CLIENT GETNAME; HELLO 2;
+GET x
+
+HELLO 3 AUTH app secret FOO; ACL WHOAMI
+
+HELLO 2 AUTH gone gone; AUTH any; AUTH any whatever; ACL WHOAMI; HELLO; CLIENT LIST ID 1; EXEC
+
+AUTH any x; MULTI; SET any1 2; EXEC; EXEC; DISCARD; GET any1; MULTI; GET other; GET any1; EXEC
+
+AUTH app secret; SET app:1 v; SET ro:1 v; GET ro:1; GET wo:1; SET wo:1 v; SET wo:1 v GET;
+APPEND wo:1 x
+
+AUTH app secret; SET tmp:1 v; GETDEL tmp:1; GET tmp:1; incr app:1; Flushall; CONFIG SET a b
+
+AUTH app secret; MGET app:1 app:2 x; MSET app:1 a app:2 b; MSET app:1 a x b; MSET x a app:1;
+DEL x app:1
+
+AUTH app secret; COPY app:1 other; COPY ro:1 wo:1; COPY wo:1 ro:1; PUBLISH other m; EVALSHA a 0
+
+AUTH app secret; MULTI; SET x 1; SET app:1 2; EXEC; GET app:1; MULTI; INCR app:1; DISCARD; GET app:9
+
+AUTH app secret; AUTH admin wrong; ACL WHOAMI; AUTH admin admin; ACL WHOAMI; GET anything;
+ACL GETUSER nobody
+
+AUTH admin admin; ACL USERS; ACL GETUSER any; HELLO 3; ACL GETUSER any; ACL CAT x; ACL CAT a b
+
+AUTH admin admin; ACL DRYRUN app GET x; ACL DRYRUN app FLUSHALL; ACL DRYRUN app GET;
+ACL DRYRUN x GET x
+
+AUTH admin admin; ACL DRYRUN app NOSUCH; ACL DRYRUN app PUBLISH x m; ACL DRYRUN app CONFIG GET x;
+ACL CAT
+
+AUTH admin admin; ACL GENPASS x; ACL GENPASS 0; ACL GENPASS 4097; ACL LOG x; ACL LOG 1 2; ACL FOO;
+ACL
+
+AUTH sorter sorter; SORT s1 BY w_*; SORT s1 GET #; SORT x; SORT s1 STORE x; SORT_RO x
+
+AUTH app secret; SORT app:l BY x*; SORT app:l GET #; SORT app:l LIMIT 0 1 GET x*;
+SORT app:l BY nosort
+
+get a; Auth APP secret; auth app SECRET; aUtH app secret; gEt x; gET app:none
+"""
 
 
-@pytest.mark.parametrize("lines", CONVERSATIONS, ids=lambda lines: " / ".join(lines)[:60])
-def test_a_conversation_as_with_redis(lines: list[str], plain: RedisNode, guarded: ProxyProcess) -> None:
+@pytest.mark.parametrize("text", CONVERSATIONS.strip().split("\n\n"))
+def test_a_conversation_as_with_redis(text: str, plain: RedisNode, guarded: ProxyProcess) -> None:
     with Stranger(plain) as theirs, Stranger(guarded) as ours:
-        for line in lines:
+        for line in re.split(r";\s+", text):
             expected = masked(theirs.ask(*line.split()))
             assert masked(ours.ask(*line.split())) == expected, line
 
@@ -139,7 +172,10 @@ def test_the_log_of_denials_is_that_of_redis(plain: RedisNode, guarded: ProxyPro
     theirs, ours = ([frame.replace(b"\r\n", b" ") for frame in each] for each in found)
     for said in (b"forbidden", b"flushall", b"other", b" $1 x "):
         assert said in theirs[0] and said in ours[0], said
-    entry = rb"%7 \$5 count :(\d+) \$6 reason \$\d+ (\w+) \$7 context \$\d+ (\w+) \$6 object \$\d+ (\S+) \$8 username \$\d+ (\w+)"
+    entry = (
+        rb"%7 \$5 count :(\d+) \$6 reason \$\d+ (\w+) \$7 context \$\d+ (\w+) \$6 object \$\d+ (\S+) "
+        rb"\$8 username \$\d+ (\w+)"
+    )
     assert [e for e in re.findall(entry, theirs[0]) if e[1] != b"auth"] == re.findall(entry, ours[0])
 
 
@@ -147,12 +183,14 @@ def test_the_log_of_denials_is_that_of_redis(plain: RedisNode, guarded: ProxyPro
 
 SKIP = {
     # they change the other server, or the connection's replies, or take their time
-    "subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor", "quit", "wait",
-    "client|reply", "client|pause", "client|kill", "client|unblock", "client|tracking", "client|caching", "auth", "hello",
-    "blpop", "brpop", "blmove", "blmpop", "brpoplpush", "bzpopmin", "bzpopmax", "bzmpop", "xread", "xreadgroup", "reset",
-    "shutdown", "sync", "psync", "replconf", "replicaof", "slaveof", "failover", "debug", "module|load", "module|loadex",
-    "module|unload", "acl|setuser", "acl|deluser", "acl|load", "acl|save", "config|set", "config|rewrite", "pfselftest",
-    "multi", "exec", "discard", "watch", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "acl|log",
+    "subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor",
+    "quit", "wait", "client|reply", "client|pause", "client|kill", "client|unblock", "client|tracking",
+    "client|caching", "auth", "hello", "blpop", "brpop", "blmove", "blmpop", "brpoplpush", "bzpopmin",
+    "bzpopmax", "bzmpop", "xread", "xreadgroup", "reset", "shutdown", "sync", "psync", "replconf",
+    "replicaof", "slaveof", "failover", "debug", "module|load", "module|loadex", "module|unload",
+    "acl|setuser", "acl|deluser", "acl|load", "acl|save", "config|set", "config|rewrite", "pfselftest",
+    "multi", "exec", "discard", "watch", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro",
+    "acl|log",
 }  # fmt: skip
 OURS = {"proxy", "client|no-touch", "client|setinfo"}
 KEYS = [
@@ -187,7 +225,7 @@ def random_command(rows: Sequence[Any], rng: random.Random) -> list[bytes]:
 
 
 def known_difference(step: bytes, theirs: bytes) -> bool:
-    """Redis finds no key in PFMERGE KEY, and so lets everybody make that key; and it looks at no_multi first."""
+    """Redis finds no key in PFMERGE KEY, and lets everybody make that key; and it looks at no_multi first."""
     return b"pfmerge" in step.lower() or theirs == b"-ERR Command not allowed inside a transaction\r\n"
 
 
@@ -224,9 +262,12 @@ def test_a_random_program_is_denied_the_same(seed: int, plain: RedisNode, guarde
     for where in (plain, guarded):
         with where.raw() as raw:
             frames = []
-            for at in range(0, len(steps), 40):
-                raw.send(b"".join(steps[at : at + 40]))
-                frames += raw.frames(len(steps[at : at + 40]))
+            for at in range(0, len(steps), BATCH):
+                raw.send(b"".join(steps[at : at + BATCH]))
+                try:
+                    frames += raw.frames(len(steps[at : at + BATCH]))
+                except EOFError:
+                    pytest.fail(f"{where} closed after {steps[at : at + BATCH]}")
             found.append(frames)
     theirs, ours = found
     told = [
@@ -237,6 +278,9 @@ def test_a_random_program_is_denied_the_same(seed: int, plain: RedisNode, guarde
     assert told == []
     assert sum(bool(denial(frame)) for frame in ours) > 150
 
+
+# Redis closes a client that has not logged in and has 1 KB of replies outstanding
+BATCH = 15
 
 FORBIDDEN = "forbidden"
 WAYS_IN = [
@@ -358,46 +402,75 @@ def test_learned_commands_are_under_the_rules() -> None:
     """The node calls its GETDEL x.grab: a command that the proxy learns."""
     users = (
         '[users]\nfull = "on nopass ~app:* +@all"\nreads = "on nopass ~* +@all -@write"\n'
-        'named = "on nopass ~* +x.grab"\nothers = "on nopass ~* +@all -x.grab"\nlooks = "on nopass %R~* +@all"\n'
+        'named = "on nopass ~* +x.grab"\nothers = "on nopass ~* +@all -x.grab"\n'
+        'looks = "on nopass %R~* +@all"\n'
     )
-    with RedisNode() as node, Relay(node.port, (b"x.grab", b"getdel"), (b"getdel", b"x.grab")) as relay:
-        with ProxyProcess(toml({"a": relay.address}) + users) as proxy, proxy.raw() as raw:
-            until(lambda: b"x.grab" in raw.ask("COMMAND", "LIST"), "the proxy to learn")
-            for user, key, said in (
-                (
-                    "full",
-                    "x",
-                    b"-NOPERM this user has no permissions to access one of the keys used as arguments",
-                ),
-                (
-                    "looks",
-                    "app:1",
-                    b"-NOPERM this user has no permissions to access one of the keys used as arguments",
-                ),
-                ("reads", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
-                ("others", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
-                ("full", "app:1", b"$5\r\nhello"),
-                ("named", "other", b"$5\r\nhello"),
-            ):
-                with node.raw() as direct:
-                    direct.ask("MSET", "app:1", "hello", "x", "hello", "other", "hello")
-                assert raw.ask("AUTH", user, "x") == b"+OK\r\n"
-                assert raw.ask("x.grab", key) == said + b"\r\n", user
+    with (
+        RedisNode() as node,
+        Relay(node.port, (b"x.grab", b"getdel"), (b"getdel", b"x.grab")) as relay,
+        ProxyProcess(toml({"a": relay.address}) + users) as proxy,
+        proxy.raw() as raw,
+    ):
+        until(lambda: b"x.grab" in raw.ask("COMMAND", "LIST"), "the proxy to learn")
+        for user, key, said in (
+            (
+                "full",
+                "x",
+                b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+            ),
+            (
+                "looks",
+                "app:1",
+                b"-NOPERM this user has no permissions to access one of the keys used as arguments",
+            ),
+            ("reads", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
+            ("others", "app:1", b"-NOPERM this user has no permissions to run the 'x.grab' command"),
+            ("full", "app:1", b"$5\r\nhello"),
+            ("named", "other", b"$5\r\nhello"),
+        ):
+            with node.raw() as direct:
+                direct.ask("MSET", "app:1", "hello", "x", "hello", "other", "hello")
+            assert raw.ask("AUTH", user, "x") == b"+OK\r\n"
+            assert raw.ask("x.grab", key) == said + b"\r\n", user
 
 
 # --- logins ---
+
+LARGE = [
+    b"*11\r\n",
+    b"*10\r\n$4\r\nPING\r\n$16385\r\n",
+    b"*2\r\n$16384\r\n" + b"x" * 16384 + b"\r\n$1\r\nx\r\n",
+]
+
+
+@pytest.mark.parametrize("data", LARGE, ids=["arguments", "size", "just right"])
+def test_who_has_not_logged_in_sends_little(data: bytes, plain: RedisNode, guarded: ProxyProcess) -> None:
+    said = []
+    for where in (plain, guarded):
+        with where.raw() as raw:
+            raw.send(data)
+            frame = raw.frame()
+            said.append(frame)
+            if b"unauthenticated" in frame:
+                assert raw.rest() == b""
+    assert said[0] == said[1]
+    with logged_in(guarded, "app", "secret") as raw:
+        assert raw.ask("MSET", *["app:1", "x" * 20000] * 20) == b"+OK\r\n"
+        raw.send(pack("RESET") + pack("AUTH", "app", "secret") + pack("MSET", *["app:1", "x" * 20000] * 20))
+        assert raw.frames(3) == [b"+RESET\r\n", b"+OK\r\n", b"+OK\r\n"]
 
 
 def test_what_follows_a_login_waits_for_it(guarded: ProxyProcess) -> None:
     with Stranger(guarded) as raw:
         raw.send(
-            pack("GET", "app:p") + pack("AUTH", "app", "wrong") + pack("GET", "app:p") + pack("AUTH", "app", "secret")
-            + pack("SET", "app:p", "1") + pack("GET", "x") + pack("RESET") + pack("GET", "app:p")
+            pack("GET", "app:p") + pack("AUTH", "app", "wrong") + pack("GET", "app:p")
+            + pack("AUTH", "app", "secret") + pack("SET", "app:p", "1") + pack("GET", "x")
+            + pack("RESET") + pack("GET", "app:p")
         )  # fmt: skip
         said = [frame[:12] for frame in raw.frames(8)]
         assert said == [
-            b"-NOAUTH Auth", b"-WRONGPASS i", b"-NOAUTH Auth", b"+OK\r\n", b"+OK\r\n", b"-NOPERM this", b"+RESET\r\n",
-            b"-NOAUTH Auth",
+            b"-NOAUTH Auth", b"-WRONGPASS i", b"-NOAUTH Auth", b"+OK\r\n", b"+OK\r\n", b"-NOPERM this",
+            b"+RESET\r\n", b"-NOAUTH Auth",
         ]  # fmt: skip
 
 
@@ -426,15 +499,19 @@ def test_a_wrong_password_makes_its_client_wait_and_nobody_else(node: RedisNode)
 
 def test_a_user_has_only_so_many_connections(node: RedisNode) -> None:
     users = '[users.app]\nacl = "on nopass ~* +@all"\nclients = 2\n'
-    with ProxyProcess(toml({"a": node.address}) + users) as proxy:
-        with logged_in(proxy, "app", "x") as first, logged_in(proxy, "app", "x"), proxy.raw() as third:
-            assert third.ask("AUTH", "app", "x") == b"-ERR max number of clients of user 'app' reached\r\n"
-            assert first.ask("AUTH", "app", "x") == b"+OK\r\n"
-            first.ask("RESET")
-            assert third.ask("AUTH", "app", "x") == b"+OK\r\n"
-            assert first.ask("AUTH", "app", "x").startswith(b"-ERR max number")
-            third.close()
-            until(lambda: first.ask("AUTH", "app", "x") == b"+OK\r\n", "the place of who has left")
+    with (
+        ProxyProcess(toml({"a": node.address}) + users) as proxy,
+        logged_in(proxy, "app", "x") as first,
+        logged_in(proxy, "app", "x"),
+        proxy.raw() as third,
+    ):
+        assert third.ask("AUTH", "app", "x") == b"-ERR max number of clients of user 'app' reached\r\n"
+        assert first.ask("AUTH", "app", "x") == b"+OK\r\n"
+        first.ask("RESET")
+        assert third.ask("AUTH", "app", "x") == b"+OK\r\n"
+        assert first.ask("AUTH", "app", "x").startswith(b"-ERR max number")
+        third.close()
+        until(lambda: first.ask("AUTH", "app", "x") == b"+OK\r\n", "the place of who has left")
 
 
 def test_passwords_from_elsewhere(node: RedisNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +559,7 @@ def test_a_reload_changes_users_at_once(workers: int, node: RedisNode) -> None:
         assert nobody.ask("GET", "x").startswith(b"-NOAUTH")
         for client in gone:
             assert client.rest() == b""
-        assert [mistake for mistake in rewrite(proxy, text('app = "on +nope"')).args[0].split(" | ")]
+        assert "1 mistake:" in str(rewrite(proxy, text('app = "on +nope"')))
         assert apps[0].ask("GET", "app:x") == b"$-1\r\n"
         for client in (*apps, nobody, multi):
             client.close()

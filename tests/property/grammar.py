@@ -5,6 +5,7 @@ lower-case words are values of VALUES. `[ a ]` may be there, `( a | b )` is one 
 three of them. Forms are right, or wrong on purpose; programs.py makes more of them wrong. What a plain Redis
 does not repeat (what SPOP takes, when a key of 1 ms is gone) is not written here. Knows no socket, no test.
 
+FEATURES  what the proxy can do by now, of what it is to do: lines and units of what is off are not written
 LINES     family → its forms. Families share keys of one type, so that programs meet what they have written
 SEEDS     family → a command that fills its first key
 FANOUT    forms whose keys may live on several shards
@@ -13,11 +14,29 @@ REFUSED_FORMS, NOT_COMPARED   what is not written here, and why; the test checks
 """
 
 import functools
+import hashlib
 from typing import Any, TypeAlias
 
 Node: TypeAlias = tuple[
     str, Any
 ]  # ("word", text), ("seq", nodes), ("any", nodes), ("maybe", node), ("many", node)
+
+# Family → is it there? What is off is refused, and in no program. Turn one on: the test says what it lacks
+FEATURES: dict[str, bool] = {
+    "watch": True,
+    "blocking": True,
+    "select": True,
+    "select while watching": False,  # EXEC answers null then: the private upstream that watches is given up
+    "copy to a database": True,
+    "databases": False,  # MOVE, SWAPDB
+    "local in multi": False,  # what the proxy answers itself, between MULTI and EXEC
+    "dbsize": True,
+    "users": True,
+    "keyspace": False,  # SCAN, KEYS, RANDOMKEY, FLUSHDB, FLUSHALL
+    "scripts": False,  # SCRIPT, EVAL without keys, EVALSHA of what was loaded
+    "functions": False,
+    "pubsub": False,
+}
 
 # as a plain Redis 7.0 dumps them; the last one is not a dump
 DUMPS = [
@@ -104,6 +123,19 @@ VALUES: dict[str, list[bytes]] = {
     "dump": DUMPS,
     "script": SCRIPTS,
     "sha": _one("0" * 40, "f" * 40, "short"),
+    "loaded": [hashlib.sha1(script).hexdigest().encode() for script in SCRIPTS],
+    "library": _one(
+        *(
+            f"#!lua name={name}\nredis.register_function('{name}', function(keys, args) return {what} end)"
+            for name, what in (("lib1", "args"), ("lib2", "redis.call('INCR', keys[1])"))
+        ),
+        "#!lua name=broken\nnonsense(",
+        "no header",
+    ),
+    "function": _one("lib1", "lib2", "nothing"),
+    "tick": _one("0.01", "0.01", "0.01", "-1", "x"),  # a timeout that ends soon, or is none
+    "db": _mostly("0", "1", "2"),
+    "channel": _one("news", "new", "chat", b"c\r\n\x00"),
     "text": _one("x", "hello world", "", b"\r\n\x00"),
     "name": _one("me", "a b", "", "n-1", b"\xc3\xa9"),
 }
@@ -397,6 +429,110 @@ LOCAL = """
     MEMORY NONSENSE
 """
 
+# Of features that are on: feature → lines, for any place in a program; what needs more than a line is a unit
+FEATURE_LINES: dict[str, str] = {
+    "watch": """
+        WATCH ( @k )*
+        UNWATCH
+        WATCH
+    """,
+    "blocking": """
+        BLPOP @l tick
+        BLPOP @l @l tick
+        BRPOP @l @l tick
+        BLMOVE @l @l ( LEFT | RIGHT ) ( LEFT | RIGHT | UP ) tick
+        BRPOPLPUSH @l @l tick
+        BLMPOP tick 1 @l ( LEFT | RIGHT ) [ COUNT positive ]
+        BLMPOP tick 2 @l @l ( LEFT | RIGHT )
+        BZPOPMIN @z tick
+        BZPOPMAX @z @z tick
+        BZMPOP tick 2 @z @z ( MIN | MAX ) [ COUNT positive ]
+        XREAD [ COUNT positive ] BLOCK ( 10 | -1 | x ) STREAMS @x after
+        XREADGROUP GROUP group consumer BLOCK 10 STREAMS @x fresh
+    """,
+    "select": """
+        SELECT db
+    """,
+    "copy to a database": """
+        COPY @k @k DB db [ REPLACE ]
+    """,
+    "databases": """
+        MOVE @k db
+        SWAPDB ( 0 | 1 ) ( 1 | 2 )
+    """,
+    "dbsize": """
+        DBSIZE
+    """,
+    "users": """
+        ACL WHOAMI
+        ACL USERS
+        ACL LIST
+        ACL GETUSER ( default | nobody )
+        ACL CAT [ ( string | nothing ) ]
+        ACL DRYRUN ( default | nobody ) ( get | nonsense | mset ) @k
+        ACL GENPASS [ ( 32 | 0 | x ) ]
+        ACL LOG [ ( RESET | x ) ]
+        ACL NONSENSE
+        ACL
+    """,
+    "keyspace": """
+        KEYS glob
+        KEYS *
+        RANDOMKEY
+        SCAN ( 0 | x ) COUNT 100000
+        SCAN 0 COUNT 100000 MATCH glob
+        SCAN 0 COUNT 100000 TYPE ( string | hash | nothing )
+        FLUSHDB [ ( ASYNC | SYNC | x ) ]
+        FLUSHALL [ ( ASYNC | SYNC ) ]
+    """,
+    "scripts": """
+        EVAL script 1 @k value
+        EVALSHA loaded 1 @k value
+        EVALSHA_RO loaded 1 @k
+        EVAL script 0 value
+        EVALSHA loaded 0
+        SCRIPT LOAD script
+        SCRIPT EXISTS loaded sha loaded
+        SCRIPT FLUSH [ ( SYNC | ASYNC | x ) ]
+        SCRIPT KILL
+        SCRIPT NONSENSE
+    """,
+    "functions": """
+        FUNCTION LOAD [ REPLACE ] library
+        FCALL function 1 @k value
+        FCALL function 0
+        FUNCTION DELETE function
+        FUNCTION LIST LIBRARYNAME function
+        FUNCTION FLUSH
+        FUNCTION KILL
+    """,
+    "pubsub": """
+        PUBLISH channel value
+        SPUBLISH channel value
+        PUBSUB CHANNELS
+        PUBSUB NUMSUB channel channel
+        PUBSUB NUMPAT
+        PUBSUB SHARDCHANNELS
+        PUBSUB SHARDNUMSUB channel
+        UNSUBSCRIBE nothing
+        PUNSUBSCRIBE nothing
+        SUNSUBSCRIBE nothing
+    """,
+}
+# Between MULTI and EXEC alone
+LOCAL_IN_MULTI = """
+    SELECT db
+    CLIENT GETNAME
+    CLIENT SETNAME name
+    CLIENT NO-EVICT ( ON | x )
+    COMMAND INFO get
+    HELLO
+    HELLO ( 2 | 3 )
+    AUTH secret
+"""
+# Of several shards, or none: whatever a world says of keys, a transaction on one shard cannot hold them
+LOOSE_FEATURES = ("dbsize", "users", "keyspace", "select", "databases", "scripts", "functions", "pubsub")
+
 # Between MULTI and EXEC, besides the families' lines
 QUEUED = """
     PING [ text ]
@@ -406,6 +542,14 @@ QUEUED = """
     WATCH @k
     NONSENSE text
     GET
+"""
+
+# What only the units of programs.py write
+UNITS = """
+    MULTI
+    QUIT
+    SUBSCRIBE
+    PSUBSCRIBE
 """
 
 # Sent by the hundred
@@ -448,6 +592,11 @@ NOT_COMPARED = {
     "client|help": "the proxy has other subcommands than Redis 7.0",
     "client|setinfo": "of Redis 7.2; the plain Redis here is 7.0",
     "client|no-touch": "of Redis 7.2; the plain Redis here is 7.0",
+    "acl|setuser": "users are in the proxy's configuration; tests/integration/test_users.py",
+    "acl|deluser": "users are in the proxy's configuration",
+    "acl|save": "users are in the proxy's configuration",
+    "acl|load": "it loads the proxy's configuration",
+    "acl|help": "of the subcommands that there are",
     "command|count": "the proxy's table has PROXY, too",
     "command|help": "tests/integration/test_handlers_like_redis.py",
     "command|getkeys": "asked in test_keys_are_found_as_redis_finds_them, of all these lines",
@@ -456,7 +605,6 @@ NOT_COMPARED = {
 
 # Forms of commands that are in the lines, left out: what → why
 REFUSED_FORMS = {
-    "XREAD BLOCK, XREADGROUP BLOCK": "not supported yet: it needs a connection of its own",
     "SORT BY or GET with a pattern, on three nodes": "not supported: it reads keys of other shards",
     "EVAL, FCALL with 0 keys": "not supported yet: no key, no shard",
     "SELECT 1": "not supported yet: the proxy serves database 0 only",
@@ -506,6 +654,12 @@ def parse(text: str) -> Node:
 @functools.cache
 def lines(block: str) -> list[Node]:
     return [parse(line) for line in block.splitlines() if line.strip()]
+
+
+def first_word(node: Node) -> str:
+    """The command of a line."""
+    kind, what = node
+    return str(what) if kind == "word" else first_word(what[0])
 
 
 def names(block: str) -> set[str]:

@@ -7,14 +7,17 @@ Hypothesis chooses a seed, from which an ordinary random generator writes the pr
 stay: so commands are spread evenly, and a failure shrinks to the few commands that it takes.
 """
 
+import fnmatch
 import itertools
 from random import Random
 from typing import NamedTuple
 
 import grammar
-from grammar import LINES, VALUES, Node
+from grammar import FEATURES, LINES, VALUES, Node
 from hypothesis import strategies as st
 from servers import pack
+
+from shardproxy.core.across import EMULATED
 
 FAMILIES = {
     "string": "s", "bitmap": "b", "hash": "h", "list": "l", "set": "t", "zset": "z", "stream": "x",
@@ -25,8 +28,11 @@ LETTERS = sorted(FAMILIES.values())
 
 # Not spoilt: what counts its keys by an argument (with none there is no shard); what takes a random member;
 # a scan, whose cursor must be 0; XREADGROUP, whose group may be called "streams"; XADD with "*", which has a
-# key of its own
-UNSPOILT = (b"EVAL", b"FCALL", b"SPOP", b"HSCAN", b"SSCAN", b"ZSCAN", b"XREADGROUP")
+# key of its own; what blocks, for it might for ever
+UNSPOILT = (
+    *(b"EVAL", b"FCALL", b"SPOP", b"HSCAN", b"SSCAN", b"ZSCAN", b"XREADGROUP"),
+    *(b"BLPOP", b"BRPOP", b"BLM", b"BZ", b"SCAN", b"PUBSUB", b"SCRIPT", b"FUNCTION", b"SWAPDB", b"SELECT"),
+)
 # Not spoilt by swapping arguments: a value might become a time of a few milliseconds
 TIMED = (b"SET", b"SETEX", b"PSETEX", b"GETEX", b"EXPIRE", b"PEXPIRE", b"RESTORE")
 
@@ -39,12 +45,14 @@ class World(NamedTuple):
     tag: str = ""  # before every key: a hash tag
     one_key: bool = False  # a command, or a transaction, has one key; but for those that fan out
     patterns: bool = False  # SORT may read keys that it does not name
+    emulates: bool = False  # and commands that the proxy emulates over several shards may have any
 
 
 WORLDS = [
     World("one node", 1, patterns=True),
     World("three nodes, one hash tag", 3, tag="{t}"),
     World("three nodes, no tags", 3, one_key=True),
+    World("three nodes, emulated", 3, one_key=True, emulates=True),
 ]
 
 
@@ -56,6 +64,10 @@ class Step(NamedTuple):
     replies: int = 1
     fanout: bool = False
     spoilt: bool = False  # its keys may be others than those that the World gave it
+    other: bool = False  # a second client sends it, when the first has all its replies, or is blocked
+    pushes: int = 0  # of the second client's: how many messages the first one gets of it
+    blocks: bool = False  # the first client may wait after it, for what the second one sends next
+    whole: bool = False  # a cursor to follow to its end
 
     def is_a(self, name: str) -> bool:
         return bool(self.args) and self.args[0].upper() == name.encode()
@@ -86,6 +98,7 @@ class Writer:
         self.dice, self.world = dice, world
         self.families = dice.sample(sorted(FAMILIES), dice.randint(1, 3))
         self.only: bytes | None = None  # where a command has one key: which
+        self.in_multi = False  # there nothing is emulated
 
     def once_in(self, times: int) -> bool:
         return self.dice.randrange(times) == 0
@@ -124,7 +137,11 @@ class Writer:
         return out
 
     def line(self, block: str, fanout: bool = False) -> list[bytes]:
-        return self.emit(self.dice.choice(grammar.lines(block)), [], fanout)
+        node = self.dice.choice(grammar.lines(block))
+        return self.emit(node, [], fanout or self.is_emulated(grammar.first_word(node)))
+
+    def is_emulated(self, name: str) -> bool:
+        return self.world.emulates and not self.in_multi and name.lower() in EMULATED
 
     def spoil(self, args: list[bytes]) -> list[bytes]:
         """Wrong in one way: what is left out, put in, misplaced or misspelt."""
@@ -149,11 +166,13 @@ class Writer:
 
     def step(self, args: list[bytes], fanout: bool = False, spoil: bool = False) -> Step:
         """As RESP, or now and then inline; now and then spoilt, if it may be."""
-        spoilt = spoil and self.once_in(10) and not args[0].startswith(UNSPOILT) and b"*" not in args
+        may = spoil and not args[0].startswith(UNSPOILT) and b"*" not in args and b"BLOCK" not in args
+        spoilt = may and self.once_in(10)
         if spoilt:
             args = self.spoil(args)
         data = self.inline(args) if sum(map(len, args)) < 1000 and self.once_in(10) else pack(*args)
-        return Step(data, tuple(args), 1, fanout, spoilt)
+        anywhere = fanout or self.is_emulated(args[0].decode("latin-1"))
+        return Step(data, tuple(args), 1, anywhere, spoilt)
 
     def inline(self, args: list[bytes]) -> bytes:
         """As one types it, quoted where it must be."""
@@ -173,6 +192,18 @@ class Writer:
             block = grammar.PATTERNS
         return self.step(self.line(block), spoil=True)
 
+    def feature(self) -> Step | None:
+        """One line of what is on: of what may stand anywhere, wherever its keys are."""
+        names = [name for name in grammar.FEATURE_LINES if FEATURES[name]]
+        # without hash tags, what is watched would bind the transactions that follow to its shard
+        if self.world.one_key or (FEATURES["select"] and not FEATURES["select while watching"]):
+            names = [name for name in names if name != "watch"]
+        if not names:
+            return None
+        name = self.dice.choice(names)
+        args = self.line(grammar.FEATURE_LINES[name])
+        return self.step(args, fanout=name in grammar.LOOSE_FEATURES)
+
     # --- units ---
 
     def free(self) -> list[Unit]:
@@ -186,15 +217,136 @@ class Writer:
     def transaction(self) -> list[Unit]:
         """MULTI, commands, EXEC; now and then something that breaks it. It runs on one shard."""
         self.only = None
+        self.in_multi = True
         steps = [self.step([b"MULTI"])]
         for _ in range(self.dice.randint(0, 6)):
             one = self.step(self.line(grammar.QUEUED)) if self.once_in(12) else self.command()
+            if self.once_in(8):
+                one = self.queued_feature() or one
             timed = one.is_a("XADD") and b"*" in one.args  # with one key for all, that would hold times
             if self.world.one_key and (one.fanout or one.spoilt or timed):
                 one = self.step([b"PING"])
             steps.append(one)
+        self.in_multi = False
         end = self.dice.choice([b"EXEC"] * 12 + [b"DISCARD", b"RESET"])
         return [[*steps, self.step([end])]]
+
+    def queued_feature(self) -> Step | None:
+        """Blocking commands inside of a transaction do not wait; scripts and messages run with it."""
+        if FEATURES["local in multi"] and self.once_in(2):
+            return self.step(self.line(grammar.LOCAL_IN_MULTI))
+        names = [name for name in ("blocking", "scripts", "pubsub") if FEATURES[name]]
+        if self.world.nodes > 1:  # the others have no key of the transaction's shard
+            names = [name for name in names if name == "blocking"]
+        if not names:
+            return None
+        return self.step(self.line(grammar.FEATURE_LINES[self.dice.choice(names)]))
+
+    def featured(self) -> list[Unit]:
+        self.only = None
+        step = self.feature()
+        return [[step]] if step else self.free()
+
+    def by_other(self, args: list[bytes], pushes: int = 0) -> Step:
+        return Step(pack(*args), tuple(args), other=True, pushes=pushes)
+
+    def watched(self) -> list[Unit]:
+        """WATCH, what the second client does meanwhile, a transaction; now and then UNWATCH before it."""
+        if not FEATURES["watch"]:
+            return self.free()
+        unit = self.to_database_0()
+        self.only = None
+        keys = [self.key("k", False) for _ in range(self.dice.randint(1, 3))]
+        unit.append(self.step([b"WATCH", *keys]))
+        if self.once_in(3):
+            unit.append(self.command_of_one_shard())
+        if not self.once_in(3):
+            name = self.dice.choice([b"SET", b"DEL", b"GET", b"EXPIRE", b"HSET"])
+            rest = {b"SET": [b"v"], b"EXPIRE": [b"100000"], b"HSET": [b"f", b"v"]}.get(name, [])
+            unit.append(self.by_other([name, self.dice.choice(keys) if self.once_in(2) else b"{t}no", *rest]))
+        if self.once_in(6):
+            unit.append(self.step([b"UNWATCH"]))
+        unit.append(self.step([b"MULTI"]))
+        self.in_multi = True
+        unit += [self.command_of_one_shard() for _ in range(self.dice.randint(0, 3))]
+        self.in_multi = False
+        unit.append(self.step([self.dice.choice([b"EXEC"] * 6 + [b"DISCARD"])]))
+        return [unit]
+
+    def to_database_0(self) -> Unit:
+        """The second client is in database 0 always."""
+        return [self.step([b"SELECT", b"0"])] if FEATURES["select"] else []
+
+    def command_of_one_shard(self) -> Step:
+        one = self.command()
+        unfit = one.fanout or one.spoilt or (one.is_a("XADD") and b"*" in one.args)
+        return self.step([b"PING"]) if self.world.one_key and unfit else one
+
+    def waited(self) -> list[Unit]:
+        """A blocking command, what the client sends after it, and what the second client has for it."""
+        if not FEATURES["blocking"]:
+            return self.free()
+        self.only = None
+        dice, unit = self.dice, self.to_database_0()
+        one, two, zset, stream = (self.key(letter, False).decode() for letter in "llzx")
+        if self.world.one_key:
+            zset = stream = two = one
+        feed, ask = dice.choice(
+            [
+                (f"RPUSH {one} a b", f"BLPOP {one} {two} 1"),
+                (f"LPUSH {two} a", f"BRPOP {one} {two} 1"),
+                (f"RPUSH {one} a", f"BLMOVE {one} {two} LEFT RIGHT 1"),
+                (f"RPUSH {one} a", f"BRPOPLPUSH {one} {two} 1"),
+                (f"RPUSH {two} a b c", f"BLMPOP 1 2 {one} {two} LEFT COUNT 1"),
+                (f"ZADD {zset} 1 m", f"BZPOPMIN {zset} 1"),
+                (f"ZADD {zset} 1 m 2 n", f"BZMPOP 1 1 {zset} MAX"),
+                (f"XADD {stream} 500-1 f v", f"XREAD BLOCK 1000 STREAMS {stream} $"),
+            ]
+        )
+        if not self.once_in(3):  # so that it waits
+            unit.append(self.step(f"DEL {one} {two} {zset}".encode().split(), fanout=True))
+        unit.append(self.step(ask.encode().split())._replace(blocks=True))
+        for _ in range(dice.randint(0, 3)):  # in one write with it: answered after it
+            self.only = None
+            unit.append(self.command()._replace(blocks=True))
+        unit.append(self.by_other(feed.encode().split()))
+        return [unit]
+
+    def subscribed(self) -> list[Unit]:
+        """SUBSCRIBE, messages from the second client, what a subscriber may and may not say, UNSUBSCRIBE."""
+        if not FEATURES["pubsub"]:
+            return self.free()
+        dice, unit = self.dice, []
+        names = dice.sample(VALUES["channel"], dice.randint(1, 3))
+        patterns = dice.sample([b"n*", b"ch?t", b"*"], dice.randint(0, 2))
+        unit.append(self.subscribe(b"SUBSCRIBE", names))
+        if patterns:
+            unit.append(self.subscribe(b"PSUBSCRIBE", patterns))
+        for _ in range(dice.randint(1, 4)):
+            channel = dice.choice(VALUES["channel"])
+            got = (channel in names) + sum(
+                fnmatch.fnmatchcase(channel.decode("latin-1"), pattern.decode()) for pattern in patterns
+            )
+            unit.append(self.by_other([b"PUBLISH", channel, dice.choice(VALUES["value"])], got))
+            if self.once_in(3):
+                unit.append(self.step(dice.choice([[b"PING"], [b"PING", b"x"], [b"GET", b"{t}no"]])))
+        unit.append(self.subscribe(b"UNSUBSCRIBE", names))
+        if patterns:
+            unit.append(self.subscribe(b"PUNSUBSCRIBE", patterns))
+        return [unit]
+
+    def subscribe(self, name: bytes, channels: list[bytes]) -> Step:
+        return self.step([name, *channels])._replace(replies=len(channels))
+
+    def scanned(self) -> list[Unit]:
+        """SCAN to the end: every key once."""
+        if not FEATURES["keyspace"]:
+            return self.free()
+        options = self.dice.choice(
+            [[], [b"COUNT", b"1"], [b"COUNT", b"3", b"MATCH", b"*1"], [b"TYPE", b"hash"]]
+        )
+        args = (b"SCAN", b"0", *options)
+        return [[Step(b"", args, whole=True)]]
 
     def silence(self) -> list[Unit]:
         """CLIENT REPLY OFF ... ON, or SKIP: commands without replies."""
@@ -229,6 +381,8 @@ class Writer:
                 found.append([self.step(self.emit(grammar.parse(grammar.SEEDS[family]), []))])
         kinds = [self.free] * 20 + [self.transaction] * 2 + [self.local] * 3
         kinds += [self.silence, self.nothing] + [self.burst] * self.once_in(3)
+        kinds += [self.featured] * 4 + [self.watched, self.subscribed, self.scanned]
+        kinds += [self.waited] * self.once_in(2)
         for _ in range(self.dice.choice([3, 10, 30])):
             found += self.dice.choice(kinds)()
         return found
@@ -267,7 +421,7 @@ def programs(draw: st.DrawFn, world: World, proto: int) -> Program:
     steps: list[Step] = []
     for unit in Writer(dice, world).units(proto):
         if next(stays):
-            whole = not unit[0].is_a("MULTI")
+            whole = not unit[0].is_a("MULTI")  # of a transaction, what stands between may go
             steps += unit if whole else [unit[0], *(step for step in unit[1:-1] if next(stays)), unit[-1]]
     closes = dice.randrange(8) == 0
     if closes:

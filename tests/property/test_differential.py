@@ -2,12 +2,13 @@
 
 Programs are random (programs.py) and made of every command that is served (grammar.py); they are pipelined at
 random depths and their bytes split at random. Replies are compared as they came, after what is listed in
-normalise.py; afterwards the keys on the nodes are compared, too. Three worlds: one node; three nodes, every
-key under one hash tag; three nodes without tags, where a command has one key or fans out. Each begins once in
-RESP2 and once in RESP3, and programs switch.
+normalise.py; afterwards the keys on the nodes are compared, too. Four worlds: one node; three nodes, every
+key under one hash tag; three nodes without tags, where a command has one key or fans out; the same with what
+is emulated over several shards. A second client writes, pushes and publishes. Each begins once in RESP2 and
+once in RESP3, and programs switch.
 
     pytest tests/property/test_differential.py                            CI: the same 1,800 programs always
-    SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 30,000, others each time
+    SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 40,000, others each time
 
 What is left out, and why: grammar.NOT_COMPARED, grammar.REFUSED_FORMS, and KNOWN_BUGS below.
 """
@@ -21,7 +22,7 @@ from random import Random
 
 import grammar
 import pytest
-from grammar import LINES
+from grammar import FEATURES, LINES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from normalise import NORMALISERS, normalised
@@ -31,7 +32,10 @@ from servers import ProxyProcess, Raw, RedisNode, frame_end, pack, redis_nodes, 
 from shardproxy.core.commands import builtin
 
 LONG = os.environ.get("SHARDPROXY_EXAMPLES")
-EXAMPLES = int(LONG or 300)
+EXAMPLES = int(LONG or 225)
+BRISK = ("--hz", "500")  # so often Redis looks at timeouts of blocked clients; by itself 10 times a second
+POOL = 'timeout = "30s"\ncross_shard = "{}"'
+EMULATE = {False: "refuse", True: "emulate"}
 PATIENCE = 10.0  # seconds until a reply that does not come is a difference
 SPLITS = 12  # pauses in one piece of a program, that it may arrive in as many reads
 
@@ -45,6 +49,8 @@ many = settings(
     print_blob=bool(LONG),
 )
 
+DATABASES = range(3) if FEATURES["select"] else range(1)
+
 # Differences that are bugs, until they are mended: (what is wrong, which commands to leave out)
 KNOWN_BUGS: list[tuple[str, Callable[[Step], bool]]] = [
     ("COMMAND GETKEYS PFMERGE d", lambda step: step.is_a("COMMAND") and b"PFMERGE" in step.args),
@@ -56,15 +62,28 @@ class Stage:
 
     def __init__(self, world: World, stack: ExitStack, plain: RedisNode) -> None:
         self.world, self.plain = world, plain
-        self.nodes = stack.enter_context(redis_nodes(world.nodes))
-        self.proxy = stack.enter_context(ProxyProcess(toml(shards_of(self.nodes), pool='timeout = "30s"')))
+        self.nodes = stack.enter_context(redis_nodes(world.nodes, *BRISK))
+        self.proxy = stack.enter_context(
+            ProxyProcess(toml(shards_of(self.nodes), pool=POOL.format(EMULATE[world.emulates])))
+        )
         self.oracle = stack.enter_context(plain.raw())
         self.admins = [stack.enter_context(node.raw()) for node in self.nodes]
+
+        self.door = stack.enter_context(self.proxy.raw())
 
     def clean(self) -> None:
         for raw in (self.oracle, *self.admins):
             raw.ask("FLUSHALL")
             raw.ask("SCRIPT", "FLUSH")
+            raw.ask("FUNCTION", "FLUSH")
+        if FEATURES["scripts"]:  # for it remembers what the nodes know
+            assert self.door.ask("SCRIPT", "FLUSH") == b"+OK\r\n"
+
+    def blocked_on_redis(self) -> int:
+        return blocked_clients(self.oracle)
+
+    def blocked_behind_proxy(self) -> int:
+        return sum(map(blocked_clients, self.admins))
 
     def compares(self, step: Step) -> bool:
         return self.fits(step) and not any(is_wrong(step) for _, is_wrong in KNOWN_BUGS)
@@ -81,25 +100,18 @@ class Stage:
         return all(key.startswith(self.world.tag) for key in keys)
 
 
+def blocked_clients(raw: Raw) -> int:
+    return int(raw.value("INFO", "clients").partition("blocked_clients:")[2].split()[0])
+
+
 @pytest.fixture(scope="module")
 def stages() -> Iterator[dict[str, Stage]]:
     with ExitStack() as stack:
-        plain = stack.enter_context(RedisNode())
+        plain = stack.enter_context(RedisNode(*BRISK))
         yield {world.name: Stage(world, stack, plain) for world in WORLDS}
 
 
 # --- running ---
-
-
-def pieces(program: Program) -> Iterator[tuple[list[bytes], int]]:
-    """What is sent before the client waits, split; and how many replies it then waits for."""
-    data, replies = b"", 0
-    for number, step in enumerate(program.steps):
-        data += step.data
-        replies += step.replies
-        if number in program.waits or number == len(program.steps) - 1:
-            yield list(split(data, program.sizes)), replies
-            data, replies = b"", 0
 
 
 def split(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
@@ -127,25 +139,108 @@ def exchange(raw: Raw, data: bytes) -> None:
             view = view[raw.socket.send(view[: 1 << 16]) :]
 
 
-def converse(port: int, program: Program) -> list[bytes]:
-    """Every reply, and b"" for a server that closed."""
-    found: list[bytes] = []
-    with Raw(port, PATIENCE) as raw:
-        for chunks, replies in pieces(program):
-            for number, chunk in enumerate(chunks):
-                if number:
-                    time.sleep(0.0002)  # so that it does not arrive with the one before it
-                exchange(raw, chunk)
-            try:
-                found += read(raw, replies)
-            except (TimeoutError, ConnectionError, EOFError) as error:
-                found.append(f"{type(error).__name__}, and before it {bytes(raw.buffer[:200])!r}".encode())
-                return found
+class Conversation:
+    """A program's clients on one server: the first, the second, and what each was answered, in order.
+
+    blocked: how many clients of the server wait for data.
+    """
+
+    def __init__(self, stack: ExitStack, port: int, blocked: Callable[[], int]) -> None:
+        self.clients = [stack.enter_context(Raw(port, PATIENCE)) for _ in range(2)]
+        self.found: tuple[list[bytes], list[bytes]] = ([], [])
+        self.blocked = blocked
+
+    def run(self, program: Program) -> None:
+        """Every reply, and b"" for a server that closed; a text in place of what did not come."""
+        client = 0
+        try:
+            data, replies = b"", 0
+            for number, step in enumerate(program.steps):
+                following = program.steps[number + 1 : number + 2]
+                client = int(step.other)
+                if step.other:
+                    self.clients[1].send(step.data)
+                    self.take(1, step.replies)
+                    client = 0
+                    self.take(0, replies)
+                    # patterns are matched in the order of a hash table
+                    self.found[0].extend(sorted(read(self.clients[0], step.pushes)))
+                    replies = 0
+                    continue
+                if step.whole:
+                    self.found[0].append(whole_scan(self.clients[0], step.args))
+                    continue
+                data, replies = data + step.data, replies + step.replies
+                next_is_special = bool(following) and (following[0].other or following[0].whole)
+                # only what is to be fed may be found blocked: what may block for a moment is over before it
+                waits = number in program.waits or (bool(following) and following[0].blocks)
+                if (waits and not step.blocks) or next_is_special or not following:
+                    self.write(data, program.sizes)
+                    data = b""
+                    if step.blocks and next_is_special:
+                        self.wait_until_blocked(replies)
+                    else:
+                        self.take(0, replies)
+                        replies = 0
+            self.end(program)
+        except (TimeoutError, ConnectionError, EOFError) as error:
+            said = bytes(self.clients[client].buffer[:200])
+            self.found[client].append(f"{type(error).__name__}, and before it {said!r}".encode())
+
+    def write(self, data: bytes, sizes: Sequence[int]) -> None:
+        for number, chunk in enumerate(split(data, sizes)):
+            if number:
+                time.sleep(0.0002)  # so that it does not arrive with the one before it
+            exchange(self.clients[0], chunk)
+
+    def take(self, client: int, count: int) -> None:
+        self.found[client].extend(read(self.clients[client], count))
+
+    def wait_until_blocked(self, replies: int) -> None:
+        """Until it waits for data, or has been answered."""
+        raw, limit = self.clients[0], time.monotonic() + PATIENCE
+        while not self.blocked() and time.monotonic() < limit:
+            if select.select([raw.socket], [], [], 0.001)[0]:
+                got = raw.socket.recv(1 << 18)
+                raw.buffer += got
+                if not got or complete(raw, replies):
+                    return
+
+    def end(self, program: Program) -> None:
         if program.closes:
-            found.append(raw.rest())
-        elif more := bytes(raw.buffer):
-            found.append(b"too much: " + more)
-    return found
+            self.found[0].append(self.clients[0].rest())
+        elif more := bytes(self.clients[0].buffer):
+            self.found[0].append(b"too much: " + more)
+
+
+def complete(raw: Raw, count: int) -> bool:
+    at = 0
+    for _ in range(count):
+        at = frame_end(raw.buffer, at) if at < len(raw.buffer) else -1
+        if at < 0:
+            return False
+    return True
+
+
+def whole_scan(raw: Raw, args: Sequence[bytes]) -> bytes:
+    """A scan's cursor followed to its end: every key that came, in one order."""
+    cursor, keys = "0", set()
+    for _ in range(1000):
+        reply = raw.value(args[0], cursor, *args[2:])
+        if not isinstance(reply, list):
+            return f"{cursor}: {reply!r}".encode()
+        cursor, page = reply
+        keys |= set(page)
+        if cursor == "0":
+            return repr(sorted(keys)).encode()
+    return b"a scan without end"
+
+
+def converse(port: int, program: Program, blocked: Callable[[], int]) -> tuple[list[bytes], list[bytes]]:
+    with ExitStack() as stack:
+        conversation = Conversation(stack, port, blocked)
+        conversation.run(program)
+        return conversation.found
 
 
 def read(raw: Raw, count: int) -> list[bytes]:
@@ -167,15 +262,29 @@ def read(raw: Raw, count: int) -> list[bytes]:
     return found
 
 
-def state(raws: Sequence[Raw]) -> dict[str, list[object]]:
+def state(raws: Sequence[Raw]) -> dict[tuple[int, str], list[object]]:
     """Every key with a digest of its value; not those that hold times."""
-    found: dict[str, list[object]] = {}
+    found: dict[tuple[int, str], list[object]] = {}
     for raw in raws:
-        keys = [key for key in raw.value("KEYS", "*") if not key.endswith("y")]
-        for key in keys:
-            found.setdefault(key, []).extend(
-                raw.value("DEBUG", "DIGEST-VALUE", key.encode(errors="surrogateescape"))
-            )
+        for database in DATABASES:
+            raw.ask("SELECT", database)
+            keys = [key for key in raw.value("KEYS", "*") if not key.endswith("y")]
+            for key in keys:
+                found.setdefault((database, key), []).extend(
+                    raw.value("DEBUG", "DIGEST-VALUE", key.encode(errors="surrogateescape"))
+                )
+        raw.ask("SELECT", 0)
+    return found
+
+
+def commands_of(steps: Sequence[Step], client: int) -> list[tuple[bytes, ...]]:
+    """Whose reply each frame is that a client gets; a message's is that of the command which sent it."""
+    found: list[tuple[bytes, ...]] = []
+    for step in steps:
+        if client == int(step.other):
+            found += [step.args] * step.replies
+        elif step.other:
+            found += [(b"MESSAGE", *step.args)] * step.pushes
     return found
 
 
@@ -183,10 +292,17 @@ def check(stage: Stage, program: Program) -> None:
     stage.clean()
     steps = [step if stage.compares(step) else step.as_ping() for step in program.steps]
     program = program._replace(steps=steps)
-    commands = [step.args for step in steps for _ in range(step.replies)]
-    theirs = converse(stage.plain.port, program)
-    ours = converse(stage.proxy.port, program)
-    assert len(theirs) == len(commands) + program.closes, f"not what the program says: {theirs[-1]!r}"
+    one = converse(stage.plain.port, program, stage.blocked_on_redis)
+    other = converse(stage.proxy.port, program, stage.blocked_behind_proxy)
+    for client in (1, 0):
+        commands = commands_of(steps, client)
+        closes = program.closes and not client
+        assert len(one[client]) == len(commands) + closes, f"not what the program says: {one[client][-1:]!r}"
+        same_replies(commands, one[client], other[client])
+    assert state([stage.oracle]) == state(stage.admins)
+
+
+def same_replies(commands: list[tuple[bytes, ...]], theirs: list[bytes], ours: list[bytes]) -> None:
     for number, args in enumerate(commands):
         if number >= len(ours):
             break
@@ -195,7 +311,6 @@ def check(stage: Stage, program: Program) -> None:
         one, other = (normalised(commands[: number + 1], each[: number + 1])[-1] for each in (theirs, ours))
         assert one == other, f"reply {number}, to {args}:\nredis {theirs[number]!r}\nproxy {ours[number]!r}"
     assert theirs[len(commands) :] == ours[len(commands) :]
-    assert state([stage.oracle]) == state(stage.admins)
 
 
 @pytest.mark.parametrize("proto", [2, 3], ids=["RESP2", "RESP3"])
@@ -215,7 +330,8 @@ def test_the_same_replies(world: World, proto: int, stages: dict[str, Stage]) ->
 
 
 def test_every_command_that_is_served_is_compared_or_says_why_not() -> None:
-    blocks = [*LINES.values(), grammar.FANOUT, grammar.PATTERNS, grammar.LOCAL, grammar.QUEUED, "MULTI\nQUIT"]
+    blocks = [*LINES.values(), grammar.FANOUT, grammar.PATTERNS, grammar.LOCAL, grammar.QUEUED, grammar.UNITS]
+    blocks += [block for name, block in grammar.FEATURE_LINES.items() if FEATURES[name]]
     written = {name for block in blocks for name in grammar.names(block)}
     served = {
         each.name
@@ -228,7 +344,9 @@ def test_every_command_that_is_served_is_compared_or_says_why_not() -> None:
 
 def test_every_normaliser_is_of_a_command_that_is_compared() -> None:
     written = {
-        name for block in (*LINES.values(), grammar.FANOUT, grammar.LOCAL) for name in grammar.names(block)
+        name
+        for block in (*LINES.values(), grammar.FANOUT, grammar.LOCAL, *grammar.FEATURE_LINES.values())
+        for name in grammar.names(block)
     }
     assert set(NORMALISERS) <= written
 

@@ -176,7 +176,8 @@ def test_completion_completes_a_command() -> None:
         text=True,
         check=True,
     )
-    assert {line.partition(",")[2] for line in done.stdout.split()} == {"check", "config", "completion"}
+    names = {line.partition(",")[2] for line in done.stdout.split()}
+    assert names == {"check", "commands", "config", "completion"}
 
 
 @pytest.mark.parametrize(("shell", "named"), [("/usr/bin/zsh", ["zsh"]), ("", ["bash", "zsh", "fish"])])

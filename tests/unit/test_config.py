@@ -218,7 +218,13 @@ MISTAKES = [
     (POOL, 'memory = "1gb"', "pool.main.memory: ", "(it belongs in [limits])"),
     (POOL, "x1 = 1", "pool.main.x1: found an unknown key; expected one of kind, ", "shards"),
     # designed, not built
-    (TOP, "tls = {}", "tls: found TLS, not supported yet", "this key left out"),
+    (TOP, "tls = { cert = '/c' }", "tls.cert: found no key", "the certificate's private key"),
+    (TOP, "tls = { verify = 'required' }", "tls.verify: found no ca", "the CAs of clients' certificates"),
+    (TOP, "tls = { user_from_cert = true }", "tls.user_from_cert", "only a certificate that was verified"),
+    (TOP, 'listen = ["tls://0.0.0.0:6390"]', "listen: found tls://0.0.0.0:6390", "cert and key in [tls]"),
+    (TOP, 'listen = ["unix:///s?mode=888"]', "listen[0]: found", "?mode=0660"),
+    (TOP, 'listen = ["proxy+redis:6379"]', "listen[0]: found", "tls://HOST:PORT"),
+    (TOP, 'allow = ["10.0.0/8"]', 'allow[0]: found "10.0.0/8"', "a network such as"),
     (
         NODES,
         'a = { primary = "redis://h:1", replicas = ["x"] }',
@@ -226,7 +232,6 @@ MISTAKES = [
         "not supported",
     ),
     (NODES, 'a = "memcached://h:1"', "pool.main.shards.a.primary", "a memcached shard is not supported yet"),
-    (NODES, 'a = "rediss://h:1"', "pool.main.shards.a.primary", "TLS to nodes is not supported yet"),
     (TOP, '[pool.b.shards]\nx = "redis://h:1"', "pool: found 2 pools", "several are not supported yet"),
     # types and bounds
     (TOP, 'listen = "h:1"', "listen: ", "a list of"),
@@ -516,3 +521,97 @@ def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.setitem(os.environ, "P_W", "now")
     assert Credentials.read(made).of("m", "a") == ("", "now")
+
+
+# --- users: what their rules mean is in test_acl.py
+
+
+def with_users(text: str, top: str = "") -> str:
+    return f"{top}\n{SHARD}[users]\n{text}\n"
+
+
+def test_users_as_text_and_as_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_PASSWORD", "from the environment")
+    text = with_users(
+        'default = "off"\napp = { acl = "on ~a +@all", password_env = "APP_PASSWORD", clients = 3 }'
+    )
+    users = config.read_users(load(text.encode()))
+    app = users.login("app", b"from the environment")
+    assert app is not None and not users.default.open and users.limits == {"app": 3}
+    assert app.root.key_text == "~a" and "environment" not in repr(load(text.encode()))
+
+
+def test_every_mistake_in_users_is_named() -> None:
+    found = mistakes(
+        with_users(
+            'a = "on +gett hunter2"\nb = { password = "x" }\n"c d" = "on"\ne = 5\n'
+            'f = { acl = "on", clients = -1 }\n'
+            'g = { acl = "~* ~x (on)", password = "a", password_env = "NOT_SET" }',
+            top='acl_file = "/nonexistent/users.acl"',
+        )
+    )
+    for words in ("did you mean get?", "users.a.acl: found a word that is not shown", "users.b.acl: found",
+                  'users."c d"', "users.e", "users.f.clients", "users.g.acl", "one of them"):  # fmt: skip
+        assert any(words in each for each in found), (words, found)
+    assert "hunter2" not in str(found)
+
+
+def test_a_password_in_rules_is_refused_where_others_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "shardproxy.toml"
+    path.write_text(with_users('app = "on >secret ~* +@all"\nb = { acl = "on", password = "secret" }\n'
+                               f'c = "on #{"ab" * 32}"'))  # fmt: skip
+    path.chmod(0o644)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert len(caught.value.mistakes) == 2 and "secret" not in str(caught.value)
+    path.chmod(0o600)
+    load(path)
+
+
+def test_rules_are_shown_without_passwords() -> None:
+    text = with_users(f'app = "on >secret #{"ab" * 32} ~* +@all"')
+    made = load(text.encode())
+    for shown in (repr(made), config.effective_text(made)):
+        assert ">" not in shown and "abab" not in shown
+    assert tomllib.loads(config.effective_text(made))["users"] == {"app": "on ~* +@all"}
+    other = load(text.replace("secret", "other").encode())
+    assert list(map(str, config_tables.differences(made, other))) == ["users.app.acl changed"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("app on", "line 1: found a line without a user"),
+        ("user", "line 1: found a line without a user"),
+        ("user a on\nuser a on", "line 2: found user a again"),
+        ("user a on\n\n# comment\nuser b on +nope", 'line 4, user b: found "+nope"'),
+        ("user a on >secret", "a password in a file that others can read"),
+        ("user a\xe9 on", "line 1"),
+    ],
+)
+def test_mistakes_in_an_acl_file(lines: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "users.acl"
+    path.write_bytes(lines.encode("latin-1"))
+    path.chmod(0o644)
+    found = mistakes(f'acl_file = "{path}"\n{SHARD}')
+    assert len(found) == 1 and words in found[0]
+
+
+def test_an_acl_file(tmp_path: Path) -> None:
+    path = tmp_path / "users.acl"
+    path.write_text("user default off\n\nuser app on >secret ~a (~b +get)\r\n")
+    path.chmod(0o600)
+    made = load(f'acl_file = "{path}"\nuser_scripts = "trust"\n{SHARD}'.encode())
+    users = config.read_users(made)
+    assert users.login("app", b"secret") and users.trust_scripts and not users.default.open
+    assert config.read_users(made, secrets=False).by_name.keys() == {"default"}
+
+
+def test_protected_mode_is_no_matter_where_clients_must_log_in() -> None:
+    for text, warned in (
+        ('default = "off"', False),
+        ('default = "on nopass +@all"', True),
+        ('app = "on"', True),
+    ):
+        made = load(with_users(text, top='listen = ["0.0.0.0:1"]').encode())
+        assert any("protected_mode" in each for each in made.warnings) == warned

@@ -4,7 +4,16 @@ from itertools import pairwise
 
 import pytest
 
-from shardproxy.core.health import QUICK, URGENT_GAP, Evidence, Health, Policy, Window, fail_open
+from shardproxy.core.health import (
+    QUICK,
+    REFUSED_MOST,
+    URGENT_GAP,
+    Evidence,
+    Health,
+    Policy,
+    Window,
+    fail_open,
+)
 
 POLICY = Policy()
 
@@ -183,6 +192,25 @@ def test_only_good_probes_bring_it_back_and_somebody_admits_it() -> None:
     made.probed(13.5, True, "", 0.0)
     made.admitted(13.6)
     assert (made.state, made.since, made.reason) == ("up", 13.6, "")
+
+
+def test_a_refused_return_is_tried_later_each_time() -> None:
+    made, now, waits = out(), 11.0, []
+    for _ in range(12):
+        for _ in range(made.policy.successes):
+            made.probed(now, True, "", 1.0)
+        assert made.returning
+        made.not_admitted(now, "another proxy", 1.0)
+        waits.append(made.next_probe - now)
+        now = made.next_probe
+    assert waits[:4] == [QUICK, 2 * QUICK, 4 * QUICK, 8 * QUICK]
+    assert waits[-1] == REFUSED_MOST
+    for _ in range(made.policy.successes):
+        made.probed(now, True, "", 1.0)
+    made.admitted(now)
+    made.observe(now + 1.0, Evidence(0, 1, 0, 1, True, "refused"), 1.0)
+    made.not_admitted(now + 1.0, "again", 1.0)
+    assert made.next_probe == now + 1.0 + QUICK
 
 
 def test_a_refused_connection_ends_a_return() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import selectors
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
 from shardproxy.core.topology import Topology
 from shardproxy.proxy import keeper as keepers
+from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.keeper import RETURNING, Keeper
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import Owed, Returns, Taken, misplaced
+from shardproxy.proxy.returns import USED, Known, Owed, Returns, Taken, misplaced
 
 A, B, C = (f"127.0.0.1:{port}" for port in (7001, 7002, 7003))
 
@@ -95,8 +97,8 @@ class Nodes:
 
 
 class NoLogins:
-    def of(self, pool: str, shard: str) -> None:
-        return None
+    def of(self, pool: str, shard: str) -> Way:
+        return Way()
 
 
 @pytest.fixture
@@ -130,7 +132,9 @@ def returns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield steps
 
 
-def run(scene: Callable[[Keeper], Awaitable[None]], fleet: FakeFleet) -> list[tuple[str, dict[str, Any]]]:
+def run(
+    scene: Callable[[Keeper], Awaitable[None]], fleet: FakeFleet, inherits: bool = False
+) -> list[tuple[str, dict[str, Any]]]:
     """The scene, and what was logged."""
     logged: list[tuple[str, dict[str, Any]]] = []
 
@@ -141,6 +145,7 @@ def run(scene: Callable[[Keeper], Awaitable[None]], fleet: FakeFleet) -> list[tu
             lambda event, **fields: logged.append((event, fields)),
             clock=asyncio.get_running_loop().time,
             chance=lambda: 0.5,
+            inherits=inherits,
         )
         keeper.follow(NoLogins())
         await scene(keeper)
@@ -193,6 +198,74 @@ def test_refused_is_out_at_once_and_comes_back_behind_a_fence(nodes: Nodes, retu
     shown = [(each.nodes[A].state, each.nodes[A].reason, each.nodes[A].swept) for each in fleet.seen]
     assert shown == [("suspect", RETURNING, True), ("up", "", False), ("up", "", True)]
     assert fleet.seen[0].pools[0].mode(fleet.seen[0].pools[0].shards[0]) == "hold"
+
+
+def test_who_uses_a_node_says_so_often_enough(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every USED probe intervals at least once, else another proxy takes the node for nobody's."""
+    fleet, beats = FakeFleet(), list[float]()
+
+    async def beat(_: Any, address: str) -> None:
+        if address == A:
+            beats.append(asyncio.get_running_loop().time())
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(600.0)
+
+    monkeypatch.setattr(Returns, "beat", beat)
+    run(scene, fleet)
+    interval = fleet.topology.pools[0].health.interval
+    gaps = [after - before for before, after in pairwise(beats)]
+    assert max(gaps) < USED * interval / 2  # one may be lost
+    assert min(gaps) >= interval / 2
+    assert sum(gaps) > 590.0
+
+
+# --- what a process that is taken over knows ---
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_nothing_returns_before_the_process_before_has_told(
+    nodes: Nodes, returns: list[str], monkeypatch: pytest.MonkeyPatch, complete: bool
+) -> None:
+    fleet, lacks = FakeFleet(), list[str]()
+    fleet.topology = fleet.topology.with_away({A: ("it was out", True), "127.0.0.1:1": ("gone", True)})
+    monkeypatch.setattr(Returns, "lack", lambda _, address: lacks.append(address))
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(10.0)
+        assert (fleet.state(A), fleet.topology.nodes[A].reason, returns) == ("out", "it was out", [])
+        if complete:
+            keeper.inherit(Known("owed", A, [b"key"]))
+            keeper.inherit(Known("owed", "127.0.0.1:1", [b"key"]))  # none of ours
+        keeper.all_told(complete)
+        await asyncio.sleep(10.0)
+        assert fleet.state(A) == "up"
+        keeper.all_told(False)  # it has told all, and ends
+        # what its last clients wrote: a node that is back returns once more
+        keeper.inherit(Known("owed", A, []))
+        assert fleet.state(A) == "up"
+        keeper.inherit(Known("owed", A, [b"late"]))
+        assert fleet.state(A) == "out"
+        await asyncio.sleep(10.0)
+        assert fleet.state(A) == "up"
+
+    run(scene, fleet, inherits=True)
+    assert returns == [f"begin {A}", f"fenced {A}", f"swept {A}"] * 2
+    assert lacks == ([] if complete else [A])
+
+
+def test_what_is_taken_over_brings_nothing_back(nodes: Nodes, returns: list[str]) -> None:
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        keeper.observe([(A, 0, 0, 0, 0, True, "Connection refused")])
+        await keeper.bequeath()
+        await asyncio.sleep(10.0)
+        assert fleet.state(A) == "out"
+
+    run(scene, fleet)
+    assert returns == []
 
 
 def test_a_worker_that_does_not_acknowledge_keeps_it_out(nodes: Nodes, returns: list[str]) -> None:
@@ -352,7 +425,11 @@ def test_misplaced_keys() -> None:
     for shard in pool.shards:
         for key in keys:
             assert misplaced(pool, shard, key) == (pool.home(key).name != shard.name)
-        assert not misplaced(pool, shard, b"shardproxy:heartbeats")
+        # of all that begins like ours only what is ours is left alone
+        for ours in (b"shardproxy:heartbeats", b"shardproxy:probe:1:2"):
+            assert not misplaced(pool, shard, ours)
+        for key in (b"shardproxy:", b"shardproxy:mine", b"shardproxy:heart", b"shardproxy:prob"):
+            assert misplaced(pool, shard, key) == (pool.home(key).name != shard.name)
     for state in ("out", "suspect"):
         pool = fleet.topology.with_node_state(A, state).pools[0]  # type: ignore[arg-type]
         for key in keys:

@@ -99,3 +99,10 @@ def test_who_attaches_sees_the_same_memory(pages: CounterPages) -> None:
     other = CounterPages(os.dup(pages.fd), 2)
     put(other, 1, commands=42)
     assert pages.counters()["commands"] == 42
+
+
+def test_the_times_of_writes_are_behind_all_pages(pages: CounterPages) -> None:
+    other = CounterPages(os.dup(pages.fd), 2)
+    pages.stamps[:] = b"\xff" * len(pages.stamps)
+    assert set(other.counters().values()) == {0}
+    assert other.stamps == pages.stamps

@@ -6,7 +6,7 @@ from shardproxy.core.scan_cursor import NODE_MOST, SHARDS, Position, after, numb
 
 
 def laps(rings: list[set[str]], pages: int = 3, known: bool = True) -> list[str]:
-    """A whole scan, a page a step, the ring of each step from `rings`, then the last one: the shards that were finished."""
+    """The shards that a whole scan finishes; rings: of each step, then the last one."""
     history: dict[int, set[str]] = {}
     cursor, done, step = 0, [], 0
     while True:

@@ -5,7 +5,7 @@ from servers import pack
 
 from shardproxy.core.buffers import total_bytes
 from shardproxy.core.commands import builtin
-from shardproxy.dataplane.stale import StaleStore, kinds
+from shardproxy.dataplane.stale import STAMP_BYTES, StaleStore, kinds
 
 S = 1_000_000  # a second, in the engine's microseconds
 MB = 1 << 20
@@ -179,3 +179,25 @@ def test_many_of_one_key_are_found_and_dropped() -> None:
     assert it.get(pack("HGET", "k", 77_777), 2, S) == b":77777\r\n"
     it.drop(b"k", S)
     assert len(it) == 0
+
+
+def test_a_write_through_another_worker_ends_what_was_kept() -> None:
+    """What is kept here is served only if it was asked for when that write was surely done."""
+    stamps = bytearray(STAMP_BYTES)
+    here, there = (StaleStore(MB, 30 * S, S, stamps=stamps) for _ in range(2))
+    other = pack("GET", "other")
+    for request in (GET, other):
+        here.put(request, 2, ONE, 1 * S, 1 * S)
+    there.drop(b"k", 2 * S)
+    assert here.get(GET, 2, 3 * S) is None
+    assert here.get(other, 2, 3 * S) == ONE
+    # asked for too soon after it: it may have overtaken the write
+    here.put(GET, 2, ONE, 3 * S, 4 * S)
+    assert here.get(GET, 2, 4 * S) is None
+    here.put(GET, 2, TWO, 3 * S + 1, 4 * S)
+    assert here.get(GET, 2, 4 * S) == TWO
+    # a tick that began before another worker's does not make its write any older
+    there.drop(b"k", 1 * S)
+    assert here.get(GET, 2, 4 * S) == TWO
+    there.clear(5 * S)
+    assert here.get(GET, 2, 5 * S) is here.get(other, 2, 5 * S) is None

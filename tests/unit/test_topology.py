@@ -26,6 +26,7 @@ class PoolConfig(msgspec.Struct):
     hash_tag: str = "{}"
     virtual_nodes: int = 160
     partial: str = "error"
+    cross_shard: str = "refuse"
     timeout: float = 1.0
     timeouts: TimeoutsConfig = TimeoutsConfig(read=0.5, write=1.0, script=5.0)
     attempt_timeout: float = 0.5

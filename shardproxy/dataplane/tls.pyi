@@ -1,0 +1,3 @@
+# TLS of the engine's sockets. For cimport only: nothing here is called from Python.
+
+class Tls: ...

@@ -1,0 +1,102 @@
+"""EXEC of a transaction in which some commands are answered here: the node's results and ours, each in its place.
+
+Rules: what the node can run is one run on the client's own way to it, with nobody else's command inside; it is sent
+before this handler returns. Only when the node has run it are ours run, in their order: a transaction that is aborted
+does nothing here either. SELECT is the node's too, so that what follows it runs in that database; a shared upstream is
+told to go back. What is `spread` (command_policy) runs in the run on that node, and on the others after it.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from shardproxy.core import reply
+from shardproxy.core.resp import RequestParser, Scanner
+from shardproxy.handlers.asking import is_error, pack
+from shardproxy.handlers.base import Answer, Server, dispatch, handles
+
+if TYPE_CHECKING:
+    from shardproxy.core.command_rows import Row
+    from shardproxy.dataplane.calls import Call, ClientHandle
+
+QUEUED = b"+QUEUED\r\n"
+
+
+class Queued:
+    """A command between MULTI and EXEC, for its handler: as a Call."""
+
+    held = None
+    in_exec = True
+
+    def __init__(
+        self, args: list[bytes], row: "Row", client: "ClientHandle", answered: dict[int, bytes]
+    ) -> None:
+        self.args, self.row, self.client, self.answered = args, row, client, answered
+        self.data: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    @property
+    def proto(self) -> int:
+        return self.client.proto
+
+    @property
+    def done(self) -> bool:
+        return self.data.done()
+
+    def reply(self, data: bytes) -> None:
+        self.data.set_result(data or reply.OK)  # CLIENT REPLY OFF says nothing: an array needs something
+
+
+def _of_node(row: "Row | None") -> bool:
+    return row is None or row.kind != "local" or row.in_multi or row.spread or row.name == "select"
+
+
+@handles("exec")
+def exec_(server: Server, call: "Call") -> Answer:
+    """Sends the run, now."""
+    assert call.held is not None
+    node, watching, held, timeout = call.held
+    limits = server.config.limits
+    parser = RequestParser(limits.max_arguments, limits.max_value, limits.max_inline, 2 * limits.max_request)
+    queued = [(args, server.commands.row(args[0], *args[1:])) for args in parser.feed(held)[1:]]
+    run = [args for args, row in queued if _of_node(row)]
+    ran: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    if run or watching:
+        moves = any(row is not None and row.name == "select" for _, row in queued)
+        back = pack("SELECT", call.client.db) if moves else b""
+        request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
+        server.reactor.ask(
+            node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves, timeout=timeout
+        )
+    else:
+        ran.set_result(b"*0\r\n")
+    return _finish(server, call, queued, ran, node, len(run))
+
+
+async def _finish(
+    server: Server,
+    call: "Call",
+    queued: "list[tuple[list[bytes], Row | None]]",
+    ran: asyncio.Future[bytes],
+    node: int,
+    count: int,
+) -> bytes:
+    frames = Scanner().feed(await ran)
+    if len(frames) == 1:  # an error, or nothing was the node's
+        result = frames[0]
+    else:
+        result = frames[count + 1]
+        refused = next((frame for frame in frames[1 : count + 1] if frame != QUEUED), b"")
+        if refused and result.startswith(b"-EXECABORT"):
+            return b"-EXECABORT Transaction discarded because of: " + refused[1:]
+    if is_error(result) or result in (b"*-1\r\n", b"_\r\n"):
+        return result
+    head, _, rest = result.partition(b"\r\n")
+    theirs = iter(Scanner().feed(rest))
+    results = []
+    for args, row in queued:
+        frame = next(theirs) if _of_node(row) else b""
+        if row is not None and row.kind == "local" and not row.in_multi and not is_error(frame):
+            piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
+            dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
+            frame = await piece.data
+        results.append(frame)
+    return b"*%d\r\n" % len(results) + b"".join(results)

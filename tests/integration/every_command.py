@@ -1,0 +1,430 @@
+"""One harmless call of every command and subcommand, for test_every_command.py: data only.
+
+A line is a command and its arguments. `@x` is a key that the test has filled (see SEEDS), `@_x` one that is
+not there: in the test they get one hash tag. What a line does to a server must be undone by FLUSHALL.
+"""
+
+SEEDS = """
+SET @s hello
+SET @n 7
+SETBIT @b 7 1
+HSET @h a 1 b 2
+RPUSH @l a b c
+RPUSH @m x y
+SADD @t a b c
+SADD @u b c d
+ZADD @z 1 a 2 b 3 c
+ZADD @y 2 b 4 d
+XADD @x 1-1 f v
+XADD @x 2-1 f w
+XGROUP CREATE @x g 0
+XREADGROUP GROUP g c COUNT 1 STREAMS @x >
+GEOADD @g 13.361389 38.115556 a 15.087269 37.502669 b
+PFADD @p a b
+PFADD @q b c
+"""
+
+CALLS = """
+BITCOUNT @b
+BITFIELD @b GET u8 0
+BITFIELD_RO @b GET u8 0
+BITOP AND @_b @b @b
+BITPOS @b 1
+GETBIT @b 7
+SETBIT @b 8 1
+
+ASKING
+CLUSTER ADDSLOTS 1
+CLUSTER ADDSLOTSRANGE 1 2
+CLUSTER BUMPEPOCH
+CLUSTER COUNT-FAILURE-REPORTS x
+CLUSTER COUNTKEYSINSLOT 1
+CLUSTER DELSLOTS 1
+CLUSTER DELSLOTSRANGE 1 2
+CLUSTER FAILOVER
+CLUSTER FLUSHSLOTS
+CLUSTER FORGET x
+CLUSTER GETKEYSINSLOT 1 1
+CLUSTER HELP
+CLUSTER INFO
+CLUSTER KEYSLOT k
+CLUSTER LINKS
+CLUSTER MEET 127.0.0.1 1
+CLUSTER MYID
+CLUSTER NODES
+CLUSTER REPLICAS x
+CLUSTER REPLICATE x
+CLUSTER RESET
+CLUSTER SAVECONFIG
+CLUSTER SET-CONFIG-EPOCH 1
+CLUSTER SETSLOT 1 STABLE
+CLUSTER SHARDS
+CLUSTER SLAVES x
+CLUSTER SLOTS
+READONLY
+READWRITE
+
+AUTH secret
+CLIENT CACHING YES
+CLIENT GETNAME
+CLIENT GETREDIR
+CLIENT HELP
+CLIENT ID
+CLIENT INFO
+CLIENT KILL ID 999999999
+CLIENT LIST
+CLIENT NO-EVICT ON
+CLIENT NO-TOUCH ON
+CLIENT PAUSE 0
+CLIENT REPLY ON
+CLIENT SETINFO LIB-NAME x
+CLIENT SETNAME me
+CLIENT TRACKING OFF
+CLIENT TRACKINGINFO
+CLIENT UNBLOCK 999999999
+CLIENT UNPAUSE
+ECHO hello
+HELLO
+PING
+QUIT
+RESET
+SELECT 0
+
+COPY @s @_s
+DEL @s @l
+DUMP @s
+EXISTS @s @l @_s
+EXPIRE @s 1000
+EXPIREAT @s 4000000000
+EXPIRETIME @s
+KEYS *
+MIGRATE 127.0.0.1 1 @_s 0 1
+MOVE @s 1
+OBJECT ENCODING @s
+OBJECT FREQ @s
+OBJECT HELP
+OBJECT IDLETIME @s
+OBJECT REFCOUNT @s
+PERSIST @s
+PEXPIRE @s 100000
+PEXPIREAT @s 4000000000000
+PEXPIRETIME @s
+PTTL @s
+RANDOMKEY
+RENAME @s @_s
+RENAMENX @s @_s
+RESTORE @_s 0 \\x00\\x05hello\\n\\x00cr\\xdfve4\\x20\\n
+SCAN 0 COUNT 1000
+SORT @l ALPHA
+SORT_RO @l ALPHA
+TOUCH @s @l
+TTL @s
+TYPE @s
+UNLINK @s @l
+WAIT 0 1
+
+GEOADD @g 1 1 c
+GEODIST @g a b
+GEOHASH @g a
+GEOPOS @g a
+GEORADIUS @g 15 37 200 km ASC
+GEORADIUS_RO @g 15 37 200 km ASC
+GEORADIUSBYMEMBER @g a 200 km ASC
+GEORADIUSBYMEMBER_RO @g a 200 km ASC
+GEOSEARCH @g FROMLONLAT 15 37 BYRADIUS 200 km ASC
+GEOSEARCHSTORE @_g @g FROMLONLAT 15 37 BYRADIUS 200 km ASC
+
+HDEL @h a
+HEXISTS @h a
+HGET @h a
+HGETALL @h
+HINCRBY @h a 1
+HINCRBYFLOAT @h a 0.5
+HKEYS @h
+HLEN @h
+HMGET @h a b c
+HMSET @h c 3
+HRANDFIELD @h 2
+HSCAN @h 0
+HSET @h c 3
+HSETNX @h a 3
+HSTRLEN @h a
+HVALS @h
+
+PFADD @p c
+PFCOUNT @p @q
+PFDEBUG ENCODING @p
+PFMERGE @_p @p @q
+PFSELFTEST
+
+BLMOVE @l @m LEFT RIGHT 0.01
+BLMPOP 0.01 2 @_l @l LEFT
+BLPOP @_l @l 0.01
+BRPOP @_l 0.01
+BRPOPLPUSH @l @m 0.01
+LINDEX @l 0
+LINSERT @l BEFORE b x
+LLEN @l
+LMOVE @l @m LEFT RIGHT
+LMPOP 2 @_l @l LEFT
+LPOP @l
+LPOS @l b
+LPUSH @l x
+LPUSHX @l x
+LRANGE @l 0 -1
+LREM @l 1 b
+LSET @l 0 x
+LTRIM @l 0 1
+RPOP @l
+RPOPLPUSH @l @m
+RPUSH @l x
+RPUSHX @l x
+
+PROXY COMMANDS get
+PROXY DRAIN no-such-shard
+PROXY HELP
+PROXY INFO
+PROXY LOCATE k
+PROXY NODES
+PROXY RELOAD
+PROXY TOPOLOGY
+PROXY UNDRAIN no-such-shard
+
+PSUBSCRIBE news*
+PUBLISH news hello
+PUBSUB CHANNELS
+PUBSUB HELP
+PUBSUB NUMPAT
+PUBSUB NUMSUB news
+PUBSUB SHARDCHANNELS
+PUBSUB SHARDNUMSUB news
+PUNSUBSCRIBE news*
+SPUBLISH news hello
+SSUBSCRIBE news
+SUBSCRIBE news
+SUNSUBSCRIBE news
+UNSUBSCRIBE news
+
+EVAL return{KEYS[1],ARGV[1]} 1 @s x
+EVAL_RO return{KEYS[1],ARGV[1]} 1 @s x
+EVALSHA 0000000000000000000000000000000000000000 1 @s
+EVALSHA_RO 0000000000000000000000000000000000000000 1 @s
+FCALL nothing 1 @s
+FCALL_RO nothing 1 @s
+FUNCTION DELETE nothing
+FUNCTION DUMP
+FUNCTION FLUSH
+FUNCTION HELP
+FUNCTION KILL
+FUNCTION LIST
+FUNCTION LOAD REPLACE #!lua\\x20name=mine\\nredis.register_function('mine',tostring)
+FUNCTION RESTORE nonsense
+FUNCTION STATS
+SCRIPT DEBUG NO
+SCRIPT EXISTS 0000000000000000000000000000000000000000
+SCRIPT FLUSH
+SCRIPT HELP
+SCRIPT KILL
+SCRIPT LOAD return\\x201
+
+ACL CAT
+ACL DELUSER nobody
+ACL DRYRUN default get k
+ACL GENPASS
+ACL GETUSER nobody
+ACL HELP
+ACL LIST
+ACL LOAD
+ACL LOG
+ACL SAVE
+ACL SETUSER default
+ACL USERS
+ACL WHOAMI
+BGREWRITEAOF
+BGSAVE
+COMMAND
+COMMAND COUNT
+COMMAND DOCS get
+COMMAND GETKEYS get k
+COMMAND GETKEYSANDFLAGS get k
+COMMAND HELP
+COMMAND INFO get
+COMMAND LIST FILTERBY PATTERN xreadg*
+CONFIG GET maxmemory
+CONFIG HELP
+CONFIG RESETSTAT
+CONFIG REWRITE
+CONFIG SET maxmemory 0
+DBSIZE
+DEBUG JMAP
+FAILOVER ABORT
+FLUSHALL
+FLUSHDB
+INFO
+LASTSAVE
+LATENCY DOCTOR
+LATENCY GRAPH nothing
+LATENCY HELP
+LATENCY HISTOGRAM nothing
+LATENCY HISTORY nothing
+LATENCY LATEST
+LATENCY RESET
+LOLWUT
+MEMORY DOCTOR
+MEMORY HELP
+MEMORY MALLOC-STATS
+MEMORY PURGE
+MEMORY STATS
+MEMORY USAGE @s
+MODULE HELP
+MODULE LIST
+MODULE LOAD /nothing
+MODULE LOADEX /nothing
+MODULE UNLOAD nothing
+MONITOR
+PSYNC ? -1
+REPLCONF nonsense 1
+REPLICAOF NO ONE
+RESTORE-ASKING @_s 0 \\x00\\x05hello\\n\\x00cr\\xdfve4\\x20\\n
+ROLE
+SAVE
+SHUTDOWN ABORT
+SLAVEOF NO ONE
+SLOWLOG GET 0
+SLOWLOG HELP
+SLOWLOG LEN
+SLOWLOG RESET
+SWAPDB 0 0
+SYNC
+TIME
+
+SADD @t d
+SCARD @t
+SDIFF @t @u
+SDIFFSTORE @_t @t @u
+SINTER @t @u
+SINTERCARD 2 @t @u
+SINTERSTORE @_t @t @u
+SISMEMBER @t a
+SMEMBERS @t
+SMISMEMBER @t a x
+SMOVE @t @u a
+SPOP @t 10
+SRANDMEMBER @t 3
+SREM @t a
+SSCAN @t 0
+SUNION @t @u
+SUNIONSTORE @_t @t @u
+
+BZMPOP 0.01 2 @_z @z MIN
+BZPOPMAX @_z @z 0.01
+BZPOPMIN @_z 0.01
+ZADD @z 5 e
+ZCARD @z
+ZCOUNT @z 1 2
+ZDIFF 2 @z @y
+ZDIFFSTORE @_z 2 @z @y
+ZINCRBY @z 1 a
+ZINTER 2 @z @y
+ZINTERCARD 2 @z @y
+ZINTERSTORE @_z 2 @z @y
+ZLEXCOUNT @z - +
+ZMPOP 2 @_z @z MIN
+ZMSCORE @z a x
+ZPOPMAX @z
+ZPOPMIN @z
+ZRANDMEMBER @z 3
+ZRANGE @z 0 -1
+ZRANGEBYLEX @z - +
+ZRANGEBYSCORE @z 1 2
+ZRANGESTORE @_z @z 0 -1
+ZRANK @z b
+ZREM @z a
+ZREMRANGEBYLEX @z - [a
+ZREMRANGEBYRANK @z 0 0
+ZREMRANGEBYSCORE @z 1 1
+ZREVRANGE @z 0 -1
+ZREVRANGEBYLEX @z + -
+ZREVRANGEBYSCORE @z 2 1
+ZREVRANK @z b
+ZSCAN @z 0
+ZSCORE @z a
+ZUNION 2 @z @y
+ZUNIONSTORE @_z 2 @z @y
+
+XACK @x g 1-1
+XADD @x 3-1 f v
+XAUTOCLAIM @x g d 0 0
+XCLAIM @x g d 0 1-1
+XDEL @x 1-1
+XGROUP CREATE @x h 0
+XGROUP CREATECONSUMER @x g d
+XGROUP DELCONSUMER @x g c
+XGROUP DESTROY @x g
+XGROUP HELP
+XGROUP SETID @x g 0
+XINFO CONSUMERS @x g
+XINFO GROUPS @x
+XINFO HELP
+XINFO STREAM @x
+XLEN @x
+XPENDING @x g
+XRANGE @x - +
+XREAD COUNT 1 STREAMS @x 0
+XREADGROUP GROUP g c COUNT 1 STREAMS @x >
+XREVRANGE @x + -
+XSETID @x 5-1
+XTRIM @x MAXLEN 1
+
+APPEND @s x
+DECR @n
+DECRBY @n 2
+GET @s
+GETDEL @s
+GETEX @s EX 1000
+GETRANGE @s 0 1
+GETSET @s x
+INCR @n
+INCRBY @n 2
+INCRBYFLOAT @n 0.5
+LCS @s @n
+MGET @s @n @_s
+MSET @s 1 @_s 2
+MSETNX @_s 1 @_n 2
+PSETEX @s 100000 x
+SET @s x
+SETEX @s 1000 x
+SETNX @s x
+SETRANGE @s 1 x
+STRLEN @s
+SUBSTR @s 0 1
+
+DISCARD
+EXEC
+MULTI
+UNWATCH
+WATCH @s
+"""
+
+# Its reply on a plain Redis is another each time, or speaks of that one server: only its kind is compared
+_LOOSE = """
+    acl|genpass acl|getuser acl|list acl|log client|help client|id client|info client|list command
+    command|count command|docs command|help command|info config|help config|rewrite dump function|dump
+    function|stats hello hgetall hkeys hrandfield hscan hvals info keys lastsave latency|doctor
+    latency|histogram lolwut memory|doctor memory|help memory|malloc-stats memory|stats memory|usage
+    monitor object|idletime randomkey replconf role scan sdiff sinter slowlog|get slowlog|len smembers
+    spop srandmember sscan sunion time xinfo|consumers xinfo|stream zrandmember
+"""
+LOOSE = frozenset(_LOOSE.split())
+# Not asked of a plain Redis: it would be a replica's stream, or it is not of Redis 7.0
+OURS = frozenset(["sync", "psync", "client|setinfo", "client|no-touch"])
+
+# Answers otherwise than Redis, and is to: command → why. The test fails when one of them answers alike
+_FILE = "users are in the proxy's configuration, and not changed by commands"
+DIFFERENT = {
+    "acl|deluser": _FILE,
+    "acl|setuser": _FILE,
+    "acl|save": _FILE,
+    "acl|load": "it loads the proxy's configuration; a Redis without an ACL file refuses it",
+    "acl|help": "of the subcommands that there are",
+}
