@@ -64,6 +64,9 @@ class Limits(Record, frozen=True, kw_only=True):
     memory: Annotated[
         Size, "buffers of a process; beyond it, clients that hold much are paused, then closed"
     ] = 1 << 30
+    scripts: Annotated[
+        Size, "texts of scripts that a worker keeps, so that EVALSHA finds them on nodes that have lost them"
+    ] = 16 << 20
     clients_per_address: Annotated[
         int, Meta(ge=0, le=10**9), "clients connected at once from one address, to a worker; 0: as maxclients"
     ] = 0

@@ -38,6 +38,8 @@ EXTRA = [
      "Loads the configuration's file again"],
     ["proxy|drain", -3, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
      "Takes a shard off the ring"],
+    ["proxy|node", -4, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
+     "Runs a command on the node of one shard"],
     ["proxy|undrain", 3, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
      "Puts a drained shard back on the ring"],
 ]  # fmt: skip
@@ -53,7 +55,9 @@ MULTI: dict[str, Any] = {"kind": "multi"}
 
 BLOCKS = "it may wait for data, and the connections to the nodes are shared by many clients"
 PATTERN = "its BY or GET pattern reads keys that may live on other shards"
-NO_KEY = "without a key there is no shard to run it on"
+UNDECLARED = (
+    "a script or function may touch the keys that it declares, and no others: those may live on other shards"
+)
 
 
 def _fanout(merge: str) -> dict[str, Any]:
@@ -64,12 +68,8 @@ def _refused(why: str) -> dict[str, Any]:
     return {"kind": "refused", "why": why}
 
 
-_SCRIPTS = _refused("scripts and functions would have to be kept alike on every node")
-_KEYSPACE = _refused("it concerns the keys of all shards")
-_NODE = _refused("it acts on one node; connect to that node itself")
+_NODE = _refused("it acts on one node: an administrator says which with PROXY NODE")
 _CLUSTER = _refused("the proxy is not a Redis Cluster node; it finds every key's node itself")
-_DATABASE = _refused("only database 0 is served")
-_HELP = _refused("its help text is on the nodes and at https://redis.io/commands")
 _CONTAINER = _refused("name one of its subcommands")
 
 # names → decision. Later lines win.
@@ -86,13 +86,25 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("blmove blmpop blpop brpop brpoplpush bzmpop bzpopmax bzpopmin", FORWARD),
     ("georadius", FORWARD | {"walk": "georadius"}),
     ("georadiusbymember", FORWARD | {"walk": "georadiusbymember"}),
-    ("eval eval_ro evalsha evalsha_ro fcall fcall_ro", FORWARD | {"why": NO_KEY}),
+    ("eval eval_ro", FORWARD | {"calls": "text", "why": UNDECLARED}),
+    ("evalsha evalsha_ro", FORWARD | {"calls": "sha", "why": UNDECLARED}),
+    ("fcall fcall_ro", FORWARD | {"calls": "function", "why": UNDECLARED}),
     # Answered here
     ("ping", LOCAL | {"in_multi": True, "keyless": True, "listening": True}),
     ("echo time", LOCAL | {"in_multi": True, "keyless": True}),
     ("select", LOCAL | {"barrier": True}),
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("reset", SUBSCRIBES),
+    # Asked of all nodes, and merged: handlers/keyspace, handlers/scripts, handlers/nodewide
+    ("scan keys randomkey flushall flushdb swapdb", ASKS),
+    ("script function", ASKS),
+    ("config slowlog latency", ASKS),
+    ("memory|doctor memory|malloc-stats memory|purge memory|stats", ASKS),
+    ("bgrewriteaof bgsave save lastsave debug module|list", ASKS),
+    ("object|help memory|help xinfo|help xgroup|help module|help", ASKS),
+    ("role", LOCAL),
+    ("proxy|node", ASKS),
+    ("move", FORWARD),
     ("dbsize", ASKS | {"spread": True}),
     ("wait lolwut", ASKS),
     ("monitor", LOCAL | {"barrier": True}),
@@ -112,21 +124,14 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("object|encoding object|freq object|idletime object|refcount memory|usage", FORWARD),
     ("xinfo|consumers xinfo|groups xinfo|stream", FORWARD),
     ("xgroup|create xgroup|createconsumer xgroup|delconsumer xgroup|destroy xgroup|setid", FORWARD),
-    ("object|help memory|help xinfo|help xgroup|help", _HELP),
     # Refused
-    ("script function", _SCRIPTS),
-    ("scan keys randomkey flushall flushdb", _KEYSPACE),
-    ("move swapdb", _DATABASE),
     (
         "migrate",
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
-    ("config", _refused("the proxy is configured by its file, and a node on the node itself")),
     ("cluster asking readonly readwrite restore-asking", _CLUSTER),
-    ("slowlog latency", _NODE),
-    ("memory|doctor memory|malloc-stats memory|purge memory|stats", _NODE),
-    ("bgrewriteaof bgsave save lastsave shutdown debug module pfdebug pfselftest", _NODE),
-    ("failover psync replconf replicaof slaveof sync role", _NODE),
+    ("shutdown module pfdebug pfselftest", _NODE),
+    ("failover psync replconf replicaof slaveof sync", _NODE),
 ]
 
 # With one of these a command is never forwarded because of its keys alone

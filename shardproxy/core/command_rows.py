@@ -129,6 +129,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     )
     barrier: bool = False  # waits until everything that the client sent before is answered
     across: bool = False  # emulated over several shards, where the pool's cross_shard says so
+    calls: Literal["", "text", "sha", "function"] = ""  # its first argument: a script, its SHA1, a function
     holds: bool = False  # a handler's: the client's later commands wait until it is answered
     channel: bool = False  # its first argument is a channel: it goes where a key of that name would
     listening: bool = False  # a RESP2 client that has subscribed may send it

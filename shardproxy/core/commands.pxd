@@ -26,6 +26,10 @@ cdef enum:
     FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
     FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
     FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
+    FLAG_TEXT = 65536       # its first argument is a script: EVAL
+    FLAG_SHA = 131072        # or a script's SHA1: EVALSHA
+    FLAG_FUNCTION = 262144     # or a function's name: FCALL
+    ANY_CALL = 458752       # these three
     FLAG_NO_MULTI = 16384   # refused between MULTI and EXEC, in Redis's words
     FLAG_REPLICATES = 4096  # it writes, or may: held back by CLIENT PAUSE ... WRITE
     FLAG_UNSEEN = 8192      # not shown to MONITOR

@@ -25,6 +25,7 @@ cdef dict KINDS = {
     "forward": KIND_FORWARD, "fanout": KIND_FANOUT, "local": KIND_LOCAL, "multi": KIND_MULTI, "refused": KIND_REFUSED,
 }
 cdef dict MERGES = {"none": MERGE_NONE, "array": MERGE_ARRAY, "sum": MERGE_SUM, "ok": MERGE_OK}
+cdef dict CALLS = {"": 0, "text": FLAG_TEXT, "sha": FLAG_SHA, "function": FLAG_FUNCTION}
 cdef dict BEGINS = {"index": 0, "keyword": 1, "unknown": 2}
 cdef dict FINDS = {"range": 0, "keynum": 1, "unknown": 2}
 cdef enum:
@@ -484,6 +485,7 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_ACROSS if record.across else 0)
         | (FLAG_WAITS if "blocking" in record.flags and not record.walk else 0)
         | (FLAG_SCRIPT if "scripting" in record.categories else 0)
+        | CALLS[record.calls]
         | (FLAG_NO_MULTI if "no_multi" in record.flags else 0)
         | (FLAG_REPLICATES if record.writes or "may_replicate" in record.flags else 0)
         | (FLAG_UNSEEN if "admin" in record.flags else 0)

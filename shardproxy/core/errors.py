@@ -190,6 +190,12 @@ NOT_LOCAL = (
 )
 
 
+INVALID_CURSOR = "ERR invalid cursor"
+SCRIPT_FLUSH = "ERR SCRIPT FLUSH only support SYNC|ASYNC option"
+SCRIPT_DEBUG = "ERR Use SCRIPT DEBUG YES/SYNC/NO"
+NOT_DEBUGGER = "ERR the debugger of scripts needs a connection of its own: connect to a node"
+
+
 def get_keys(reason: str) -> str:
     """reason: what CommandTable.keys_of raised."""
     return f"ERR {reason}"
@@ -238,6 +244,43 @@ def not_supported(name: str, why: str) -> str:
 
 
 # --- A node's ----------------------------------------------------------------------------------------------
+
+NO_SHARDS = "SHARDDOWN no shard is there to ask"
+SWAP_OUT = "SHARDDOWN a shard is out: its databases could not be swapped with the others'"
+
+
+def partly(name: str, failed: Sequence[tuple[str, str]]) -> str:
+    """What every node should have done, and some have not; name: the command's."""
+    said = "; ".join(f"'{shard}': {why[:200]}" for shard, why in failed)
+    return f"ERR {name} was done, but not on shard{'s'[: len(failed) > 1]} {said}"
+
+
+def differing(name: str, shards: Sequence[str]) -> str:
+    """Nodes that should have answered the same."""
+    return (
+        f"ERR the nodes do not answer {name} alike: shard{'s'[: len(shards) > 1]} {', '.join(shards)} differ"
+    )
+
+
+def large_cursor(shard: str) -> str:
+    return f"ERR shard '{shard}' gave a cursor that is too large to be passed on: PROXY NODE {shard} SCAN"
+
+
+def proxys_own(option: str) -> str:
+    """Of CONFIG SET: Redis's words, then ours."""
+    return (
+        f"ERR CONFIG SET failed (possibly related to argument '{option}') - it is the proxy's own: "
+        "set it in shardproxy.toml"
+    )
+
+
+def not_through(name: str) -> str:
+    """Of PROXY NODE."""
+    return f"ERR PROXY NODE cannot run {name.upper()}: it changes the connection. Connect to the node itself"
+
+
+def debug(name: str) -> str:
+    return f"ERR DEBUG {shown(name.encode()).upper()} is not passed to the nodes; PROXY NODE asks one"
 
 
 def not_redis(said: bytes) -> str:

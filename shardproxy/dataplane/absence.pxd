@@ -15,3 +15,5 @@ cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept
 cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot, bint out) noexcept
 # The same for a part of a split command, which has `keys` keys; or the part fails.
 cdef void part_missing(Engine e, Client *c, const Row *row, uint32_t slot, uint16_t part, uint32_t keys) noexcept
+# A handler has flushed all databases, or one.
+cdef void flushed(Engine e) noexcept

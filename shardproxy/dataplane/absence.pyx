@@ -71,6 +71,17 @@ cdef void drop_stale(Engine e, Request *r, const Row *row) noexcept:
         stale_drop(e.stale, r.argv[e.positions[i]], r.argl[e.positions[i]], e.now)
 
 
+cdef void flushed(Engine e) noexcept:
+    """Every key is gone: also those of shards that are out, whatever their nodes still have."""
+    cdef int i
+    for i in range(e.shard_count):
+        if e.absent[i]:
+            e.written[e.shards[i]] = set()
+            e.written_bytes[e.shards[i]] = -1
+    if e.stale != NULL:
+        stale_clear(e.stale, e.now)
+
+
 cdef void drop_stale_run(Engine e, const char *p, size_t n) noexcept:
     """The same for the commands of a transaction, when it is sent."""
     cdef Request *r = &e.again
@@ -97,7 +108,7 @@ cdef bint instead(Engine e, Client *c, Request *r, const Row *row, uint32_t slot
     """Of a shard that is down: the last value read, or nothing found; False: the error."""
     cdef size_t n
     cdef const char *kept
-    if out and e.stale != NULL and row.flags & FLAG_READONLY:
+    if out and e.stale != NULL and c.db == 0 and row.flags & FLAG_READONLY:
         kept = stale_get(e.stale, r.raw, r.raw_size, c.proto, e.now, &n)
         if kept != NULL:
             e.count[<int>STALE_SERVED] += 1

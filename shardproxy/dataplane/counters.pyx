@@ -31,6 +31,7 @@ TABLE = (
     ("overloaded", "counter", "commands answered OVERLOADED"),
     ("remembered", "counter", "keys remembered because they were written on a stand-in"),
     ("stale_served", "counter", "reads answered with a value kept from before their shard was down"),
+    ("scripts_sent", "counter", "scripts that a node was sent because an EVALSHA came that it might not know"),
     ("upstream_connects", "counter", "upstream connections made"),
     ("upstream_losses", "counter", "upstream connections lost"),
     ("upstream_resets", "counter", "upstreams reset because they made no progress or broke the protocol"),
@@ -48,6 +49,7 @@ TABLE = (
     ("clients", "gauge", "client connections now"),
     ("buffer_bytes", "gauge", "bytes in buffers now"),
     ("retries_left", "gauge", "retries that retry_budget allows now"),
+    ("script_bytes", "gauge", "bytes of scripts that are kept"),
     ("opening", "gauge", "clients whose PROXY header or TLS handshake is not done"),
 )
 

@@ -7,6 +7,7 @@ from shardproxy.core.commands cimport CommandTable
 from shardproxy.core.fanout cimport Fan
 from shardproxy.core.resp cimport Progress, Request, Scan
 from shardproxy.core.ring cimport Ring
+from shardproxy.core.script_store cimport Scripts
 from shardproxy.dataplane.counters cimport BUCKETS
 from shardproxy.dataplane.stale cimport Stale
 
@@ -132,6 +133,7 @@ cdef struct Client:
     bint monitors               # it is shown what others send
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
+    bint tx_calls               # it calls scripts or functions
     Origin *origin              # NULL: no address has a limit
     uint64_t counted_requests   # its part of the origin's
     size_t counted_bytes
@@ -159,6 +161,10 @@ cdef struct Entry:
     uint64_t at                 # when the request was read
     uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
+    uint64_t prefix             # bytes of SCRIPT LOADs among these, in front
+    uint32_t loads              # of these; their replies come first, and are nobody's
+    uint32_t skip               # of these, still to come
+    bint trusting               # it calls scripts that its node should know
 
 cdef enum:
     DOWN = 0
@@ -245,6 +251,8 @@ cdef struct Upstream:
     double rate                 # answers a second, when there was something to do
     uint64_t retry_at
     int failures                # connections in a row that failed
+    unsigned char *known        # scripts that its node has been told of on this connection: a bit each, by number
+    uint32_t known_room         # bytes of these
     char why[TEXT]
 
 # What a request for a node's shard gets now: core/topology.Mode
@@ -376,6 +384,9 @@ cdef class Engine:
     cdef Stale *stale                       # NULL: stale_while_down is not set
     cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for
+    cdef Scripts *script_store
+    cdef list taught                        # scripts that EVAL has brought, for the other workers; None: there are none
+    cdef size_t taught_bytes
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply
     cdef Request again                      # a request that is sent again

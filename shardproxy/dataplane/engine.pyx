@@ -9,6 +9,7 @@ from libc.stdlib cimport free
 from posix.unistd cimport write
 
 from shardproxy.core.resp cimport request_free
+from shardproxy.core.script_store cimport scripts_free
 from shardproxy.dataplane.stale cimport stale_free
 
 cdef extern from "<time.h>" nogil:
@@ -83,6 +84,8 @@ cdef class Engine:
         request_free(&self.again)
         if self.stale != NULL:
             stale_free(self.stale)
+        if self.script_store != NULL:
+            scripts_free(self.script_store)
         free(self.client_list)
         free(self.client_generations)
         free(self.free_clients)

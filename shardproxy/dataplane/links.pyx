@@ -111,14 +111,17 @@ cdef object open_link(Engine e, int number, int proto, int db, setup, bint strea
     link.engine = e
     link.index = u.index
     link.setup = setup
-    link.on_frame = on_frame
-    link.on_lost = on_lost
     u.linked = True
     u.stream = stream
     u.lease = KEPT
     e.links[u.index] = link
     if u.state != UP:
         start(e, u)
+        if u.over:              # refused at once
+            raise ConnectionError(f"SHARDDOWN shard '{e.node_list[number].shard.decode(errors='replace')}' at "
+                                  f"{e.node_list[number].name.decode(errors='replace')} is down: {u.why.decode(errors='replace')}")
+    link.on_frame = on_frame
+    link.on_lost = on_lost
     e.wake()
     return link
 

@@ -22,6 +22,7 @@ from shardproxy.dataplane.engine cimport (
     Upstream,
 )
 from shardproxy.dataplane.private cimport private_lost
+from shardproxy.dataplane.scripts cimport precede_again, unlearn
 from shardproxy.dataplane.sending cimport send_again
 from shardproxy.dataplane.waiting cimport time_left, wait_again
 from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
@@ -151,6 +152,20 @@ cdef void order(Engine e, Upstream *u) noexcept:
             entry.tries = 0
 
 
+cdef bint keep_bytes(Engine e, Entry *entry, const char *p, size_t n, Buf *out) noexcept:
+    """A request that goes out again, on another connection, whose node may not know its script."""
+    cdef size_t at = out.len
+    if entry.trusting and not entry.loads:
+        entry.prefix = precede_again(e, p, n, out)
+        entry.loads = entry.prefix != 0
+    entry.skip = entry.loads
+    if n and buf_append(out, p, n) < 0:
+        out.len = at
+        return False
+    entry.start = at
+    return True
+
+
 cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     cdef uint32_t i = u.head, w = u.head
     cdef Entry entry
@@ -166,14 +181,13 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
         return
     memset(&out, 0, sizeof(out))
     order(e, u)
+    unlearn(u)
     while i != u.tail:
         entry = u.fifo[i & u.mask]
         start = entry.start
         end = end_of(u, i)
         i += 1
-        if keep and repeatable(e, u, &entry) and \
-                (end == start or buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) == 0):
-            entry.start = out.len - (end - start)
+        if keep and repeatable(e, u, &entry) and keep_bytes(e, &entry, buf_head(&u.out) + (start - u.base), end - start, &out):
             u.fifo[w & u.mask] = entry
             w += 1
         else:
@@ -194,7 +208,8 @@ cdef void prune(Engine e, Upstream *u) noexcept:
     cdef Entry entry
     cdef Entry *waiting
     cdef Buf out
-    cdef uint64_t start, end
+    cdef uint64_t start, end, prefix = 0
+    cdef uint32_t loads = 0
     if u.unsent == 0:
         return                  # none of them is late
     u.unsent = 0
@@ -216,12 +231,24 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         waiting = &u.fifo[(i + 1) & u.mask] if entry.to == TO_NOBODY and i + 1 != u.tail else &u.fifo[i & u.mask]
         i += 1
         if waiting.to == TO_LATE or waiting.to != TO_ASK and e.client_at(waiting.client, waiting.generation) == NULL:
+            # another may count on the script that this one brings
+            if entry.prefix and buf_append(&out, buf_head(&u.out) + (start - u.base), entry.prefix) < 0:
+                u.doomed = True
+            prefix += entry.prefix
+            loads += entry.loads
             continue
         if end > start and buf_append(&out, buf_head(&u.out) + (start - u.base), end - start) < 0:
             u.doomed = True
-        entry.start = u.base + out.len - (end - start)
+        entry.start = u.base + out.len - (end - start) - prefix
+        entry.prefix += prefix
+        entry.loads += loads
+        entry.skip = entry.loads
+        prefix = loads = 0
         u.fifo[w & u.mask] = entry
         w += 1
+    if prefix:
+        out.len -= prefix
+        unlearn(u)
     u.tail = w
     due_anew(u)
     if <int>(u.kept - first) > 0:       # past the +QUEUED of a transaction, which has no bytes of its own
@@ -324,6 +351,7 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
             lost_error(e, &old, &entry, node.why, begun)
             begun = False
         else:
+            start += entry.prefix
             send_again(e, c, &entry, buf_head(&old.out) + (start - old.base), end - start)
     u.moving = 0
     buf_release(&old.out)

@@ -83,6 +83,9 @@ class Reactor:
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
 
+    def node_of_shard(self, name: str) -> int | None:
+        """Of one that drains too; None: there is no such shard."""
+
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
 
@@ -141,6 +144,30 @@ class Reactor:
     def logins(self, user: bytes) -> int:
         """Clients that have logged in as this user."""
 
+    def teach(self, text: bytes, loaded: bool) -> bytes:
+        """Keep a script's text, as SCRIPT LOAD's (loaded) or EVAL's; its SHA1, in hex."""
+
+    def knows_script(self, sha: bytes) -> bool: ...
+    def scripts(self) -> list[tuple[bytes, bool]]:
+        """Every text that is kept, and whether SCRIPT LOAD brought it; those that go first come first."""
+
+    def forget_scripts(self) -> None:
+        """All texts, and what nodes know."""
+
+    def share_scripts(self) -> None:
+        """There are other workers: see take_taught."""
+
+    def take_taught(self) -> list[bytes]:
+        """Scripts that EVAL has brought since the last call; of too many at once only the first."""
+
+    def flushed(self) -> None:
+        """Every key is gone: no stale values, and what nodes that are out still have is old."""
+
+    def sieve(self, node: int, frame: bytes, at: int = 0) -> tuple[int, bytes] | None:
+        """Of an array of keys that a node lists, at frame[at], those that live there: how many, and their frames.
+
+        None: it is no such array.
+        """
     def blocked(self) -> int:
         """Clients that wait for data, or for replicas."""
 

@@ -14,8 +14,9 @@ from posix.unistd cimport close, read
 
 from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.commands cimport CommandTable
+from shardproxy.core.script_store cimport scripts_new
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
-from shardproxy.dataplane.absence cimport wrote
+from shardproxy.dataplane.absence cimport flushed, wrote
 from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
 from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
@@ -32,7 +33,9 @@ from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.observing cimport pause, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
+from shardproxy.dataplane.scripts cimport all_scripts, forget_scripts, script_find, teach
 from shardproxy.dataplane.sending cimport node_of
+from shardproxy.dataplane.sieve cimport sieve
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
@@ -111,6 +114,7 @@ cdef class Reactor(Engine):
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
+        self.script_store = scripts_new(limits.scripts)
         if stamps is not None:
             self.stamp_words = memoryview(stamps).cast("B").cast("Q")
             self.stamps = &self.stamp_words[0]
@@ -119,7 +123,7 @@ cdef class Reactor(Engine):
         self.upstreams = <Upstream **>calloc(MAX_UPSTREAMS, sizeof(Upstream *))
         self.dirty_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
         self.spare_upstreams = <uint32_t *>calloc(MAX_UPSTREAMS, sizeof(uint32_t))
-        if (self.scratch == NULL or self.cipher == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
+        if (self.scratch == NULL or self.script_store == NULL or self.cipher == NULL or self.upstreams == NULL or self.dirty_upstreams == NULL
                 or self.spare_upstreams == NULL):
             raise MemoryError
         grow_clients(self, 64)
@@ -468,6 +472,37 @@ cdef class Reactor(Engine):
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
 
+    # --- scripts, and all keys: see reactor.pyi ---
+
+    def teach(self, bytes text, bint loaded):
+        return teach(self, text, loaded)
+
+    def knows_script(self, bytes sha):
+        return script_find(self, sha, len(sha)) != NULL
+
+    def scripts(self):
+        return all_scripts(self)
+
+    def forget_scripts(self):
+        forget_scripts(self)
+
+    def share_scripts(self):
+        self.taught = []
+
+    def take_taught(self):
+        cdef list found = self.taught
+        if found:
+            self.taught = []
+            self.taught_bytes = 0
+        return found or []
+
+    def flushed(self):
+        self.now = self.now if self.in_tick else monotonic_us()
+        flushed(self)
+
+    def sieve(self, int node, bytes frame, int at=0):
+        return sieve(self, node, frame, at)
+
     def blocked(self):
         cdef uint32_t i
         cdef int found = 0
@@ -505,6 +540,12 @@ cdef class Reactor(Engine):
         cdef int i
         return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
                 if self.node_list[self.shards[i]].mode != MOVE]
+
+    def node_of_shard(self, str name):
+        for (shard, _), number in self.numbers.items():
+            if shard == name:
+                return number
+        return None
 
     def node_of(self, bytes key):
         return node_of(self, key, len(key))

@@ -23,6 +23,7 @@ from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
+from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
 from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
 from shardproxy.dataplane.waiting cimport wait_elsewhere
@@ -31,6 +32,7 @@ from libc.stdlib cimport strtoll
 
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
+    void *memmem(const void *p, size_t n, const void *what, size_t size)
 
 cdef enum:
     READ = 262144               # one read from a node
@@ -111,11 +113,23 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         entry = &u.fifo[u.head & u.mask]
         if status != SCAN_DONE:
             if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
-                deliver(e, entry, p, u.scanned, False)
+                if not entry.skip:
+                    deliver(e, entry, p, u.scanned, False)
                 buf_consume(&u.inp, u.scanned)
                 u.scanned = 0
                 u.midway = True
             break
+        if entry.skip:
+            # of a SCRIPT LOAD: what went wrong with it the EVALSHA behind it will say
+            if p[0] == c'-':
+                unlearn(u)
+            entry.skip -= 1
+            u.midway = False
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            continue
+        if entry.trusting and not u.midway and no_script(p, u.scanned):
+            unlearn_node(node)
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
@@ -125,7 +139,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             if sick != NULL:
                 blame(e, node, sick, False)
         last = entry.frames == 1
-        if e.stale != NULL and not entry.write:
+        if e.stale != NULL and not entry.write and u.db == 0:
             keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
         if u.moving and u.lease & WAITING and not u.midway and is_nil(p, u.scanned):
             wait_elsewhere(e, u, entry)
@@ -169,6 +183,12 @@ cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *fram
     cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
     stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
               n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
+
+
+cdef bint no_script(const char *p, size_t n) noexcept nogil:
+    """Whether a reply says NOSCRIPT, or one of a transaction's replies does."""
+    return p[0] == c'-' and n > 10 and memcmp(p + 1, "NOSCRIPT ", 9) == 0 or \
+        p[0] == c'*' and memmem(p, n, "\r\n-NOSCRIPT ", 12) != NULL
 
 
 cdef void keep_refusal(Upstream *u, const char *p, size_t n) noexcept nogil:
@@ -231,6 +251,12 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if u.greetings == 2 and (answer[0] == c':' or answer[0] == c'-'):
             # CLIENT ID: who may not ask, or a server that does not know it, is no worse for it
             u.id = strtoll(answer + 1, NULL, 10) if answer[0] == c':' else 0
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            u.greetings -= 1
+            continue
+        if u.greetings == 1 and u.scanned > 7 and answer[0] == c'-' and memcmp(answer + 1, "BUSY ", 5) == 0:
+            # a script runs: what may be asked then (SCRIPT KILL) has to get there
             buf_consume(&u.inp, u.scanned)
             u.scanned = 0
             u.greetings -= 1

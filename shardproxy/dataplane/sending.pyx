@@ -12,9 +12,11 @@ from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_ACROSS, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY, Row,
+    ANY_CALL, FLAG_ACROSS, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_KEYLESS, FLAG_MOVABLE, FLAG_READONLY, FLAG_WAITS, MERGE_ARRAY,
+    Row,
 )
 from shardproxy.core.fanout cimport Fan, fan_new, fan_widen
+from shardproxy.core.script_store cimport Script
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_number, raw_argument
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
@@ -24,6 +26,7 @@ from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
+from shardproxy.dataplane.scripts cimport node_of_script, precede, script_of
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
 from shardproxy.dataplane.stale cimport stale_drop
 from shardproxy.dataplane.upstreams cimport give, keep_lane, promise, upstream_for
@@ -145,6 +148,8 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return block(e, c, r, row, node)
     if node >= 0:
         return send_to(e, c, r, row, node)
+    if node == NO_KEY and row.flags & ANY_CALL:
+        return send_to(e, c, r, row, node_of_script(e, r, row))
     if node == NO_KEY:
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
     return TAKEN
@@ -161,10 +166,13 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     cdef int64_t slot
     cdef bint write = not row.flags & FLAG_READONLY
     cdef uint64_t due = 0 if e.blocks else due_of(e, row)
+    cdef Script *script = NULL
     cdef Buf swap
     if write and e.stale != NULL:
         drop_stale(e, r, row)
     u = upstream_for(e, node, c, due)
+    if row.flags & ANY_CALL:
+        script = script_of(e, r, row)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -185,6 +193,8 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1, due) < 0:
         client_close(e, c, "out of memory")
         return TAKEN
+    if script != NULL:
+        precede(e, u, script)
     e.count[<int>FORWARDED] += 1
     if r.raw_size > SCRATCH and u.out.len == 0 and r.raw == buf_head(&c.inp) and r.raw_size == c.inp.len:
         # a large value is handed over, not copied
@@ -328,6 +338,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
     cdef const Row *sub
     cdef int node = NO_KEY
     cdef Upstream *u
+    cdef Script *script
     memset(&progress, 0, sizeof(progress))
     r.limits = e.request.limits
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN its shard is down, and its keys have no other place in common\r\n")
@@ -342,6 +353,8 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         share_again(e, c, r, row, entry)
         return
     node = locate(e, r, row)
+    if node == NO_KEY and row.flags & ANY_CALL:
+        node = node_of_script(e, r, row)
     u = upstream_for(e, node, c, entry.due) if node >= 0 else NULL
     if u == NULL:
         if not (node >= 0 and e.down and instead(e, c, r, row, entry.slot, e.node_list[node].out)):
@@ -354,6 +367,10 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
         client_close(e, c, "out of memory")
         return
     u.fifo[(u.tail - 1) & u.mask].at = entry.at
+    if row.flags & ANY_CALL:
+        script = script_of(e, r, row)
+        if script != NULL:
+            precede(e, u, script)
     give(e, u, p, n)
     u.again = u.given
 

@@ -10,8 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport (
-    FLAG_CHANNEL,
-    FLAG_IN_MULTI, FLAG_KEYLESS, FLAG_NO_MULTI, FLAG_REPLICATES, KIND_LOCAL, KIND_REFUSED, Row,
+    ANY_CALL, FLAG_CHANNEL, FLAG_IN_MULTI, FLAG_KEYLESS, FLAG_NO_MULTI, FLAG_REPLICATES, KIND_LOCAL, KIND_REFUSED, Row,
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.absence cimport drop_stale_run, remember
@@ -23,6 +22,7 @@ from shardproxy.dataplane.engine cimport TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NON
 from shardproxy.dataplane.observing cimport observe_run
 from shardproxy.dataplane.private cimport lease, say_unheard
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
+from shardproxy.dataplane.scripts cimport node_of_run, precede_run
 from shardproxy.dataplane.sending cimport ANSWERED, NO_KEY, anywhere, node_of_command, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_open
 from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_for
@@ -61,6 +61,7 @@ cdef void begin(Engine e, Client *c, Request *r) noexcept:
     c.tx_count = 0
     c.tx_mixed = c.tx_replicates = False
     c.tx_allowed = e.allowed[1]
+    c.tx_calls = False
     if buf_append(&c.tx, r.raw, r.raw_size) < 0:
         client_close(e, c, "out of memory")
         return
@@ -73,6 +74,7 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int node
     cdef uint32_t tail
     cdef int64_t slot
+    cdef bint bad
     cdef uint64_t due = e.now + c.tx_allowed
     if c.tx_state == TX_BROKEN:
         say(e, c, "-EXECABORT Transaction discarded because of previous errors.\r\n")
@@ -86,7 +88,7 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     if c.tx_count == 0 and c.watching < 0:
         say(e, c, "*0\r\n")
         return
-    node = c.watching if c.watching >= 0 else c.tx_shard if c.tx_shard >= 0 else e.shards[anywhere(e)]
+    node = node_of_transaction(e, c)
     if e.on_command is not None:
         observe_run(e, c)
     if c.tx_mixed:
@@ -107,11 +109,15 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return
     c.wrote |= <uint64_t>1 << (u.node & 63)
     # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-    if promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0 or \
-            promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
+    bad = promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0
+    if not bad and c.tx_calls:
+        precede_run(e, u, c)
+    if bad or promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:
         u.doomed = True
         client_close(e, c, "out of memory")
-    elif give(e, u, buf_head(&c.tx), c.tx.len) == 0:
+        return
+    u.fifo[(u.tail - 1) & u.mask].trusting = c.tx_calls
+    if give(e, u, buf_head(&c.tx), c.tx.len) == 0:
         give(e, u, r.raw, r.raw_size)
     sent(e, c)
 
@@ -127,6 +133,13 @@ cdef void sent(Engine e, Client *c) noexcept:
         u.lease &= ~WATCHING
         c.watching = -1
         c.watched = 0
+
+
+cdef int node_of_transaction(Engine e, Client *c) noexcept:
+    cdef int node = c.watching if c.watching >= 0 else c.tx_shard
+    if node < 0 and c.tx_calls:
+        node = node_of_run(e, c)
+    return node if node >= 0 else e.shards[anywhere(e)]
 
 
 cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:
@@ -200,7 +213,7 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
         shard = node_of_command(e, c, r, row)
     if shard == ANSWERED:
         return
-    if shard == NO_KEY and not local and not row.flags & FLAG_KEYLESS:
+    if shard == NO_KEY and not local and not row.flags & (FLAG_KEYLESS | ANY_CALL):
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
         return
     if shard >= 0:
@@ -221,6 +234,7 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
             client_close(e, c, "out of memory")
             return
         c.tx_count += 1
+        c.tx_calls = c.tx_calls or row.flags & ANY_CALL != 0
         c.tx_mixed = c.tx_mixed or local
         c.tx_replicates = c.tx_replicates or row.flags & FLAG_REPLICATES
         if due_of(e, row) - e.now > c.tx_allowed:

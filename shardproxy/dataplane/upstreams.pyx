@@ -22,6 +22,7 @@ from shardproxy.dataplane.engine cimport (
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.private cimport lease, owner_of, private_drop, tracking_setup
+from shardproxy.dataplane.scripts cimport unlearn
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -416,6 +417,9 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.frames = frames
     entry.at = e.now
     entry.start = u.given
+    entry.prefix = 0
+    entry.loads = entry.skip = 0
+    entry.trusting = False
     due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
@@ -599,6 +603,7 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     u.retry_at = 0
     u.id = 0
     u.generation += 1
+    unlearn(u)
 
 
 cdef void shrink(Upstream *u) noexcept:
@@ -611,6 +616,7 @@ cdef void upstream_free(Engine e, Upstream *u) noexcept:
     if u.node != NOWHERE:
         upstream_lost(e, u, "shardproxy is closing the connection", False)
         sift(e, u, "shardproxy is closing the connection")
+    unlearn(u)
     buf_release(&u.out)
     queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
     e.upstreams[u.index] = NULL

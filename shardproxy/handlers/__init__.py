@@ -15,7 +15,10 @@ info         INFO
 pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
 tracking     CLIENT TRACKING, CACHING, GETREDIR, TRACKINGINFO
 proxy        PROXY and its subcommands that show
-keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB
+keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB, SWAPDB
+scripts      SCRIPT and FUNCTION, on every node
+nodewide     what administrators ask of every node: CONFIG, SLOWLOG, MEMORY, DEBUG, ...; HELP texts
+node         PROXY NODE: any command, to one
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
@@ -29,9 +32,12 @@ from shardproxy.handlers import (
     info,
     keyspace,
     monitor,
+    node,
+    nodewide,
     operate,
     proxy,
     pubsub,
+    scripts,
     tracking,
     transaction,
     waiting,
@@ -48,10 +54,13 @@ FAMILIES = (
     info,
     keyspace,
     monitor,
+    node,
+    nodewide,
     operate,
     proxy,
     pubsub,
     tracking,
+    scripts,
     transaction,
     waiting,
 )

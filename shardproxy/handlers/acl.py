@@ -13,7 +13,7 @@ from shardproxy.core.permit import Permit
 from shardproxy.handlers.accesslog import AccessEntry
 from shardproxy.handlers.base import Outcome, Server, handles
 from shardproxy.handlers.connection import integer_in
-from shardproxy.handlers.operate import change, may_change
+from shardproxy.handlers.operate import change, trusted
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -177,7 +177,7 @@ async def setuser(server: Server, call: "Call") -> bytes:
 async def deluser(server: Server, call: "Call") -> bytes:
     """ACL DELUSER username [username ...]"""
     names, client = call.args[2:], call.client
-    if client.user in names and b"default" not in names and may_change(server, call):
+    if client.user in names and b"default" not in names and trusted(server, call):
         client.close_after_reply("its user was removed")  # it is still told how many there were
     outcome = await _change(server, call, "deluser", names)
     return reply.error(outcome.error) if outcome.error else reply.integer(outcome.answer["changed"])

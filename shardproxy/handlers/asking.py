@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
-from shardproxy.core import errors
+from shardproxy.core import errors, reply
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
@@ -108,6 +108,54 @@ async def ask_all(
 
     frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
+
+
+async def ask_apart(
+    server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = 0
+) -> bytes:
+    """One node, on a connection of its own, so that what takes long holds nobody up; timeout 0: none."""
+    try:
+        link = server.reactor.open_link(node, proto=proto, db=db)
+    except ConnectionError as error:
+        return reply.error(str(error))
+    try:
+        return await ask_link(link, *args, timeout=timeout)
+    finally:
+        link.release()
+
+
+async def ask_all_apart(server: "Server", call: "Call", *args: Argument) -> list[Answer]:
+    """Every shard's node, each on a connection of its own, without a deadline."""
+    places, proto, db = server.reactor.placed(), call.proto, call.client.db
+    frames = await asyncio.gather(*(ask_apart(server, node, *args, proto=proto, db=db) for node, _ in places))
+    return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
+
+
+def text_of(frame: bytes) -> str:
+    """What an error line says."""
+    return frame[1:].partition(b"\r\n")[0].decode(errors="replace")
+
+
+def all_or_error(name: str, answers: list[Answer]) -> bytes | None:
+    """What must be done by all, or the error that names those that have not; None: all have."""
+    failed = [answer for answer in answers if answer.failed]
+    if not answers:
+        return reply.error(errors.NO_SHARDS)
+    if not failed:
+        return None
+    if len(failed) == len(answers):
+        return failed[0].frame
+    return reply.error(errors.partly(name, [(answer.shard, text_of(answer.frame)) for answer in failed]))
+
+
+def usable(server: "Server", answers: list[Answer]) -> list[Answer] | bytes:
+    """Those that can be merged, as the pool's `partial` says, or the error that the client gets instead."""
+    good = [answer for answer in answers if not answer.failed]
+    if not answers:
+        return reply.error(errors.NO_SHARDS)
+    if len(good) < len(answers) and (server.topology.pools[0].partial == "error" or not good):
+        return next(answer.frame for answer in answers if answer.failed)
+    return good
 
 
 async def ask_link(link: "Link", *args: Argument, timeout: float = -1) -> bytes:

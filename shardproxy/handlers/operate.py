@@ -34,13 +34,16 @@ def _name(arg: bytes) -> str:
     return arg[:200].decode(errors="replace")
 
 
-def may_change(server: Server, call: "Call") -> bool:
+def trusted(server: Server, call: "Call") -> bool:
+    """Whether this client may do what concerns everybody: it has logged in with a password, or is on this machine."""
     user = server.users.get(call.client.user.decode(errors="surrogateescape") or DEFAULT)
     return (user is not None and not user.nopass) or is_local(call.client.addr)
 
 
 async def change(server: Server, call: "Call", what: str, *args: Any) -> Outcome:
-    return await server.operate(what, *args) if may_change(server, call) else Outcome(errors.NOT_LOCAL)
+    if not trusted(server, call):
+        return Outcome(errors.NOT_LOCAL)
+    return await server.operate(what, *args)
 
 
 async def _operate(server: Server, call: "Call", what: str, *args: Any) -> bytes:

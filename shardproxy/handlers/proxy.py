@@ -174,6 +174,8 @@ COMMANDS [<command-name> ...]
     What is done with each command, and why one is refused.
 TOPOLOGY
     The whole snapshot: pools, shards, nodes.
+NODE <shard> <command> [<arg> ...]
+    Run a command on the node of one shard.
 RELOAD
     Load the configuration's file again; a bad one is refused with all its mistakes.
 DRAIN <shard> [FORCE]

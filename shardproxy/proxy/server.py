@@ -26,8 +26,9 @@ from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
+from shardproxy.handlers import scripts
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
-from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
+from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
@@ -168,6 +169,8 @@ class Proxy:
         self._follow()
         if self._team is None:
             self._keep(self.reloader.run())
+        else:
+            self._keep(self._share_scripts())
 
     def _open_doors(self) -> None:
         """Accept clients, on the terms of the configuration as it is now."""
@@ -189,6 +192,8 @@ class Proxy:
         self._cron = loop.call_later(CRON, self._tick_cron, loop)
         self._lag.note(loop.time())
         self.reactor.cron()
+        if self._peers and (texts := self.reactor.take_taught()):
+            self._peers.tell("teach", [[[text, False] for text in texts]])
         self._report()
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -361,12 +366,26 @@ class Proxy:
             else:
                 self._learnt(address, told)
                 wait = None
+                if not self._team or self._team.slot == 0:
+                    await self._give_functions(address)
             with contextlib.suppress(TimeoutError):
                 # not wait_for: until Python 3.12 that loses a cancellation that comes with the event
                 async with asyncio.timeout(wait):
                     await again.wait()
                 # a node that has just come back or gone has other things to do
                 await asyncio.sleep(ASK_FIRST)
+
+    async def _give_functions(self, address: str) -> None:
+        shard = next(
+            (shard.name for shard in self.topology.pools[0].shards if shard.node.address == address), ""
+        )
+        try:
+            given = await scripts.give_functions(self, shard)
+        except BadReply as error:
+            self._refused(address, str(error))
+            return
+        if given:
+            self.log("functions_given", node=address)
 
     def _refused(self, address: str, reason: str) -> None:
         known = self.node_info.get(address, NodeInfo())
@@ -515,6 +534,13 @@ class Proxy:
             return []
         found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
         return sorted(found, key=lambda entry: -entry.updated)
+
+    async def _share_scripts(self) -> None:
+        """Those that the others have are this one's too; what EVAL brings here goes to them, see _report."""
+        assert self._peers is not None
+        self.reactor.share_scripts()
+        for part in await self._peers.ask("scripts"):
+            await self.own("teach", part)
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)

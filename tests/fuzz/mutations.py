@@ -3,6 +3,7 @@
 Everything is drawn from a random.Random, so that a seed brings it back.
 """
 
+from hashlib import sha1
 from random import Random
 
 KEYS = [b"a", b"b", b"{t}1", b"{t}2", b"key:%d", b"", b"{}", b"\x00\xff\r\n", b"k" * 300]
@@ -124,7 +125,7 @@ LOCAL = [
     b"CLIENT SETINFO lib-name x|CLIENT KILL 1|HELLO|HELLO 2|HELLO 3|HELLO 3 SETNAME x|HELLO 4",
     b"HELLO 3 AUTH default x|AUTH x|SELECT 0|SELECT 1|RESET|COMMAND COUNT|COMMAND DOCS get",
     b"COMMAND GETKEYS mget a b|COMMAND INFO get|COMMAND LIST|DBSIZE|KEYS *|SCAN 0|PROXY HELP|PROXY INFO",
-    b"PROXY NODES|PROXY LOCATE a|PROXY COMMANDS get|PROXY TOPOLOGY|PROXY NOTHING|FLUSHALL|WATCH a",
+    b"PROXY NODES|PROXY LOCATE a|PROXY COMMANDS get|PROXY TOPOLOGY|PROXY NOTHING|ROLE|WATCH a",
     b"UNWATCH|SUBSCRIBE c|PSUBSCRIBE c*|BLPOP a 0|WAIT 0 0|SHUTDOWN|DEBUG SLEEP 0|CONFIG GET *|MONITOR",
     b"EVAL x 0|EVAL return 1 a|XREAD BLOCK 0 STREAMS a 0|SORT a BY b*|NOSUCH|NOSUCH a b|GET|SET a|MGET",
     b"MSET a|DEL|MULTI|EXEC|DISCARD|QUIT|OBJECT ENCODING a|OBJECT HELP|MEMORY USAGE a|XINFO STREAM a",
@@ -143,7 +144,32 @@ LOCAL_COMMANDS = [line.split(b" ") for lines in LOCAL + MOVABLE for line in line
 
 def command(rnd: Random) -> list[bytes]:
     draw = rnd.random()
-    return single(rnd) if draw < 0.4 else spread(rnd) if draw < 0.65 else list(rnd.choice(LOCAL_COMMANDS))
+    if draw > 0.85:
+        return scripted(rnd)
+    return single(rnd) if draw < 0.4 else spread(rnd) if draw < 0.6 else list(rnd.choice(LOCAL_COMMANDS))
+
+
+def scripted(rnd: Random) -> list[bytes]:
+    """Scripts that nodes know, or do not, with keys and without; and what is asked of all nodes."""
+    text = b"return redis.call('GET', KEYS[1] or 'none') or %d" % rnd.randrange(6)
+    keys = [key(rnd)] * rnd.randrange(2)
+    tail = [b"%d" % len(keys), *keys]
+    return rnd.choice(
+        [
+            [rnd.choice([b"EVAL", b"EVAL_RO"]), text, *tail],
+            [rnd.choice([b"EVALSHA", b"EVALSHA_RO", b"EVALSHA"]), sha1(text).hexdigest().encode(), *tail],
+            [b"EVALSHA", rnd.choice([b"f" * 40, b"F" * 39, b"", b"g" * 40]), *tail],
+            [b"FCALL", b"nothing", *tail],
+            [b"SCRIPT", b"LOAD", text],
+            [b"SCRIPT", b"EXISTS", sha1(text).hexdigest().encode()],
+            [b"SCRIPT", rnd.choice([b"FLUSH", b"KILL", b"HELP"])],
+            [b"SCAN", rnd.choice([b"0", b"%d" % rnd.randrange(1 << 63), b"x"]), b"COUNT", b"5"],
+            [b"KEYS", b"nothing*"],
+            [rnd.choice([b"DBSIZE", b"RANDOMKEY", b"LASTSAVE"])],
+            [b"CONFIG", b"GET", b"hz"],
+            [b"PROXY", b"NODE", rnd.choice([b"a", b"b", b"zz"]), b"PING"],
+        ]
+    )
 
 
 def transaction(rnd: Random) -> list[list[bytes]]:

@@ -578,7 +578,22 @@ SEEDS: dict[str, str] = {
 # Served, and yet not in the lines above: command → why
 NOT_COMPARED = {
     **dict.fromkeys(
-        ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "publish", "spublish", "pubsub|channels", "pubsub|numsub", "pubsub|numpat", "pubsub|shardchannels", "pubsub|shardnumsub", "pubsub|help"],
+        [
+            "subscribe",
+            "psubscribe",
+            "ssubscribe",
+            "unsubscribe",
+            "punsubscribe",
+            "sunsubscribe",
+            "publish",
+            "spublish",
+            "pubsub|channels",
+            "pubsub|numsub",
+            "pubsub|numpat",
+            "pubsub|shardchannels",
+            "pubsub|shardnumsub",
+            "pubsub|help",
+        ],
         "messages come when they come: tests/integration/test_pubsub.py has programs of its own",
     ),
     **dict.fromkeys(

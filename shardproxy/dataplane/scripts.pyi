@@ -1,0 +1,2 @@
+# The texts of scripts.
+# For cimport only: nothing here is called from Python.

@@ -1,0 +1,1 @@
+# For cimport only: nothing here is called from Python.
