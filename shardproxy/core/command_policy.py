@@ -96,8 +96,11 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("reset", SUBSCRIBES),
     # Asked of all nodes, and merged: handlers/keyspace, handlers/scripts, handlers/nodewide
-    ("scan keys randomkey flushall flushdb swapdb", ASKS),
+    ("scan randomkey swapdb", ASKS),
+    ("keys flushall flushdb", ASKS | {"spread": True}),
     ("script function", ASKS),
+    ("script|load script|exists script|flush", ASKS | {"spread": True}),
+    ("function|load function|delete function|flush function|restore", ASKS | {"spread": True}),
     ("config slowlog latency", ASKS),
     ("memory|doctor memory|malloc-stats memory|purge memory|stats", ASKS),
     ("bgrewriteaof bgsave save lastsave debug module|list", ASKS),

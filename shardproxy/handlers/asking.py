@@ -126,8 +126,12 @@ async def ask_apart(
 
 async def ask_all_apart(server: "Server", call: "Call", *args: Argument) -> list[Answer]:
     """Every shard's node, each on a connection of its own, without a deadline."""
-    places, proto, db = server.reactor.placed(), call.proto, call.client.db
-    frames = await asyncio.gather(*(ask_apart(server, node, *args, proto=proto, db=db) for node, _ in places))
+    places, proto, db, answered = server.reactor.placed(), call.proto, call.client.db, call.answered
+
+    async def one(node: int) -> bytes:
+        return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db)
+
+    frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]
 
 

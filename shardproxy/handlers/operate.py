@@ -35,7 +35,7 @@ def _name(arg: bytes) -> str:
 
 
 def trusted(server: Server, call: "Call") -> bool:
-    """Whether this client may do what concerns everybody: it has logged in with a password, or is on this machine."""
+    """May do what concerns everybody: it has logged in with a password, or is on this machine."""
     user = server.users.get(call.client.user.decode(errors="surrogateescape") or DEFAULT)
     return (user is not None and not user.nopass) or is_local(call.client.addr)
 
