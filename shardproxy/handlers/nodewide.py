@@ -5,7 +5,7 @@ HELP.
 
 Rules: with one node, or when all answer the same, the client gets that node's own frame. What every node
 must do is done by all, or answers an error that names those that have not. What a node may take long for is
-asked on connections of its own, without a deadline. Options of CONFIG that are the proxy's own are answered
+asked on connections of its own, with ten minutes for it. Options of CONFIG that are the proxy's own are answered
 from its configuration; a node's password never is.
 """
 

@@ -9,10 +9,10 @@ told to go back. What is `spread` (command_policy) runs in the run on that node,
 import asyncio
 from typing import TYPE_CHECKING
 
-from shardproxy.core import reply
+from shardproxy.core import errors, reply
 from shardproxy.core.resp import RequestParser, Scanner
 from shardproxy.handlers.asking import is_error, pack
-from shardproxy.handlers.base import Answer, Server, dispatch, handles
+from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
 
 if TYPE_CHECKING:
     from shardproxy.core.command_rows import Row
@@ -90,7 +90,10 @@ async def _finish(
     if is_error(result) or result in (b"*-1\r\n", b"_\r\n"):
         return result
     head, _, rest = result.partition(b"\r\n")
-    theirs = iter(Scanner().feed(rest))
+    found = Scanner().feed(rest)
+    if head != b"*%d" % count or len(found) != count:
+        raise BadReply(errors.bad_reply(result))
+    theirs = iter(found)
     results = []
     for args, row in queued:
         frame = next(theirs) if _of_node(row) else b""
