@@ -259,7 +259,10 @@ async def merged(server: Server, call: "Call") -> bytes:
 def _merge(server: Server, call: "Call", answers: list[Answer], merge: Merge) -> bytes:
     if len(answers) == 1 and merge is not settings:
         return answers[0].frame
-    return merge(server, call, answers)
+    try:
+        return merge(server, call, answers)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # a node may answer anything
+        raise BadReply(errors.bad_reply(answers[0].frame)) from None
 
 
 def refusal(server: Server, call: "Call") -> bytes | None:
