@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from shardproxy.handlers.base import Server
 
 Argument: TypeAlias = "bytes | str | int"
+# Seconds that what works on all keys, or on a node, may take: longer than a client's command, not for ever
+LISTING, LONG = 30.0, 600.0
 
 
 class Answer(NamedTuple):
@@ -111,9 +113,9 @@ async def ask_all(
 
 
 async def ask_apart(
-    server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = 0
+    server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = LONG
 ) -> bytes:
-    """One node, on a connection of its own, so that what takes long holds nobody up; timeout 0: none."""
+    """One node, on a connection of its own, so that what takes long holds nobody up."""
     try:
         link = server.reactor.open_link(node, proto=proto, db=db)
     except ConnectionError as error:
@@ -124,12 +126,14 @@ async def ask_apart(
         link.release()
 
 
-async def ask_all_apart(server: "Server", call: "Call", *args: Argument) -> list[Answer]:
-    """Every shard's node, each on a connection of its own, without a deadline."""
+async def ask_all_apart(
+    server: "Server", call: "Call", *args: Argument, timeout: float = LONG
+) -> list[Answer]:
+    """Every shard's node, each on a connection of its own."""
     places, proto, db, answered = server.reactor.placed(), call.proto, call.client.db, call.answered
 
     async def one(node: int) -> bytes:
-        return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db)
+        return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db, timeout=timeout)
 
     frames = await asyncio.gather(*(one(node) for node, _ in places))
     return [Answer(shard, frame) for (_, shard), frame in zip(places, frames, strict=True)]

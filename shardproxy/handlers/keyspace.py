@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from shardproxy.core import errors, reply
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.handlers.asking import (
+    LISTING,
     all_or_error,
     ask,
     ask_all,
@@ -97,7 +98,7 @@ def _page(cursor: int, keys: tuple[int, bytes]) -> bytes:
 async def keys(server: Server, call: "Call") -> bytes:
     """KEYS pattern"""
     nodes = {name: node for node, name in server.reactor.placed()}
-    answers = usable(server, await ask_all_apart(server, call, *call.args))
+    answers = usable(server, await ask_all_apart(server, call, *call.args, timeout=LISTING))
     if isinstance(answers, bytes):
         return answers
     found = [_sieved(server, nodes[answer.shard], answer.frame) for answer in answers]

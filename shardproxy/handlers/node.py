@@ -7,7 +7,7 @@ connection, or make it say more than one reply, is refused.
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.asking import ask_link
+from shardproxy.handlers.asking import LONG, ask_link
 from shardproxy.handlers.base import Server, handles
 from shardproxy.handlers.operate import trusted
 
@@ -40,6 +40,6 @@ async def node(server: Server, call: "Call") -> bytes:
     except ConnectionError as error:
         return reply.error(str(error))
     try:
-        return await ask_link(link, *command, timeout=0)
+        return await ask_link(link, *command, timeout=LONG)
     finally:
         link.close()  # not used again: it may have been given a name

@@ -5,7 +5,7 @@ HELP.
 
 Rules: with one node, or when all answer the same, the client gets that node's own frame. What every node
 must do is done by all, or answers an error that names those that have not. What a node may take long for is
-asked on connections of its own, without a deadline. Options of CONFIG that are the proxy's own are answered
+asked on connections of its own, with ten minutes for it. Options of CONFIG that are the proxy's own are answered
 from its configuration; a node's password never is.
 """
 
@@ -259,7 +259,16 @@ async def merged(server: Server, call: "Call") -> bytes:
 def _merge(server: Server, call: "Call", answers: list[Answer], merge: Merge) -> bytes:
     if len(answers) == 1 and merge is not settings:
         return answers[0].frame
-    return merge(server, call, answers)
+    try:
+        return merge(server, call, answers)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # a node may answer anything
+        raise BadReply(errors.bad_reply(answers[0].frame)) from None
 
 
 def refusal(server: Server, call: "Call") -> bytes | None:

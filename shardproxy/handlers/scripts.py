@@ -20,7 +20,7 @@ from shardproxy.handlers.asking import (
     is_error,
     value_of,
 )
-from shardproxy.handlers.base import Server, handles, part
+from shardproxy.handlers.base import BadReply, Server, handles, part
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -49,6 +49,8 @@ async def exists(server: Server, call: "Call") -> bytes:
     """SCRIPT EXISTS sha1 [sha1 ...]: 1 when an EVALSHA would find it, on every node."""
     answers = await ask_all(server, call, *call.args, write=False)
     there = [value_of(answer.frame, list) for answer in answers if not answer.failed]
+    if any(len(each) != len(call.args) - 2 for each in there):
+        raise BadReply(errors.bad_reply(answers[0].frame))
     known = map(server.reactor.knows_script, call.args[2:])
     if not there:
         return answers[0].frame if answers else reply.error(errors.NO_SHARDS)

@@ -95,12 +95,14 @@ async def _finish(
             return b"-EXECABORT Transaction discarded because of: " + refused[1:]
     if is_error(result) or result in (b"*-1\r\n", b"_\r\n"):
         return result
-    theirs = iter(Scanner().feed(result.partition(b"\r\n")[2]))
+    head, _, rest = result.partition(b"\r\n")
+    found = Scanner().feed(rest)
+    if head != b"*%d" % count or len(found) != count:
+        raise BadReply(errors.bad_reply(result))
+    theirs = iter(found)
     results = []
     for args, row in queued:
-        frame = next(theirs, b"") if _of_node(row) else b""
-        if _of_node(row) and not frame:
-            raise BadReply(errors.bad_reply(result))
+        frame = next(theirs) if _of_node(row) else b""
         if row is not None and _ours(row) and not is_error(frame):
             piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
             dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
