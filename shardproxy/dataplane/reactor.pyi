@@ -164,7 +164,7 @@ class Reactor:
         """Every key is gone: no stale values, and what nodes that are out still have is old."""
 
     def sieve(self, node: int, frame: bytes, at: int = 0) -> tuple[int, bytes] | None:
-        """Of an array of keys that a node lists, at frame[at], those that live there: how many, and their frames.
+        """Of an array of keys that a node lists, at frame[at], those that live there: how many, their frames.
 
         None: it is no such array.
         """

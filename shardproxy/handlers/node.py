@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
 CONNECTION = frozenset((
-    "asking", "auth", "discard", "exec", "hello", "monitor", "multi", "psubscribe", "psync", "punsubscribe", "quit",
+    "asking", "auth", "discard", "exec", "hello", "monitor", "multi", "psubscribe", "psync", "punsubscribe",
+    "quit",
     "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe", "sunsubscribe", "sync",
     "unsubscribe", "unwatch", "watch",
 ))  # fmt: skip

@@ -1,11 +1,11 @@
-"""What is asked of every node and merged, for administrators: CONFIG, SLOWLOG, LATENCY, MEMORY, DEBUG, saving,
+"""What administrators ask of every node, merged: CONFIG, SLOWLOG, LATENCY, MEMORY, DEBUG, saving,
 HELP.
 
     MERGES: name of the command → what becomes of the nodes' answers
 
 Rules: with one node, or when all answer the same, the client gets that node's own frame. What every node
 must do is done by all, or answers an error that names those that have not. What a node may take long for is
-asked on connections of its own, with ten minutes for it. Options of CONFIG that are the proxy's own are answered
+asked on connections of its own, with ten minutes for it. Options of CONFIG that are the proxy's are answered
 from its configuration; a node's password never is.
 """
 
@@ -178,7 +178,7 @@ def _flat(value: Mapping[Any, Any], call: "Call") -> Any:
 
 
 def figures(server: Server, call: "Call", answers: list[Answer]) -> bytes:
-    """MEMORY STATS: sums of what can be added, means of ratios and percentages, and each database's own map."""
+    """MEMORY STATS: sums of what can be added, means of ratios and percentages, each database's map."""
     return encode(
         _flat(_summed([pairs(value_of(answer.frame)) for answer in answers], call), call), call.proto
     )
@@ -233,7 +233,8 @@ MERGES: dict[str, Merge] = {
 EVERYWHERE = ("slowlog|reset", "memory|purge", "config|set", "config|resetstat", "config|rewrite")
 SAVING = ("bgsave", "save", "bgrewriteaof")
 HELPS = (
-    "config|help", "function|help", "latency|help", "memory|help", "module|help", "object|help", "script|help",
+    "config|help", "function|help", "latency|help", "memory|help", "module|help", "object|help",
+    "script|help",
     "slowlog|help", "xgroup|help", "xinfo|help",
 )  # fmt: skip
 # DEBUG's: to all, or to the key's shard; everything else is refused

@@ -180,7 +180,8 @@ def test_flushes_and_swapdb(proxy: ProxyProcess, nodes: list[RedisNode]) -> None
 def test_scan_refuses_what_redis_refuses(pair: tuple[Raw, Raw]) -> None:
     ours, theirs = pair
     for arguments in (
-        ["x"], ["-1"], ["1.5"], [""], ["0", "COUNT", "0"], ["0", "COUNT", "x"], ["0", "MATCH"], ["0", "FOO", "1"],
+        ["x"], ["-1"], ["1.5"], [""], ["0", "COUNT", "0"], ["0", "COUNT", "x"], ["0", "MATCH"],
+        ["0", "FOO", "1"],
         ["0", "TYPE", "nothing"], ["0", "COUNT", "10", "MATCH", "x*", "TYPE", "string"],
         ["99999999999999999999999"],
     ):  # fmt: skip
@@ -191,7 +192,8 @@ def test_order_in_a_pipeline(proxy: ProxyProcess) -> None:
     with proxy.raw() as raw:
         for turn in range(20):
             raw.send(
-                b"SET a 1\r\nSET b 2\r\nSET c 3\r\nDBSIZE\r\nFLUSHALL\r\nDBSIZE\r\nSET d 4\r\nKEYS *\r\nSCAN 0\r\nDEL d\r\nDBSIZE\r\n"
+                b"SET a 1\r\nSET b 2\r\nSET c 3\r\nDBSIZE\r\nFLUSHALL\r\nDBSIZE\r\n"
+                b"SET d 4\r\nKEYS *\r\nSCAN 0\r\nDEL d\r\nDBSIZE\r\n"
             )
             frames = raw.frames(11)
             assert [frames[3], *frames[4:8]] == [

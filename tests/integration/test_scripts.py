@@ -124,7 +124,8 @@ def test_a_node_that_has_restarted_is_sent_it_again() -> None:
 
 def test_what_waits_for_a_node_that_restarts_is_not_noscript() -> None:
     """Requests that were queued for the lost connection, known there, go out on one that knows nothing."""
-    pool = 'timeout = "20s"\nkind = "cache"\non_shard_down = "rehash"\nhealth = { interval = "200ms", failures = 1000 }'
+    pool = 'timeout = "20s"\nkind = "cache"\non_shard_down = "rehash"\n'
+    pool += 'health = { interval = "200ms", failures = 1000 }'
     with (
         redis_nodes(1) as nodes,
         ProxyProcess(toml(shards_of(nodes), pool=pool)) as proxy,
