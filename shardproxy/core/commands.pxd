@@ -14,27 +14,27 @@ cdef enum Merge:
     MERGE_OK = 3        # MSET: +OK when all say so
 
 cdef enum:
-    FLAG_WRITE = 1
-    FLAG_READONLY = 2
+    FLAG_WRITE = 1          
+    FLAG_READONLY = 2       
     FLAG_BLOCKING = 4       # may block: refused when it would (BLOCK option); never on a shared upstream
     FLAG_BARRIER = 8        # waits until everything the client sent before is answered (HELLO, RESET)
     FLAG_CONTAINER = 16     # has subcommands: look args[1] up with find_sub
     FLAG_MOVABLE = 32       # keys are not at fixed positions: use keys()
     FLAG_IN_MULTI = 64      # may stand between MULTI and EXEC
-    FLAG_HOLDS = 256        # a handler's: the client's later commands wait until it is answered
-    FLAG_WAITS = 512        # always waits for data: goes on an upstream of the client's own
-    FLAG_ACROSS = 2048      # over several shards a handler does it, if the pool says so
-    FLAG_KEYLESS = 128      # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
-    FLAG_SCRIPT = 1024      # runs code of the client's, for as long as that takes: EVAL, FCALL
-    FLAG_TEXT = 65536       # its first argument is a script: EVAL
-    FLAG_SHA = 131072        # or a script's SHA1: EVALSHA
-    FLAG_FUNCTION = 262144     # or a function's name: FCALL
+    FLAG_HOLDS = 128        # a handler's: the client's later commands wait until it is answered
+    FLAG_WAITS = 256        # always waits for data: goes on an upstream of the client's own
+    FLAG_ACROSS = 512       # over several shards a handler does it, if the pool says so
+    FLAG_KEYLESS = 1024     # forwarded although it has no key (only inside MULTI, e.g. PING, TIME)
+    FLAG_SCRIPT = 2048      # runs code of the client's, for as long as that takes: EVAL, FCALL
+    FLAG_TEXT = 4096        # its first argument is a script: EVAL
+    FLAG_SHA = 8192         # or a script's SHA1: EVALSHA
+    FLAG_FUNCTION = 16384   # or a function's name: FCALL
     ANY_CALL = 458752       # these three
-    FLAG_NO_MULTI = 16384   # refused between MULTI and EXEC, in Redis's words
-    FLAG_REPLICATES = 4096  # it writes, or may: held back by CLIENT PAUSE ... WRITE
-    FLAG_UNSEEN = 8192      # not shown to MONITOR
-    FLAG_CHANNEL = 32768    # its first argument is a channel: it goes where a key of that name would
-    FLAG_LISTENING = 65536  # a RESP2 client that has subscribed may send it
+    FLAG_NO_MULTI = 32768   # refused between MULTI and EXEC, in Redis's words
+    FLAG_REPLICATES = 65536 # it writes, or may: held back by CLIENT PAUSE ... WRITE
+    FLAG_UNSEEN = 131072    # not shown to MONITOR
+    FLAG_CHANNEL = 262144   # its first argument is a channel: it goes where a key of that name would
+    FLAG_LISTENING = 524288 # a RESP2 client that has subscribed may send it
 
 cdef struct Row:
     char name[48]           # lower case, "config|get" for a subcommand

@@ -409,8 +409,8 @@ WATCH @s
 
 # Its reply on a plain Redis is another each time, or speaks of that one server: only its kind is compared
 _LOOSE = """
-    acl|genpass acl|getuser acl|list acl|log bgrewriteaof bgsave save client|help client|id client|info client|list
-    command
+    acl|genpass acl|getuser acl|list acl|log bgrewriteaof bgsave save client|help client|id client|info
+    client|list command
     command|count command|docs command|help command|info config|help config|rewrite dump function|dump
     function|stats hello hgetall hkeys hrandfield hscan hvals info keys lastsave latency|doctor
     latency|histogram lolwut memory|doctor memory|help memory|malloc-stats memory|stats memory|usage

@@ -26,9 +26,13 @@ def proxy(nodes: list[RedisNode]) -> Iterator[ProxyProcess]:
 @pytest.fixture
 def pair() -> Iterator[tuple[Raw, Raw]]:
     """A proxy before one node, and a plain Redis."""
-    with redis_nodes(2) as (one, plain), ProxyProcess(toml(shards_of([one]))) as proxy:
-        with proxy.raw() as left, Raw(plain.port) as right:
-            yield left, right
+    with (
+        redis_nodes(2) as (one, plain),
+        ProxyProcess(toml(shards_of([one]))) as proxy,
+        proxy.raw() as left,
+        Raw(plain.port) as right,
+    ):
+        yield left, right
 
 
 def scanned(raw: Raw, *options: str | int) -> list[str]:
@@ -114,23 +118,27 @@ def test_scan_while_a_shard_is_added(nodes: list[RedisNode]) -> None:
 def test_a_node_that_is_down(nodes: list[RedisNode]) -> None:
     with RedisNode() as extra:
         text = toml(shards_of([nodes[0], extra]), pool='partial = "nil"')
-        with ProxyProcess(text) as lenient, ProxyProcess(toml(shards_of([nodes[0], extra]))) as strict:
-            with lenient.raw() as raw, strict.raw() as severe:
-                raw.ask("FLUSHALL")
-                keys = [f"k{number}" for number in range(100)]
-                fill(raw, keys)
-                extra.kill()
-                until(lambda: severe.ask("KEYS", "*").startswith(b"-SHARDDOWN"))
-                here = set(until(lambda: raw.value("KEYS", "*")))
-                assert 0 < len(here) < 100
-                assert set(scanned(raw)) == here
-                assert raw.value("DBSIZE") == len(here)
-                assert raw.value("RANDOMKEY") in here
-                with pytest.raises(TypeError):
-                    scanned(severe)  # it gets an error
-                for change in ("FLUSHALL", "FLUSHDB"):
-                    answer = str(raw.value(change))
-                    assert "shard 'b'" in answer, answer
+        with (
+            ProxyProcess(text) as lenient,
+            ProxyProcess(toml(shards_of([nodes[0], extra]))) as strict,
+            lenient.raw() as raw,
+            strict.raw() as severe,
+        ):
+            raw.ask("FLUSHALL")
+            keys = [f"k{number}" for number in range(100)]
+            fill(raw, keys)
+            extra.kill()
+            until(lambda: severe.ask("KEYS", "*").startswith(b"-SHARDDOWN"))
+            here = set(until(lambda: raw.value("KEYS", "*")))
+            assert 0 < len(here) < 100
+            assert set(scanned(raw)) == here
+            assert raw.value("DBSIZE") == len(here)
+            assert raw.value("RANDOMKEY") in here
+            with pytest.raises(TypeError):
+                scanned(severe)  # it gets an error
+            for change in ("FLUSHALL", "FLUSHDB"):
+                answer = str(raw.value(change))
+                assert "shard 'b'" in answer, answer
 
 
 def test_a_node_that_is_out_of_a_cache_comes_back_empty(nodes: list[RedisNode]) -> None:
@@ -138,22 +146,25 @@ def test_a_node_that_is_out_of_a_cache_comes_back_empty(nodes: list[RedisNode]) 
         'kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"\ntimeout = "500ms"\n'
         'health = { interval = "200ms", timeout = "200ms", wait = "200ms", fail_open_ratio = 1.0 }'
     )
-    with RedisNode() as extra:
-        with ProxyProcess(toml(shards_of([nodes[0], extra]), pool=pool)) as proxy, proxy.raw() as raw:
-            raw.ask("FLUSHALL")
-            keys = [f"k{number}" for number in range(100)]
-            fill(raw, keys)
-            extra.pause()
-            until(lambda: raw.ask("FLUSHALL") == b"+OK\r\n" and len(raw.value("KEYS", "*")) == 0)
-            fill(raw, keys[:10])
-            assert sorted(scanned(raw)) == sorted(raw.value("KEYS", "*")) == sorted(keys[:10])
-            extra.resume()
+    with (
+        RedisNode() as extra,
+        ProxyProcess(toml(shards_of([nodes[0], extra]), pool=pool)) as proxy,
+        proxy.raw() as raw,
+    ):
+        raw.ask("FLUSHALL")
+        keys = [f"k{number}" for number in range(100)]
+        fill(raw, keys)
+        extra.pause()
+        until(lambda: raw.ask("FLUSHALL") == b"+OK\r\n" and len(raw.value("KEYS", "*")) == 0)
+        fill(raw, keys[:10])
+        assert sorted(scanned(raw)) == sorted(raw.value("KEYS", "*")) == sorted(keys[:10])
+        extra.resume()
 
-            def back() -> bool:
-                with Raw(extra.port) as there:
-                    return bool(there.value("EXISTS", *keys) == 0)
+        def back() -> bool:
+            with Raw(extra.port) as there:
+                return bool(there.value("EXISTS", *keys) == 0)
 
-            until(back, "what was flushed while it was out to be gone")
+        until(back, "what was flushed while it was out to be gone")
 
 
 def test_flushes_and_swapdb(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:

@@ -215,16 +215,19 @@ def test_ten_thousand_scripts_against_the_bound(nodes: list[RedisNode]) -> None:
 
 
 def test_a_script_that_runs_is_killed(nodes: list[RedisNode]) -> None:
-    with ProxyProcess(toml(shards_of(nodes), pool='timeouts = { script = "60s" }')) as proxy:
-        with proxy.raw() as raw, proxy.raw() as other:
-            on_nodes(nodes, "CONFIG", "SET", "busy-reply-threshold", "50")
-            try:
-                raw.send(b"EVAL 'while true do end' 0\r\n")
-                until(lambda: other.ask("SCRIPT", "KILL") == b"+OK\r\n")
-                assert b"Script killed by user" in raw.frame()
-                until(lambda: other.ask("SCRIPT", "KILL").startswith(b"-NOTBUSY"))
-            finally:
-                on_nodes(nodes, "CONFIG", "SET", "busy-reply-threshold", "5000")
+    with (
+        ProxyProcess(toml(shards_of(nodes), pool='timeouts = { script = "60s" }')) as proxy,
+        proxy.raw() as raw,
+        proxy.raw() as other,
+    ):
+        on_nodes(nodes, "CONFIG", "SET", "busy-reply-threshold", "50")
+        try:
+            raw.send(b"EVAL 'while true do end' 0\r\n")
+            until(lambda: other.ask("SCRIPT", "KILL") == b"+OK\r\n")
+            assert b"Script killed by user" in raw.frame()
+            until(lambda: other.ask("SCRIPT", "KILL").startswith(b"-NOTBUSY"))
+        finally:
+            on_nodes(nodes, "CONFIG", "SET", "busy-reply-threshold", "5000")
 
 
 # --- workers ---
