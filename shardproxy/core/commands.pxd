@@ -14,8 +14,8 @@ cdef enum Merge:
     MERGE_OK = 3        # MSET: +OK when all say so
 
 cdef enum:
-    FLAG_WRITE = 1          
-    FLAG_READONLY = 2       
+    FLAG_WRITE = 1
+    FLAG_READONLY = 2
     FLAG_BLOCKING = 4       # may block: refused when it would (BLOCK option); never on a shared upstream
     FLAG_BARRIER = 8        # waits until everything the client sent before is answered (HELLO, RESET)
     FLAG_CONTAINER = 16     # has subcommands: look args[1] up with find_sub
@@ -29,7 +29,7 @@ cdef enum:
     FLAG_TEXT = 4096        # its first argument is a script: EVAL
     FLAG_SHA = 8192         # or a script's SHA1: EVALSHA
     FLAG_FUNCTION = 16384   # or a function's name: FCALL
-    ANY_CALL = 458752       # these three
+    ANY_CALL = 28672        # these three
     FLAG_NO_MULTI = 32768   # refused between MULTI and EXEC, in Redis's words
     FLAG_REPLICATES = 65536 # it writes, or may: held back by CLIENT PAUSE ... WRITE
     FLAG_UNSEEN = 131072    # not shown to MONITOR
