@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import (
+    LISTING,
     Answer,
     all_or_error,
-    ask,
     ask_all,
     ask_all_apart,
     ask_apart,
@@ -147,7 +147,10 @@ def forget(server: Server) -> None:
 
 
 async def give_functions(server: Server, shard: str) -> bool:
-    """A node without functions is given those of another; whether it was."""
+    """A node without functions is given those of another; whether it was.
+
+    On connections of its own: nobody's request waits for it, and it says nothing about the node.
+    """
     nodes = {name: node for node, name in server.reactor.placed()}
     if shard not in nodes:
         return False
@@ -156,14 +159,17 @@ async def give_functions(server: Server, shard: str) -> bool:
         return False
     for other in list(nodes.values())[:2]:  # all have the same
         if await _libraries(server, other):
-            dump = await ask(server, other, "FUNCTION", "DUMP", write=False)
+            dump = await ask_apart(server, other, "FUNCTION", "DUMP", timeout=LISTING)
             if is_error(dump):
                 continue
-            return not is_error(await ask(server, mine, "FUNCTION", "RESTORE", value_of(dump, bytes)))
+            payload = value_of(dump, bytes)
+            return not is_error(
+                await ask_apart(server, mine, "FUNCTION", "RESTORE", payload, timeout=LISTING)
+            )
     return False
 
 
 async def _libraries(server: Server, node: int) -> int:
     """How many it has; -1: it does not say, or has no engine of ours."""
-    frame = await ask(server, node, "FUNCTION", "LIST", write=False)
+    frame = await ask_apart(server, node, "FUNCTION", "LIST", timeout=LISTING)
     return -1 if is_error(frame) else len(value_of(frame, list))
