@@ -6,6 +6,7 @@ answered 500); it starts before the proxy and ends after it, so that /healthz an
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeAlias
 
@@ -24,6 +25,7 @@ from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.watched import Watched
 
 CONNECTIONS = 64  # at once; for one more the oldest idle one goes: who forgets them shuts nobody out
+BIRTHS = itertools.count()
 LIFE = 30.0  # seconds; then a connection is closed when it is idle, after as much again in any case
 HEADERS = {
     "Cache-Control": "no-store",
@@ -80,9 +82,10 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         ends = ((LIFE, self.shutdown), (2 * LIFE, transport.abort))
         self._ends = [self.loop.call_later(delay, end) for delay, end in ends]
-        self._born = self.loop.time()
-        if len(self.connections) > CONNECTIONS:
-            others = [each for each in self.connections if each is not self]
+        self._born = next(BIRTHS)  # not the loop's time: many are born in one turn of it
+        # one that was told to go may still be among them: many may come in one turn of the loop
+        others = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        if len(others) >= CONNECTIONS:
             min(others, key=lambda each: (each.busy, each._born)).transport.abort()  # type: ignore[union-attr]
 
     @property

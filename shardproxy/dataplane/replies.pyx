@@ -16,7 +16,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
-    GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    KEPT, GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
@@ -161,7 +161,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             # what may take longer than others, or blocks, is not slow when it does
             node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
         sick = NULL
-        if not u.lease & WAITING:
+        if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
             node.latency[entry.write][bucket_of(us)] += 1
             e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
         u.proved = True

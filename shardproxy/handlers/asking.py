@@ -113,9 +113,15 @@ async def ask_all(
 
 
 async def ask_apart(
-    server: "Server", node: int, *args: Argument, proto: int = 2, db: int = 0, timeout: float = LONG
+    server: "Server",
+    node: int,
+    *args: Argument,
+    proto: int = 2,
+    db: int = 0,
+    timeout: float = LONG,
+    keep: bool = True,
 ) -> bytes:
-    """One node, on a connection of its own, so that what takes long holds nobody up."""
+    """One node, on a connection of its own, so that what takes long holds nobody up; keep: in the pool."""
     try:
         link = server.reactor.open_link(node, proto=proto, db=db)
     except ConnectionError as error:
@@ -123,7 +129,7 @@ async def ask_apart(
     try:
         return await ask_link(link, *args, timeout=timeout)
     finally:
-        link.release()
+        (link.release if keep else link.close)()
 
 
 async def ask_all_apart(

@@ -92,7 +92,7 @@ def kind_of(record: ClientRecord) -> str:
 
 
 def line(it: ClientRecord) -> bytes:
-    """A line of CLIENT LIST, as Redis 7.2 writes it."""
+    """A line of CLIENT LIST, as Redis 7.4 writes it."""
     text = (
         f"id={it.id} addr={it.addr} laddr={it.laddr} fd={it.fd} name={it.name} age={it.age} idle={it.idle} "
         f"flags={it.flags} db={it.db} sub={it.sub} psub={it.psub} ssub={it.ssub} multi={it.multi} "

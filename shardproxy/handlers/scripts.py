@@ -159,17 +159,17 @@ async def give_functions(server: Server, shard: str) -> bool:
         return False
     for other in list(nodes.values())[:2]:  # all have the same
         if await _libraries(server, other):
-            dump = await ask_apart(server, other, "FUNCTION", "DUMP", timeout=LISTING)
+            dump = await ask_apart(server, other, "FUNCTION", "DUMP", timeout=LISTING, keep=False)
             if is_error(dump):
                 continue
             payload = value_of(dump, bytes)
             return not is_error(
-                await ask_apart(server, mine, "FUNCTION", "RESTORE", payload, timeout=LISTING)
+                await ask_apart(server, mine, "FUNCTION", "RESTORE", payload, timeout=LISTING, keep=False)
             )
     return False
 
 
 async def _libraries(server: Server, node: int) -> int:
     """How many it has; -1: it does not say, or has no engine of ours."""
-    frame = await ask_apart(server, node, "FUNCTION", "LIST", timeout=LISTING)
+    frame = await ask_apart(server, node, "FUNCTION", "LIST", timeout=LISTING, keep=False)
     return -1 if is_error(frame) else len(value_of(frame, list))

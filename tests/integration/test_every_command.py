@@ -17,6 +17,7 @@ from shardproxy.core.command_rows import Row
 from shardproxy.core.commands import builtin
 
 TABLE = builtin()
+SAVING = ("bgrewriteaof", "bgsave", "save")
 ROWS = {row.name: row for row in callable_rows(TABLE.rows())}
 
 
@@ -109,6 +110,8 @@ def test_the_row_is_true(name: str, proto: int, sides: Sides) -> None:
 
 
 def alike(name: str, ours: bytes, theirs: bytes) -> None:
+    if name in SAVING and b"in progress" in ours + theirs:
+        return  # the one before is not done yet, here or there
     if name in LOOSE:
         ours, theirs = ours[:1], theirs[:1]
     assert ours == theirs

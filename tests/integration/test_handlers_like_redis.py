@@ -20,6 +20,7 @@ MASKS = [
     (rb"(qbuf|qbuf-free|argv-mem|multi-mem|rbs|rbp|obl|oll|omem|tot-mem)=\d+", rb"\1=#"),
     (rb"cmd=\S+", b"cmd=#"),
     (rb" lib-name=\S* lib-ver=\S*\n", b"\n"),  # of 7.2
+    (rb" watch=\d+", b""),  # of 7.4
     (rb"\$2\r\nid\r\n:\d+", b"$2\r\nid\r\n:#"),
     (rb"^([$=])\d+\r\n(txt:)?id=#", rb"\1#\r\n\2id=#"),
 ]

@@ -13,6 +13,7 @@ from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
 from shardproxy.core.health import Policy
 from shardproxy.core.topology import State, Topology
 from shardproxy.proxy import probe
+from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.returns import HEARTBEATS, Returns, Taken
 
@@ -43,7 +44,7 @@ class Fleet:
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.returns = Returns(
             self,  # type: ignore[arg-type]  # it needs no more of a fleet
-            lambda _: None,
+            lambda _: Way(),
             RUN_ID,
             lambda event, **fields: self.logged.append((event, fields)),
         )
@@ -312,7 +313,7 @@ async def test_the_sweep_tries_until_a_stand_in_answers(nodes: list[RedisNode]) 
 
 @pytest.mark.parametrize("depth", ["ping", "write", "deep"])
 async def test_a_probe_of_a_node_that_is_well_leaves_nothing(nodes: list[RedisNode], depth: str) -> None:
-    await probe.check(nodes[0].address, None, 2.0, Policy(probe=depth), RUN_ID)
+    await probe.check(nodes[0].address, Way(), 2.0, Policy(probe=depth), RUN_ID)
     assert ask(nodes[0], "KEYS", "*") == []
 
 
@@ -322,7 +323,7 @@ async def test_a_probe_of_a_node_that_is_not(nodes: list[RedisNode], depth: str)
 
     async def found() -> str:
         try:
-            await probe.check(node.address, None, 1.0, policy, RUN_ID)
+            await probe.check(node.address, Way(), 1.0, policy, RUN_ID)
         except NodeRefuses as refusal:
             return str(refusal)
         return ""
@@ -345,7 +346,7 @@ async def test_a_probe_key_that_is_taken_is_left_alone(
     key = f"shardproxy:probe:{RUN_ID}:0"
     ask(nodes[0], "SET", key, "somebody's")
     with pytest.raises(NodeRefuses, match="taken"):
-        await probe.check(nodes[0].address, None, 1.0, Policy(probe="write"), RUN_ID)
+        await probe.check(nodes[0].address, Way(), 1.0, Policy(probe="write"), RUN_ID)
     assert ask(nodes[0], "GET", key) == "somebody's"
 
 
@@ -353,13 +354,13 @@ async def test_who_is_refused_and_who_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(NodeRefuses, match=r"no answer in 0\.2 s") as found:
-            await probe.check(f"127.0.0.1:{port}", None, 0.2, Policy(), RUN_ID)
+            await probe.check(f"127.0.0.1:{port}", Way(), 0.2, Policy(), RUN_ID)
         assert not found.value.refused
     with pytest.raises(NodeRefuses, match="Connection refused") as found:
-        await probe.check(f"127.0.0.1:{port}", None, 0.2, Policy(), RUN_ID)
+        await probe.check(f"127.0.0.1:{port}", Way(), 0.2, Policy(), RUN_ID)
     assert found.value.refused
     with pytest.raises(NodeRefuses) as found:
-        await probe.check("/nowhere/at/all.sock", None, 0.2, Policy(), RUN_ID)
+        await probe.check("/nowhere/at/all.sock", Way(), 0.2, Policy(), RUN_ID)
     assert found.value.refused
 
 
