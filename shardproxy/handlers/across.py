@@ -149,7 +149,8 @@ async def copy(steps: Steps, name: str, args: list[bytes]) -> bytes:
 async def smove(steps: Steps, name: str, args: list[bytes]) -> bytes:
     _, source, target, member = args
     if value_of(await steps.ask(source, "SISMEMBER", source, member, write=False), int) == 0:
-        await steps.ask(target, "SCARD", target, write=False)  # of the wrong type: as Redis says it
+        if value_of(await steps.ask(source, "EXISTS", source, write=False), int):
+            await steps.ask(target, "SCARD", target, write=False)  # of the wrong type: as Redis says it
         return reply.integer(0)
     await steps.ask(target, "SADD", target, member)
     await steps.ask(source, "SREM", source, member)
