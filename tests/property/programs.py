@@ -343,7 +343,10 @@ class Writer:
         if not FEATURES["keyspace"]:
             return self.free()
         options = self.dice.choice(
-            [[], [b"COUNT", b"1"], [b"COUNT", b"3", b"MATCH", b"*1"], [b"TYPE", b"hash"]]
+            [
+                *([], [b"COUNT", b"1"], [b"COUNT", b"3", b"MATCH", b"*1"], [b"COUNT", b"100000"]),
+                *([b"TYPE", b"hash"], [b"TYPE", b"nothing"], [b"MATCH", b"[ab]*", b"TYPE", b"string"]),
+            ]
         )
         args = (b"SCAN", b"0", *options)
         return [[Step(b"", args, whole=True)]]
