@@ -33,6 +33,7 @@ NEVER: dict[tuple[str, str], tuple[str, str]] = {
     ),
     ("rq_job.py", "job"): ("three", "RQ's transactions have keys of several jobs, queues and workers"),
     ("django_redis_job.py", "cache"): ("three", "set_many is one MULTI over all keys"),
+    ("django_redis_job.py", "pattern"): ("three", "delete_pattern is one MULTI over all keys that it found"),
 }
 
 CASES = [(program, job) for program, jobs in JOBS.items() for job in jobs]

@@ -5,7 +5,6 @@ lower-case words are values of VALUES. `[ a ]` may be there, `( a | b )` is one 
 three of them. Forms are right, or wrong on purpose; programs.py makes more of them wrong. What a plain Redis
 does not repeat (what SPOP takes, when a key of 1 ms is gone) is not written here. Knows no socket, no test.
 
-FEATURES  what the proxy can do by now, of what it is to do: lines and units of what is off are not written
 LINES     family → its forms. Families share keys of one type, so that programs meet what they have written
 SEEDS     family → a command that fills its first key
 FANOUT    forms whose keys may live on several shards
@@ -20,23 +19,6 @@ from typing import Any, TypeAlias
 Node: TypeAlias = tuple[
     str, Any
 ]  # ("word", text), ("seq", nodes), ("any", nodes), ("maybe", node), ("many", node)
-
-# Family → is it there? What is off is refused, and in no program. Turn one on: the test says what it lacks
-FEATURES: dict[str, bool] = {
-    "watch": True,
-    "blocking": True,
-    "select": True,
-    "select while watching": True,
-    "copy to a database": True,
-    "databases": True,  # MOVE, SWAPDB
-    "local in multi": True,  # what the proxy answers itself, between MULTI and EXEC
-    "dbsize": True,
-    "users": True,
-    "keyspace": True,  # SCAN, KEYS, RANDOMKEY, FLUSHDB, FLUSHALL
-    "scripts": True,  # SCRIPT, EVAL without keys, EVALSHA of what was loaded
-    "functions": True,
-    "pubsub": True,
-}
 
 # as a plain Redis 7.0 dumps them; the last one is not a dump
 DUMPS = [
@@ -429,7 +411,7 @@ LOCAL = """
     MEMORY NONSENSE
 """
 
-# Of features that are on: feature → lines, for any place in a program; what needs more than a line is a unit
+# Feature → lines, for any place in a program; what needs more than a line is a unit of programs.py
 FEATURE_LINES: dict[str, str] = {
     "watch": """
         WATCH ( @k )*
