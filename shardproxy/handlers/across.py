@@ -179,6 +179,8 @@ async def first_of(steps: Steps, name: str, args: list[bytes]) -> bytes:
     """LMPOP, ZMPOP: numkeys key [key ...] ...: each key alone, until one has something."""
     positions = steps.server.commands.keys_of(args)
     rest = args[positions[-1] + 1 :]
+    if not rest:
+        return reply.error(errors.SYNTAX)
     for at in positions:
         frame = await steps.ask(args[at], name, 1, args[at], *rest)
         if value_of(frame) is not None:
