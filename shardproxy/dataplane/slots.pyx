@@ -118,7 +118,8 @@ cdef bint aside_out(Engine e, Client *c) noexcept:
 
 
 cdef void client_push(Engine e, Client *c, const char *p, size_t n) noexcept:
-    if c.dead or c.leaving:
+    # who leaves is still told what its last commands are answered by a push: UNSUBSCRIBE, then a protocol error
+    if c.dead or c.leaving and c.head == c.tail:
         return
     if buf_append(&c.aside if c.midway else &c.out, p, n) < 0:
         client_close(e, c, "out of memory")

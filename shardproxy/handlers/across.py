@@ -149,7 +149,8 @@ async def copy(steps: Steps, name: str, args: list[bytes]) -> bytes:
 async def smove(steps: Steps, name: str, args: list[bytes]) -> bytes:
     _, source, target, member = args
     if value_of(await steps.ask(source, "SISMEMBER", source, member, write=False), int) == 0:
-        await steps.ask(target, "SCARD", target, write=False)  # of the wrong type: as Redis says it
+        if value_of(await steps.ask(source, "EXISTS", source, write=False), int):
+            await steps.ask(target, "SCARD", target, write=False)  # of the wrong type: as Redis says it
         return reply.integer(0)
     await steps.ask(target, "SADD", target, member)
     await steps.ask(source, "SREM", source, member)
@@ -178,6 +179,8 @@ async def first_of(steps: Steps, name: str, args: list[bytes]) -> bytes:
     """LMPOP, ZMPOP: numkeys key [key ...] ...: each key alone, until one has something."""
     positions = steps.server.commands.keys_of(args)
     rest = args[positions[-1] + 1 :]
+    if not rest:
+        return reply.error(errors.SYNTAX)
     for at in positions:
         frame = await steps.ask(args[at], name, 1, args[at], *rest)
         if value_of(frame) is not None:

@@ -98,6 +98,14 @@ CAUSES = [
     (re.compile(r"'([A-Z|]+(?: [A-Z-]+)?)' is not supported(?: yet)?: "), r"\1 is refused"),
     (re.compile(r"'([A-Z_]+)' with (a BY or GET pattern)"), r"\1 with \2 is refused"),
     (
+        re.compile(r"(DEBUG ERROR) is not passed to the nodes"),
+        r"\1 makes a node answer what it does not mean",
+    ),
+    (
+        re.compile(r"CONFIG SET failed \(.*?'(\w+)'\) - it is the proxy's own"),
+        r"CONFIG SET \1 is the proxy's own",
+    ),
+    (
         re.compile(r"CrossSlot|same slot|CROSSSLOT"),
         "its keys are on several shards, and a cluster refuses it, too",
     ),

@@ -1,7 +1,7 @@
 """The jobs: client, job, server. A server is a plain Redis, or a proxy in front of one node or of three.
 
-On a plain Redis a job must come out right, or the job is wrong. NOT_YET and NEVER are what fails through the
-proxy, strictly: a job that comes out right and is listed there fails the test, so that its line is deleted.
+On a plain Redis a job must come out right, or the job is wrong. NEVER is what fails through the proxy,
+strictly: a job that comes out right and is listed there fails the test, so that its line is deleted.
 """
 
 import os
@@ -25,32 +25,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "flask_caching_job.py": ("cache", "clear"),
 }
 
-# (program, job) → on how many nodes it fails, and what is missing
-NOT_YET: dict[tuple[str, str], tuple[str, str]] = {
-    **{
-        (program, job): ("one three", reason)
-        for program in ("ioredis.cjs", "node_redis.cjs")
-        for job, reason in {
-            "script": "SCRIPT LOAD",
-            "pubsub": "SUBSCRIBE",
-            "scan": "SCAN",
-        }.items()
-    },
-    ("redis_cli.py", "eval"): ("one three", "SCRIPT LOAD"),
-    ("redis_cli.py", "scan"): ("one three", "SCAN"),
-    ("redis_cli.py", "databases"): ("one three", "MOVE"),
-    ("redis_cli.py", "pubsub"): ("one three", "SUBSCRIBE"),
-    ("redis_py_lock.py", "lock"): ("one three", "SCRIPT LOAD"),
-    ("celery_job.py", "job"): ("one", "SUBSCRIBE"),
-    ("celery_job.py", "job_tagged"): ("one three", "SUBSCRIBE"),
-    ("rq_job.py", "job"): ("one", "SCRIPT LOAD, SUBSCRIBE"),
-    ("django_redis_job.py", "pattern"): ("one three", "SCAN"),
-    ("django_redis_job.py", "lock"): ("one three", "SCRIPT LOAD"),
-    ("django_redis_job.py", "clear"): ("one three", "FLUSHDB"),
-    ("flask_caching_job.py", "clear"): ("one three", "KEYS"),
-}
-
-# The same, for what cannot be: on a Redis Cluster it fails, too
+# (program, job) → on how many nodes it fails, and why; on a Redis Cluster it fails, too
 NEVER: dict[tuple[str, str], tuple[str, str]] = {
     ("celery_job.py", "job"): (
         "three",
@@ -58,6 +33,7 @@ NEVER: dict[tuple[str, str], tuple[str, str]] = {
     ),
     ("rq_job.py", "job"): ("three", "RQ's transactions have keys of several jobs, queues and workers"),
     ("django_redis_job.py", "cache"): ("three", "set_many is one MULTI over all keys"),
+    ("django_redis_job.py", "pattern"): ("three", "delete_pattern is one MULTI over all keys that it found"),
 }
 
 CASES = [(program, job) for program, jobs in JOBS.items() for job in jobs]
@@ -68,8 +44,7 @@ def cases() -> Iterator[object]:
         for program, job in CASES:
             marks = [
                 pytest.mark.xfail(strict=True, reason=reason)
-                for table in (NOT_YET, NEVER)
-                for which, reason in [table.get((program, job), ("", ""))]
+                for which, reason in [NEVER.get((program, job), ("", ""))]
                 if server in which.split()
             ]
             yield pytest.param(server, program, job, marks=marks, id=f"{server}-{program}-{job}")

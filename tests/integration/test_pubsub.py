@@ -236,6 +236,15 @@ def test_no_message_is_inside_a_long_reply(proxy: ProxyProcess) -> None:
 # --- all nodes ---
 
 
+def test_the_last_confirmation_before_a_protocol_error(proxy: ProxyProcess) -> None:
+    with proxy.raw() as raw:
+        raw.send(pack("SUBSCRIBE", "last") + pack("UNSUBSCRIBE", "last") + b"*x\r\n")
+        assert raw.rest() == (
+            b"*3\r\n$9\r\nsubscribe\r\n$4\r\nlast\r\n:1\r\n*3\r\n$11\r\nunsubscribe\r\n$4\r\nlast\r\n:0\r\n"
+            b"-ERR Protocol error: invalid multibulk length\r\n"
+        )
+
+
 def test_keyspace_notifications_of_every_node(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
     with proxy.raw() as one, proxy.raw() as other, proxy.raw() as writer:
         assert one.ask("SUBSCRIBE", "__keyevent@0__:set").endswith(b":1\r\n")

@@ -5,7 +5,6 @@ lower-case words are values of VALUES. `[ a ]` may be there, `( a | b )` is one 
 three of them. Forms are right, or wrong on purpose; programs.py makes more of them wrong. What a plain Redis
 does not repeat (what SPOP takes, when a key of 1 ms is gone) is not written here. Knows no socket, no test.
 
-FEATURES  what the proxy can do by now, of what it is to do: lines and units of what is off are not written
 LINES     family → its forms. Families share keys of one type, so that programs meet what they have written
 SEEDS     family → a command that fills its first key
 FANOUT    forms whose keys may live on several shards
@@ -20,23 +19,6 @@ from typing import Any, TypeAlias
 Node: TypeAlias = tuple[
     str, Any
 ]  # ("word", text), ("seq", nodes), ("any", nodes), ("maybe", node), ("many", node)
-
-# Family → is it there? What is off is refused, and in no program. Turn one on: the test says what it lacks
-FEATURES: dict[str, bool] = {
-    "watch": True,
-    "blocking": True,
-    "select": True,
-    "select while watching": False,  # EXEC answers null then: the private upstream that watches is given up
-    "copy to a database": True,
-    "databases": False,  # MOVE, SWAPDB
-    "local in multi": False,  # what the proxy answers itself, between MULTI and EXEC
-    "dbsize": True,
-    "users": True,
-    "keyspace": False,  # SCAN, KEYS, RANDOMKEY, FLUSHDB, FLUSHALL
-    "scripts": False,  # SCRIPT, EVAL without keys, EVALSHA of what was loaded
-    "functions": False,
-    "pubsub": False,
-}
 
 # as a plain Redis 7.0 dumps them; the last one is not a dump
 DUMPS = [
@@ -399,10 +381,10 @@ LOCAL = """
     HELLO ( 1 | 4 | x )
     HELLO ( 2 | 3 ) SETNAME name
     HELLO 3 AUTH default secret
-    HELLO 2 AUTH nobody secret SETNAME name
+    HELLO 2 AUTH default secret SETNAME name
     HELLO 3 AUTH x
     AUTH secret
-    AUTH ( default | nobody ) secret
+    AUTH default secret
     AUTH a b c
     SELECT ( 0 | 0 | -1 | x | 01 | 99999999999 )
     RESET
@@ -429,7 +411,7 @@ LOCAL = """
     MEMORY NONSENSE
 """
 
-# Of features that are on: feature → lines, for any place in a program; what needs more than a line is a unit
+# Feature → lines, for any place in a program; what needs more than a line is a unit of programs.py
 FEATURE_LINES: dict[str, str] = {
     "watch": """
         WATCH ( @k )*
@@ -479,9 +461,8 @@ FEATURE_LINES: dict[str, str] = {
         KEYS glob
         KEYS *
         RANDOMKEY
-        SCAN ( 0 | x ) COUNT 100000
-        SCAN 0 COUNT 100000 MATCH glob
-        SCAN 0 COUNT 100000 TYPE ( string | hash | nothing )
+        SCAN ( x | 1.5 )
+        SCAN 0 ( COUNT ( 0 | x ) | MATCH | TYPE | 1 )
         FLUSHDB [ ( ASYNC | SYNC | x ) ]
         FLUSHALL [ ( ASYNC | SYNC ) ]
     """,
@@ -527,7 +508,6 @@ LOCAL_IN_MULTI = """
     CLIENT NO-EVICT ( ON | x )
     COMMAND INFO get
     HELLO
-    HELLO ( 2 | 3 )
     AUTH secret
 """
 # Of several shards, or none: whatever a world says of keys, a transaction on one shard cannot hold them
@@ -575,23 +555,24 @@ SEEDS: dict[str, str] = {
     "generic": "SET @k 7",
 }
 
+ADMINISTRATION = {
+    "config": "get set rewrite resetstat help",
+    "slowlog": "get len reset help",
+    "latency": "reset history latest graph doctor histogram help",
+    "memory": "stats doctor malloc-stats purge help",
+    "module": "list help",
+    "object": "help",
+    "xinfo": "help",
+    "xgroup": "help",
+    "script": "help",
+    "function": "help",
+}
+
 # Served, and yet not in the lines above: command → why
 NOT_COMPARED = {
     **dict.fromkeys(
         [
-            "subscribe",
-            "psubscribe",
             "ssubscribe",
-            "unsubscribe",
-            "punsubscribe",
-            "sunsubscribe",
-            "publish",
-            "spublish",
-            "pubsub|channels",
-            "pubsub|numsub",
-            "pubsub|numpat",
-            "pubsub|shardchannels",
-            "pubsub|shardnumsub",
             "pubsub|help",
         ],
         "messages come when they come: tests/integration/test_pubsub.py has programs of its own",
@@ -600,6 +581,24 @@ NOT_COMPARED = {
         ["client|tracking", "client|caching", "client|getredir", "client|trackinginfo"],
         "pushes come when they come: tests/integration/test_tracking.py has programs of its own",
     ),
+    **dict.fromkeys(
+        [f"{name}|{sub}" for name, subs in ADMINISTRATION.items() for sub in subs.split()],
+        "it speaks of the node or the proxy: tests/integration/test_keyspace.py, test_every_command.py",
+    ),
+    **dict.fromkeys(
+        ["save", "bgsave", "bgrewriteaof", "lastsave", "role", "lolwut", "debug"],
+        "it speaks of the node or the proxy: tests/integration/test_keyspace.py, test_every_command.py",
+    ),
+    **dict.fromkeys(
+        ["client|kill", "client|pause", "client|unpause", "client|unblock", "monitor"],
+        "of clients beside each other: tests/integration/test_connection_state_like_redis.py, test_crowd.py",
+    ),
+    "wait": "tests/integration/test_waiting.py, with replicas",
+    "script|debug": "it changes what a connection to a plain Redis is; here it is for nothing",
+    "function|dump": "a payload of all libraries; tests/integration/test_keyspace.py",
+    "function|restore": "as function|dump",
+    "function|stats": "of one node, of now",
+    "proxy|node": "a plain Redis has no PROXY",
     "proxy|help": "a plain Redis has no PROXY",
     "proxy|info": "a plain Redis has no PROXY",
     "proxy|nodes": "a plain Redis has no PROXY",
@@ -629,12 +628,11 @@ NOT_COMPARED = {
 # Forms of commands that are in the lines, left out: what → why
 REFUSED_FORMS = {
     "SORT BY or GET with a pattern, on three nodes": "not supported: it reads keys of other shards",
-    "EVAL, FCALL with 0 keys": "not supported yet: no key, no shard",
-    "SELECT 1": "not supported yet: the proxy serves database 0 only",
-    "COPY ... DB 1": "the same; no line has it",
-    "HELLO, SELECT, AUTH, CLIENT, COMMAND between MULTI and EXEC": "not supported: EXEC runs on a node",
+    "a wrong login": "its answer waits, longer each time: tests/integration/test_handlers_like_redis.py",
     "SPOP without a count, or with less than all": "takes other members each time",
-    "SCAN cursors other than 0, COUNT less than all": "the order of a hash table, seeded at random",
+    "HSCAN, SSCAN, ZSCAN of less than all": "the order of a hash table, seeded at random",
+    "HELLO 2 or 3 between MULTI and EXEC": "what the node answers in that EXEC is of the protocol before it",
+    "SCAN, one page of it": "how much is a page; programs.scanned follows it to the end",
     "EXPIRE, PEXPIRE with GT or LT; TTLs near their end": "would compare the time of two servers",
     "a bulk string without CRLF, a count over max_arguments": "the proxy is stricter than Redis, by intent",
     "the number in a header, longer than 30 bytes": "refused at once; Redis reads 64 KB on, in other words",

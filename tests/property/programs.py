@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 import grammar
-from grammar import FEATURES, LINES, VALUES, Node
+from grammar import LINES, VALUES, Node
 from hypothesis import strategies as st
 from servers import pack
 
@@ -192,14 +192,10 @@ class Writer:
             block = grammar.PATTERNS
         return self.step(self.line(block), spoil=True)
 
-    def feature(self) -> Step | None:
-        """One line of what is on: of what may stand anywhere, wherever its keys are."""
-        names = [name for name in grammar.FEATURE_LINES if FEATURES[name]]
+    def feature(self) -> Step:
+        """One line of FEATURE_LINES: of what may stand anywhere, wherever its keys are."""
         # without hash tags, what is watched would bind the transactions that follow to its shard
-        if self.world.one_key or (FEATURES["select"] and not FEATURES["select while watching"]):
-            names = [name for name in names if name != "watch"]
-        if not names:
-            return None
+        names = [name for name in grammar.FEATURE_LINES if name != "watch" or not self.world.one_key]
         name = self.dice.choice(names)
         args = self.line(grammar.FEATURE_LINES[name])
         return self.step(args, fanout=name in grammar.LOOSE_FEATURES)
@@ -222,7 +218,7 @@ class Writer:
         for _ in range(self.dice.randint(0, 6)):
             one = self.step(self.line(grammar.QUEUED)) if self.once_in(12) else self.command()
             if self.once_in(8):
-                one = self.queued_feature() or one
+                one = self.queued_feature()
             timed = one.is_a("XADD") and b"*" in one.args  # with one key for all, that would hold times
             if self.world.one_key and (one.fanout or one.spoilt or timed):
                 one = self.step([b"PING"])
@@ -231,29 +227,24 @@ class Writer:
         end = self.dice.choice([b"EXEC"] * 12 + [b"DISCARD", b"RESET"])
         return [[*steps, self.step([end])]]
 
-    def queued_feature(self) -> Step | None:
+    def queued_feature(self) -> Step:
         """Blocking commands inside of a transaction do not wait; scripts and messages run with it."""
-        if FEATURES["local in multi"] and self.once_in(2):
+        if self.once_in(2):
             return self.step(self.line(grammar.LOCAL_IN_MULTI))
-        names = [name for name in ("blocking", "scripts", "pubsub") if FEATURES[name]]
+        names = ["blocking", "scripts", "pubsub"]
         if self.world.nodes > 1:  # the others have no key of the transaction's shard
-            names = [name for name in names if name == "blocking"]
-        if not names:
-            return None
+            names = ["blocking"]
         return self.step(self.line(grammar.FEATURE_LINES[self.dice.choice(names)]))
 
     def featured(self) -> list[Unit]:
         self.only = None
-        step = self.feature()
-        return [[step]] if step else self.free()
+        return [[self.feature()]]
 
     def by_other(self, args: list[bytes], pushes: int = 0) -> Step:
         return Step(pack(*args), tuple(args), other=True, pushes=pushes)
 
     def watched(self) -> list[Unit]:
         """WATCH, what the second client does meanwhile, a transaction; now and then UNWATCH before it."""
-        if not FEATURES["watch"]:
-            return self.free()
         unit = self.to_database_0()
         self.only = None
         keys = [self.key("k", False) for _ in range(self.dice.randint(1, 3))]
@@ -275,7 +266,7 @@ class Writer:
 
     def to_database_0(self) -> Unit:
         """The second client is in database 0 always."""
-        return [self.step([b"SELECT", b"0"])] if FEATURES["select"] else []
+        return [self.step([b"SELECT", b"0"])]
 
     def command_of_one_shard(self) -> Step:
         one = self.command()
@@ -284,8 +275,6 @@ class Writer:
 
     def waited(self) -> list[Unit]:
         """A blocking command, what the client sends after it, and what the second client has for it."""
-        if not FEATURES["blocking"]:
-            return self.free()
         self.only = None
         dice, unit = self.dice, self.to_database_0()
         one, two, zset, stream = (self.key(letter, False).decode() for letter in "llzx")
@@ -314,8 +303,6 @@ class Writer:
 
     def subscribed(self) -> list[Unit]:
         """SUBSCRIBE, messages from the second client, what a subscriber may and may not say, UNSUBSCRIBE."""
-        if not FEATURES["pubsub"]:
-            return self.free()
         dice, unit = self.dice, []
         names = dice.sample(VALUES["channel"], dice.randint(1, 3))
         patterns = dice.sample([b"n*", b"ch?t", b"*"], dice.randint(0, 2))
@@ -340,10 +327,11 @@ class Writer:
 
     def scanned(self) -> list[Unit]:
         """SCAN to the end: every key once."""
-        if not FEATURES["keyspace"]:
-            return self.free()
         options = self.dice.choice(
-            [[], [b"COUNT", b"1"], [b"COUNT", b"3", b"MATCH", b"*1"], [b"TYPE", b"hash"]]
+            [
+                *([], [b"COUNT", b"1"], [b"COUNT", b"3", b"MATCH", b"*1"], [b"COUNT", b"100000"]),
+                *([b"TYPE", b"hash"], [b"TYPE", b"nothing"], [b"MATCH", b"[ab]*", b"TYPE", b"string"]),
+            ]
         )
         args = (b"SCAN", b"0", *options)
         return [[Step(b"", args, whole=True)]]
