@@ -321,7 +321,9 @@ cdef class ClientHandle:
     def when_gone(self, callback):
         """callback(id), after the client has left."""
         if self.at() != NULL:
-            self.engine.meta.setdefault(self.number, {}).setdefault("gone", []).append(callback)
+            callbacks = self.engine.meta.setdefault(self.number, {}).setdefault("gone", [])
+            if callback not in callbacks:
+                callbacks.append(callback)
 
     @property
     def subscriptions(self):

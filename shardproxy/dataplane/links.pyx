@@ -8,6 +8,7 @@ line as a client would get it.
 from libc.stdint cimport uint32_t, uint64_t
 from shardproxy.dataplane.engine cimport KEPT, TEXT, TO_ASK, UP, Client, Engine, Upstream, monotonic_us
 from shardproxy.dataplane.private cimport private_drop, private_new, private_of, unlease
+from shardproxy.dataplane.scripts cimport precede_run
 from shardproxy.dataplane.upstreams cimport give, promise, start
 
 ASK_MOST = 1 << 29              # bytes of one reply, as Redis's longest bulk
@@ -30,6 +31,8 @@ cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t
                e.retries + 1, frames, due) < 0:
         del e.asks[e.next_ask]
         raise MemoryError
+    if c != NULL and c.tx_state and c.tx_calls:
+        precede_run(e, u, c)    # the run of its transaction
     give(e, u, p, n)
     return 0
 

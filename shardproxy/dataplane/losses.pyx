@@ -203,6 +203,11 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     shrink(u)
 
 
+cdef inline bint belongs(const Entry *queued, const Entry *run) noexcept nogil:
+    """Whether the one is of the other's transaction: its bytes are scripts for that, and nothing else."""
+    return queued.to == TO_NOBODY and queued.prefix != 0 and queued.start + queued.prefix == run.start
+
+
 cdef void prune(Engine e, Upstream *u) noexcept:
     cdef uint32_t i = u.head, w, first
     cdef Entry entry
@@ -210,10 +215,13 @@ cdef void prune(Engine e, Upstream *u) noexcept:
     cdef Buf out
     cdef uint64_t start, end, prefix = 0
     cdef uint32_t loads = 0
+    cdef bint said
     if u.unsent == 0:
         return                  # none of them is late
     u.unsent = 0
     while i != u.tail and u.fifo[i & u.mask].start < u.written:
+        i += 1
+    if i != u.tail and i != u.head and belongs(&u.fifo[(i - 1) & u.mask], &u.fifo[i & u.mask]):
         i += 1
     if i == u.tail:
         return
@@ -227,10 +235,14 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         entry = u.fifo[i & u.mask]
         start = entry.start
         end = end_of(u, i)
-        # what answers to nobody are the +QUEUED of the transaction whose EXEC comes next
+        # what answers to nobody are the +QUEUED of the transaction whose EXEC comes next, which have no bytes of their own,
+        # or CLIENT CACHING; else it is said to the connection (SELECT, UNWATCH), which counts on it
         waiting = &u.fifo[(i + 1) & u.mask] if entry.to == TO_NOBODY and i + 1 != u.tail else &u.fifo[i & u.mask]
+        said = entry.to == TO_NOBODY and entry.write and end - start > entry.prefix
         i += 1
-        if waiting.to == TO_LATE or waiting.to != TO_ASK and e.client_at(waiting.client, waiting.generation) == NULL:
+        if said:
+            pass
+        elif waiting.to == TO_LATE or waiting.to != TO_ASK and e.client_at(waiting.client, waiting.generation) == NULL:
             # another may count on the script that this one brings
             if entry.prefix and buf_append(&out, buf_head(&u.out) + (start - u.base), entry.prefix) < 0:
                 u.doomed = True

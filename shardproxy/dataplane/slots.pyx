@@ -167,6 +167,8 @@ cdef void watch(Engine e, Client *c) noexcept:
     cdef epoll_event ev
     cdef uint32_t events = 0
     if c.hung:
+        if c.waiting:
+            client_close(e, c, NULL)    # epoll will not say that it has left
         return
     # a client that writes a whole pipeline before it reads a reply would wait for ever if it were not read either
     if not (c.eof or c.leaving) and (not c.stalled or (c.blocked or c.waiting) and c.inp.len < e.eff_input):

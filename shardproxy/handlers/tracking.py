@@ -56,8 +56,10 @@ class Tracker:
 
     async def start(self) -> bytes:
         """An error line, or nothing."""
-        if self.client.proto == 2 and self.options.redirect and (error := await self.connect()):
-            return error
+        if self.client.proto == 2 and self.options.redirect:
+            error = await self.connect()
+            if error or self.home.of(self.client) is not self:
+                return error
         self.begin()
         if self.options.bcast and self.client.tracking:
             async with asyncio.timeout(self.home.server.topology.pools[0].timeout or None):
@@ -76,7 +78,11 @@ class Tracker:
 
     async def connect(self) -> bytes:
         """The node's invalidations come on a connection of their own, one a node."""
-        for number in self.home.nodes() - self.links.keys():
+        for number in self.home.nodes():
+            if self.home.of(self.client) is not self:
+                return b""  # stopped meanwhile: nobody would close what is opened now
+            if number in self.links:
+                continue
             try:
                 link = self.home.server.reactor.open_link(
                     number,
@@ -90,6 +96,7 @@ class Tracker:
             answer = await ask_link(link, "PING")
             if is_error(answer):
                 self.links.pop(number, None)
+                link.close()
                 return answer
             self.setups[number] = self.options.request(link.node_client_id), 1
         return b""

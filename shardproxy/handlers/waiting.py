@@ -45,7 +45,8 @@ async def wait(server: Server, call: "Call") -> bytes:
     unblocked = server.waits[call.client.id] = asyncio.get_running_loop().create_future()
     call.client.waiting = not call.in_exec
     try:
-        links += [server.reactor.open_link(node, proto=2) for node in dict.fromkeys(nodes)]
+        for node in dict.fromkeys(nodes):  # one may be refused: those before it are released
+            links.append(server.reactor.open_link(node, proto=2))
         if wrote:
             await asyncio.gather(*(ask_link(link, "PING") for link in links))
         return await _wait(call, links, count, limit, unblocked)

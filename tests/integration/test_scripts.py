@@ -163,6 +163,42 @@ def test_in_transactions(proxy: ProxyProcess, proto: int) -> None:
         assert raw.frames(4)[3] == b"*2\r\n:7\r\n:7\r\n"
 
 
+def test_in_a_transaction_with_commands_that_are_answered_here(
+    proxy: ProxyProcess, nodes: list[RedisNode]
+) -> None:
+    with proxy.raw() as raw:
+        raw.ask("SCRIPT", "LOAD", SET)
+        on_nodes(nodes, "SCRIPT", "FLUSH")
+        for words in (["MULTI"], ["SELECT", "0"], ["EVALSHA", sha(SET), "1", "k", "v"]):
+            raw.ask(*words)
+        assert raw.ask("EXEC") == b"*2\r\n+OK\r\n+OK\r\n"
+
+
+def test_a_transaction_that_falls_due_when_half_of_its_script_is_written() -> None:
+    """The connection goes on: nobody gets a reply that is another's."""
+    text = "--" + "x" * (12 << 20) + "\nreturn 1"  # more than the sockets take
+    with (
+        redis_nodes(2) as nodes,
+        ProxyProcess(toml(shards_of(nodes), pool="timeout = '500ms'")) as proxy,
+        proxy.raw() as raw,
+        proxy.raw() as other,
+    ):
+        at = next(k for k in "abcdefghijklm" if json.loads(raw.value("PROXY", "LOCATE", k))["shard"] == "a")
+        keys = [f"{{{at}}}{i}" for i in range(10)]
+        for i, key in enumerate(keys):
+            other.ask("SET", key, i)
+        raw.ask("SCRIPT", "LOAD", text)
+        nodes[0].pause()
+        try:
+            for words in (["MULTI"], ["EVALSHA", sha(text), "1", at], ["SET", at, "v"]):
+                raw.ask(*words)
+            assert raw.ask("EXEC").startswith(b"-TIMEOUT ")
+            assert not other.ask("PROXY", "DRAIN", "b", "FORCE").startswith(b"-")  # another topology
+        finally:
+            nodes[0].resume()
+        assert [other.value("GET", key) for key in keys] == [str(i) for i in range(10)]
+
+
 def test_without_keys_a_script_has_one_shard(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
     texts = [f"return {number}" for number in range(40)]
     with proxy.raw() as raw:

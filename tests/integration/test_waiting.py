@@ -1,8 +1,10 @@
 """CLIENT UNBLOCK, WAIT with a real replica, keys that move under who waits, nodes lost in each state."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
@@ -78,6 +80,29 @@ def test_wait_counts_replicas_of_every_shard_written_to(nodes: list[RedisNode]) 
             raw.ask("SET", second, 1)
             assert raw.value("WAIT", 1, 20) == 0
             assert raw.value("WAIT", 0, 0) == 0
+
+
+def test_wait_gives_back_its_connections_when_one_is_refused(nodes: list[RedisNode]) -> None:
+    shards = {"a": f"127.0.0.1:{nodes[0].port}", "b": "NOBODY"}
+    config = toml(shards).replace("redis://NOBODY", "unix:///nonexistent/redis.sock")
+    with ProxyProcess(config) as proxy, proxy.raw() as raw:
+        for _ in range(3):
+            assert raw.ask("WAIT", 0, 1).startswith(b"-SHARDDOWN shard 'b'")
+        until(lambda: privates(raw) <= 1, "the connections are given back")
+
+
+def test_who_has_left_a_unix_socket_waits_for_nothing(nodes: list[RedisNode], tmp_path: Path) -> None:
+    """What it had sent before is done, but nothing is taken for nobody."""
+    path = str(tmp_path / "proxy.sock")
+    config = toml(shards_of(nodes), listen=["127.0.0.1:0", f"unix://{path}"])
+    with ProxyProcess(config) as proxy, proxy.raw() as raw:
+        with socket.socket(socket.AF_UNIX) as leaver:
+            leaver.connect(path)
+            leaver.sendall(b"CLIENT REPLY OFF\r\nGET x\r\nRPUSH before 1\r\nBLPOP nothing 0\r\nGET x\r\n")
+        until(lambda: raw.ask("LLEN", "before") == b":1\r\n", "what it had sent is done")
+        until(lambda: len(str(raw.value("CLIENT", "LIST")).splitlines()) == 1, "it is gone")
+        assert raw.ask("RPUSH", "nothing", "v") == b":1\r\n"
+        assert raw.ask("LLEN", "nothing") == b":1\r\n"
 
 
 def test_wait_of_a_client_that_leaves_ends(nodes: list[RedisNode]) -> None:
