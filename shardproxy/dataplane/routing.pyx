@@ -14,7 +14,7 @@ from libc.string cimport memcmp
 
 from shardproxy.core.commands cimport (
     FLAG_BARRIER, FLAG_CHANNEL, FLAG_CONTAINER, FLAG_HOLDS, FLAG_LISTENING, FLAG_REPLICATES, FLAG_UNSEEN, KIND_FANOUT,
-    KIND_FORWARD, KIND_LOCAL, KIND_MULTI, Row,
+    KIND_FORWARD, KIND_LOCAL, KIND_MULTI, KIND_REFUSED, Row,
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport clean, refuse, refuse_bytes, refuse_row
@@ -62,7 +62,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
         return WAIT
     c.last_row = row.id
     status = run(e, c, r, row)
-    if e.on_command is not None and status == TAKEN and not row.flags & FLAG_UNSEEN and (
+    if e.on_command is not None and status == TAKEN and not row.flags & FLAG_UNSEEN and row.kind != KIND_REFUSED and (
             not c.tx_state or row.kind == KIND_MULTI and row.name[0] != c'u'):
         observe(e, c, r, row)
     return status

@@ -109,9 +109,10 @@ class Monitors:
 
 
 @handles("monitor")
-def monitor(server: Server, call: "Call") -> bytes:
+async def monitor(server: Server, call: "Call") -> bytes:
     if call.in_exec:
         return reply.error(errors.MONITOR_DENIED)
+    await server.everywhere("monitor", os.getpid())  # from its +OK on it sees all
     server.monitors.add(call.client)
     return reply.OK
 

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardproxy.core import errors, glob, reply
+from shardproxy.core.acl import DEFAULT
 from shardproxy.handlers.asking import pack
 from shardproxy.handlers.base import part
 
 if TYPE_CHECKING:
+    from shardproxy.core.acl import Users
     from shardproxy.dataplane.calls import ClientHandle
     from shardproxy.dataplane.links import Link
     from shardproxy.handlers.base import Server
@@ -385,6 +387,19 @@ class Subscriptions:
             mine = self.subscribers[client.id] = Subscriber(client)
             client.when_gone(self.leave)
         return mine
+
+    def permit(self, users: "Users") -> None:
+        """Users have changed: who listens to what its user may not hear any more is closed, as Redis does."""
+        for mine in list(self.subscribers.values()):
+            user = users.get(mine.client.user.decode(errors="surrogateescape") or DEFAULT)
+            selectors = (user.root, *user.selectors) if user is not None else ()
+            if any(selector.all_channels for selector in selectors):
+                continue
+            allowed = [text.encode(errors="surrogateescape") for each in selectors for text in each.channels]
+            channels, patterns, shards = mine.names
+            heard = all(any(glob.matches(each, name) for each in allowed) for name in (*channels, *shards))
+            if not heard or not patterns.keys() <= set(allowed):
+                mine.client.kill("its user may not listen to its channels any more")
 
     # --- messages ---
 

@@ -275,6 +275,7 @@ class Proxy:
         if users != self.users:
             self.users = users
             self.reactor.set_users(users)
+            self.subscriptions.permit(users)
         self.transitions.hide(config)
         self._follow()
 

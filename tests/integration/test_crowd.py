@@ -131,6 +131,18 @@ def test_monitor_sees_all_workers_and_costs_nothing_when_nobody_looks(proxy: Pro
             raw.close()
 
 
+def test_monitor_does_not_see_what_is_refused(proxy: ProxyProcess) -> None:
+    """It may have a password."""
+    with proxy.raw() as watching, proxy.raw() as raw:
+        assert watching.ask("MONITOR") == b"+OK\r\n"
+        assert raw.ask("MIGRATE", "host", 1, "k", 0, 100, "AUTH", "sesame").startswith(b"-ERR 'MIGRATE'")
+        raw.ask("ECHO", "end of it")
+        seen = b""
+        while b"end of it" not in seen:
+            seen += watching.frame()
+        assert b"sesame" not in seen
+
+
 def test_a_monitor_that_does_not_read_is_closed_and_nobody_else() -> None:
     top = "[limits]\nclient_output_hard = '1MB'\nclient_output_soft = '256KB'"
     with redis_nodes(1) as nodes, ProxyProcess(toml(shards_of(nodes), top=top)) as proxy:  # noqa: SIM117  # servers, then clients

@@ -230,6 +230,35 @@ def test_a_reload_puts_the_configuration_back(workers: int, node: RedisNode) -> 
             each.close()
 
 
+def test_who_may_not_listen_any_more_is_closed(proxy: ProxyProcess) -> None:
+    with logged_in(proxy, "admin", "admin") as admin:
+        admin.ask("ACL", "SETUSER", "ear", "on", ">p", "+@all", "&*")
+        crowd = [(raw, name) for name in ("one", "two") for raw in many(proxy, "ear", "p")]
+        for raw, name in crowd:
+            raw.ask("SUBSCRIBE", name)
+            raw.ask("PSUBSCRIBE", "t*")
+        admin.ask("ACL", "SETUSER", "ear", "resetchannels", "&o*", "&t*")
+        admin.ask("PUBLISH", "one", "still")
+        for raw, name in crowd:
+            if name == "one":
+                assert b"still" in raw.frame()
+        assert admin.ask("ACL", "SETUSER", "ear", "resetchannels", "&one", "&t*") == b"+OK\r\n"
+        admin.ask("PUBLISH", "two", "last")
+        for raw, name in crowd:
+            if name == "one":
+                raw.close()
+            else:
+                assert b"last" in raw.frame()
+        admin.ask("ACL", "SETUSER", "ear", "resetchannels", "&nothing")
+        for raw, name in crowd:
+            if name == "two":
+                raw.send(b"PING\r\n")
+                with pytest.raises((EOFError, ConnectionError)):
+                    while True:
+                        raw.frame()
+                raw.close()
+
+
 def test_in_a_transaction(proxy: ProxyProcess) -> None:
     with logged_in(proxy, "admin", "admin") as admin:
         admin.send(
