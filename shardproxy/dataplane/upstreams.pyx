@@ -333,7 +333,7 @@ cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
     e.down = True
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
-                           node.shard, node.name, why)
+                           node.shard, node.name, why if why[0] else "it answers again, and is being probed")
     fit(e)
 
 
