@@ -329,11 +329,13 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
 
 cdef void shard_down(Engine e, Node *node, const char *why) noexcept:
+    if why[0] == 0:
+        why = "it answers again, and is being probed"
     e.missing = e.reads_miss or node.mode == MISS
     e.down = True
     e.count[<int>SHARD_DOWN] += 1
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN shard '%.100s' at %.100s is down: %.90s\r\n",
-                           node.shard, node.name, why if why[0] else "it answers again, and is being probed")
+                           node.shard, node.name, why)
     fit(e)
 
 
