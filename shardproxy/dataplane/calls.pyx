@@ -53,7 +53,7 @@ cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object h
             call.pending = True
             c.calls += 1
     except Exception as error:
-        e.event("handler_failed", {"command": e.table.names[row.id], "error": repr(error)})
+        e.event("handler_failed", {"command": e.table.names[row.id], "error": type(error).__name__})
         if not call.done:
             call.reply(b"-ERR internal error: see the log of shardproxy\r\n")
 

@@ -97,7 +97,7 @@ cdef void tell(Engine e) noexcept:
             try:
                 callback(*args)
             except Exception as error:
-                e.event("handler_failed", {"command": "", "error": repr(error)})
+                e.event("handler_failed", {"command": "", "error": type(error).__name__})
 
 
 cdef object open_link(Engine e, int number, int proto, int db, setup, bint stream, on_frame, on_lost):

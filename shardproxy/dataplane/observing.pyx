@@ -43,7 +43,7 @@ cdef void show(Engine e, Client *c, Request *r, const Row *row, int db) noexcept
     try:
         e.on_command(db, address_text(e, c, True), e.table.names[row.id], [r.argv[i][:r.argl[i]] for i in range(r.argc)])
     except Exception as error:
-        e.event("handler_failed", {"command": "monitor", "error": repr(error)})
+        e.event("handler_failed", {"command": "monitor", "error": type(error).__name__})
 
 
 cdef void observe_run(Engine e, Client *c) noexcept:

@@ -170,7 +170,7 @@ cdef void opening_readable(Engine e, Client *c) noexcept:
         if (<Tls>c.tls).whole:
             client_readable(e, c)
     except Exception as error:
-        e.event("opening_failed", {"client": c.id, "error": repr(error)})
+        e.event("opening_failed", {"client": c.id, "error": type(error).__name__})
         client_close(e, c, "internal error")
 
 
