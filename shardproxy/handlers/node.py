@@ -1,7 +1,7 @@
 """PROXY NODE: any command on the node of one shard, for administrators, on a connection of its own.
 
 The reply is the node's, byte for byte, in the client's protocol and database. What would change the
-connection, or make it say more than one reply, is refused.
+connection, make it say more than one reply, or wait for data, is refused.
 """
 
 from typing import TYPE_CHECKING
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 CONNECTION = frozenset((
     "asking", "auth", "discard", "exec", "hello", "monitor", "multi", "psubscribe", "psync", "punsubscribe",
-    "quit",
-    "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe", "sunsubscribe", "sync",
+    "quit", "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe", "sunsubscribe", "sync",
     "unsubscribe", "unwatch", "watch",
 ))  # fmt: skip
 CLIENT = frozenset({b"caching", b"kill", b"reply", b"tracking"})
@@ -32,6 +31,13 @@ async def node(server: Server, call: "Call") -> bytes:
     word = command[0].decode(errors="replace").lower()[:64]
     if word in CONNECTION or (word == "client" and CLIENT & {each.lower() for each in command[1:2]}):
         return reply.error(errors.not_through(word))
+    row = server.commands.row(*command[:2])
+    if (
+        row is not None
+        and "blocking" in row.flags
+        and (not row.walk or b"block" in map(bytes.lower, command))
+    ):
+        return reply.error(errors.not_through(word))  # it would wait on when its client has left
     number = server.reactor.node_of_shard(name)
     if number is None:
         pool = server.topology.pools[0]

@@ -303,6 +303,11 @@ def test_proxy_node(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
                 assert there.value("GET", "mine") == name
         raw.ask("HELLO", 3)
         assert raw.ask("PROXY", "NODE", "a", "CONFIG", "GET", "hz").startswith(b"%1\r\n")
+        assert raw.ask("PROXY", "NODE", "a", "BLPOP", "nothing", 0).startswith(b"-ERR ")
+        assert raw.ask("PROXY", "NODE", "a", "XREAD", "BLOCK", 0, "STREAMS", "nothing", "$").startswith(
+            b"-ERR "
+        )
+        assert raw.ask("PROXY", "NODE", "a", "XREAD", "STREAMS", "nothing", "0") == b"_\r\n"
         assert b"there are a, b, c" in raw.ask("PROXY", "NODE", "z", "PING")
         for command in (
             "SUBSCRIBE x",
