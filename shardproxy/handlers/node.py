@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CONNECTION = frozenset((
     "asking", "auth", "discard", "exec", "hello", "monitor", "multi", "psubscribe", "psync", "punsubscribe",
-    "quit", "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe", "sunsubscribe", "sync",
-    "unsubscribe", "unwatch", "watch",
+    "quit", "readonly", "readwrite", "replconf", "reset", "select", "ssubscribe", "subscribe",
+    "sunsubscribe", "sync", "unsubscribe", "unwatch", "watch",
 ))  # fmt: skip
 CLIENT = frozenset({b"caching", b"kill", b"reply", b"tracking"})
 
