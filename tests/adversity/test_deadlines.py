@@ -35,7 +35,15 @@ class Stage:
         """The ids of the proxy's connections as the slow node has them, without ours and the probes'."""
         with self.slow_node.raw() as raw:
             lines = str(raw.value("CLIENT", "LIST")).splitlines()
-        others = ("cmd=client|list", "cmd=command", "cmd=ping", "cmd=NULL")
+        # a new one shows what it was greeted with, or that it is asked for functions, and goes
+        others = (
+            "cmd=client|list",
+            "cmd=command",
+            "cmd=ping",
+            "cmd=NULL",
+            "cmd=function|list",
+            "cmd=client|id",
+        )
         return [line.split()[0] for line in lines if not any(other in line for other in others)]
 
 
