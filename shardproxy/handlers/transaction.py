@@ -86,8 +86,8 @@ async def _finish(
     count: int,
 ) -> bytes:
     frames = Scanner().feed(await ran)
-    if len(frames) == 1:  # an error, or nothing was the node's
-        result = frames[0]
+    if len(frames) < count + 2:  # an error, maybe in the middle of it, or nothing was the node's
+        result = frames[-1]
     else:
         result = frames[count + 1]
         refused = next((frame for frame in frames[1 : count + 1] if frame != QUEUED), b"")
@@ -96,10 +96,9 @@ async def _finish(
     if is_error(result) or result in (b"*-1\r\n", b"_\r\n"):
         return result
     head, _, rest = result.partition(b"\r\n")
-    found = Scanner().feed(rest)
-    if head != b"*%d" % count or len(found) != count:
+    if head != b"*%d" % count:  # else it is an array, and so are `count` frames in it
         raise BadReply(errors.bad_reply(result))
-    theirs = iter(found)
+    theirs = iter(Scanner().feed(rest))
     results = []
     for args, row in queued:
         frame = next(theirs) if _of_node(row) else b""
