@@ -6,6 +6,7 @@ line as a client would get it.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
+from shardproxy.dataplane.counters cimport PUSHES_DROPPED
 from shardproxy.dataplane.engine cimport KEPT, TEXT, TO_ASK, UP, Client, Engine, Upstream, monotonic_us
 from shardproxy.dataplane.private cimport private_drop, private_new, private_of, unlease
 from shardproxy.dataplane.scripts cimport precede_run
@@ -76,7 +77,10 @@ cdef void ask_forget(Engine e, uint32_t number) noexcept:
 
 cdef void link_frame(Engine e, Upstream *u, const char *p, size_t n) noexcept:
     cdef Link link = e.links[u.index]
-    e.told.append((link.on_frame, (p[:n],)))
+    if link.on_frame is None:
+        e.count[<int>PUSHES_DROPPED] += 1       # nobody asked for it
+    else:
+        e.told.append((link.on_frame, (p[:n],)))
 
 
 cdef void link_lost(Engine e, Upstream *u) noexcept:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
+from servers import ProxyProcess, Raw, RedisNode, Relay, redis_nodes, shards_of, toml, until
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +186,17 @@ def test_blocking_inside_a_transaction_does_not_block(proxy: ProxyProcess) -> No
         start = time.monotonic()
         assert raw.ask("EXEC").startswith((b"*2\r\n*-1\r\n*-1\r\n", b"-CROSSSLOT", b"-EXECABORT"))
         assert time.monotonic() - start < 5
+
+
+def test_a_push_that_nobody_asked_for_is_dropped_on_a_handlers_connection_too() -> None:
+    said = b"$6\r\npushme\r\n"
+    with (
+        RedisNode() as node,
+        Relay(node.port, (b"\0", b"\0"), (said, b">1\r\n+x\r\n" + said)) as relay,
+        ProxyProcess(toml({"a": relay.address})) as proxy,
+        proxy.raw() as raw,
+    ):
+        raw.ask("SET", "k", "pushme")
+        assert raw.ask("PROXY", "NODE", "a", "GET", "k") == said
+        assert raw.ask("GET", "k") == said
+        assert not proxy.events("handler_failed")
