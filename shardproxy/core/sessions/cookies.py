@@ -30,8 +30,9 @@ PLAIN = (
     " over https it would be {name}"
 )
 NO_COOKIE = (
-    "sessions: a request came over http from outside, so it has no session. Serve over https; if a load balancer"
-    " ends TLS before this server, name its address in trusted_proxies and let it send X-Forwarded-Proto"
+    "sessions: a request came over http from outside, so it has no session. Serve over https; if a load"
+    " balancer ends TLS before this server, name its address in trusted_proxies and let it send"
+    " X-Forwarded-Proto"
 )
 
 
@@ -39,8 +40,8 @@ class CookieRules(msgspec.Struct, frozen=True):
     """How the cookie is sent. Raises ValueError for what no browser would keep.
 
     name: without its prefix. samesite: "None" only if other sites must post to this one (docs/sessions.md,
-    form_post). domain: "" for this host alone; "example.com" shares it with every subdomain, which all can then
-    plant cookies here. clear_site_data: sent with a logout; "" for nothing.
+    form_post). domain: "" for this host alone; "example.com" shares it with every subdomain, which all can
+    then plant cookies here. clear_site_data: sent with a logout; "" for nothing.
     """
 
     name: str = "id"
@@ -149,8 +150,8 @@ def headers_beside(
 ) -> dict[str, str]:
     """The headers that a response needs for its session's sake; each replaces what is there.
 
-    vary, cache_control: the response's own, "" for none. read: somebody looked into the session. cookie: there
-    is a Set-Cookie of ours. cleared: what a logout clears, for Clear-Site-Data.
+    vary, cache_control: the response's own, "" for none. read: somebody looked into the session. cookie:
+    there is a Set-Cookie of ours. cleared: what a logout clears, for Clear-Site-Data.
     """
     found: dict[str, str] = {}
     if read or cookie:
