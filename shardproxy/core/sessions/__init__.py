@@ -1,0 +1,1 @@
+"""Sessions: the rules that store and adapters share. Pure."""
