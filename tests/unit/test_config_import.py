@@ -1,4 +1,4 @@
-"""`shardproxy import`: nutcracker.yml and mcrouter's JSON → shardproxy.toml; no traceback, whatever they hold."""
+"""`shardproxy import`: nutcracker.yml and mcrouter's JSON → shardproxy.toml; no traceback ever."""
 
 import sys
 from pathlib import Path
