@@ -235,6 +235,30 @@ def not_drained(reason: str) -> str:
     return f"ERR {reason}"
 
 
+# --- Sessions' ---------------------------------------------------------------------------------------------
+
+SESSIONS_OFF = "ERR sessions are off: [sessions] of shardproxy.toml names no pool"
+SESSIONS_FLUSH = (
+    "ERR this pool holds sessions: everybody would be logged out. allow_flush in [sessions] of "
+    "shardproxy.toml permits it"
+)
+
+
+def session_denied(name: str) -> str:
+    """As Redis says it, and what to do: whoever may run +@all may not run these."""
+    return (
+        f"NOPERM this user has no permissions to run the '{name}' command: sessions are not in +@all, "
+        "a rule +@session gives them"
+    )
+
+
+def session_unfit(address: str, policy: str) -> str:
+    return (
+        f"SESSIONUNFIT node {address} has maxmemory-policy {policy}, which evicts sessions: "
+        "noeviction, or a volatile-* policy"
+    )
+
+
 # --- Ours: it could be answered one day --------------------------------------------------------------------
 
 

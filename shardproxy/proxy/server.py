@@ -34,7 +34,11 @@ from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
-from shardproxy.proxy import listeners, probe
+from shardproxy.proxy import (
+    listeners,
+    probe,
+    sessions,  # noqa: F401  # SESSION.* registers itself
+)
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
