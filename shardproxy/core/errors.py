@@ -58,9 +58,25 @@ KILL_ID = "ERR client-id should be greater than 0"
 KILL_MAXAGE = "ERR maxage should be greater than 0"
 PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
 MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
+OVERFLOW = "ERR increment or decrement would overflow"
+DECREMENT_OVERFLOW = "ERR decrement would overflow"
+NOT_A_FLOAT = "ERR value is not a valid float"
+NOT_FINITE = "ERR increment would produce NaN or Infinity"
+OFFSET_RANGE = "ERR offset is out of range"
+STRING_TOO_LONG = "ERR string exceeds maximum allowed size (proto-max-bulk-len)"
+EXPIRE_NX_OTHERS = "ERR NX and XX, GT or LT options at the same time are not compatible"
+EXPIRE_GT_LT = "ERR GT and LT options at the same time are not compatible"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
 MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
+
+
+def expire_time(name: str) -> str:
+    return f"ERR invalid expire time in '{name}' command"
+
+
+def expire_option(option: bytes) -> str:
+    return f"ERR Unsupported option {shown(option)}"
 
 
 def no_group(key: bytes, group: bytes) -> str:
@@ -233,6 +249,37 @@ def drain_durable(shard: str, pool: str) -> str:
 
 def not_drained(reason: str) -> str:
     return f"ERR {reason}"
+
+
+# --- The client's: memcached cannot do it -----------------------------------------------------------------
+
+MEMCACHED_EMPTY_KEY = "ERR the empty key is not possible on a memcached shard"
+MEMCACHED_LONG_KEY = (
+    "ERR the key is too long for a memcached shard, which takes 250 bytes, and with spaces or control "
+    "characters 186"
+)
+MEMCACHED_TTL_RANGE = "ERR invalid expire time: a memcached shard keeps none after 2038-01-19"
+MEMCACHED_BUSY = "TRYAGAIN others change this key all the time: nothing was changed"
+MEMCACHED_FULL = (
+    "OOM command not allowed when used memory > 'maxmemory': the memcached node is full, and may have "
+    "dropped what the key had"
+)
+
+
+def memcached_refuses(name: str) -> str:
+    """name: as in the command table."""
+    return f"ERR '{name.upper().replace('|', ' ')}' is not possible on a memcached shard"
+
+
+def memcached_too_large(limit: int) -> str:
+    """limit: bytes of an item, 0: not known."""
+    of = f", with key and header: {limit} bytes (item_size_max)" if limit else ""
+    return f"ERR the value is too large for this memcached shard{of}"
+
+
+def memcached_said(what: str) -> str:
+    """A node answered a command of ours so."""
+    return f"ERR the memcached node answered: {what[:200]}"
 
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------
