@@ -290,6 +290,14 @@ def not_supported(name: str, why: str) -> str:
     return f"ERR '{name.upper().replace('|', ' ')}' is not supported yet" + (f": {why}" if why else "")
 
 
+def not_on_memcached(name: str, shard: str) -> str:
+    """name: as in the command table."""
+    return (
+        f"ERR '{name.upper().replace('|', ' ')}' is not possible on a memcached shard ('{shard}'): "
+        "its values are strings, one key at a time"
+    )
+
+
 # --- A node's ----------------------------------------------------------------------------------------------
 
 NO_SHARDS = "SHARDDOWN no shard is there to ask"
@@ -460,7 +468,14 @@ ENGINE = (
     "ERR '{}' is not supported inside MULTI",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",
+    "ERR transactions are not possible on a memcached shard ('{}')",
+    "ERR an empty key is not possible on memcached shard '{}' at {}",
+    "ERR the key is too long for memcached shard '{}' at {}: at most {} bytes, or {} with spaces or control characters in it",
+    "ERR the value is too large for memcached shard '{}' at {}: an item, with its key and header, has at most {} bytes",
     # a node's: (shard, address, ...)
+    "OOM command not allowed when used memory > 'maxmemory': shard '{}' at {} is full",
+    "ERR shard '{}' at {} answers '{}'",
+    "ERR shard '{}' at {} has refused it",
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",

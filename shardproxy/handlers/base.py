@@ -141,6 +141,15 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
+_MEMCACHED: list[Handler] = []
+
+
+def on_memcached(handler: Handler) -> Handler:
+    """Registers the function for every command whose keys are on a memcached node and that the engine does not translate."""
+    _MEMCACHED[:] = [handler]
+    return handler
+
+
 _PARTS: dict[str, Callable[..., Any]] = {}
 
 
@@ -172,7 +181,7 @@ def handled() -> frozenset[str]:
 
 def dispatch(server: Server, call: "Call") -> None:
     """Answers a call, now or in a task."""
-    handler = _HANDLERS.get(call.row.name, _no_handler)
+    handler = _HANDLERS.get(call.row.name, _no_handler) if call.memcached < 0 else _MEMCACHED[0]
     try:
         answer = handler(server, call)
     except Exception as error:
