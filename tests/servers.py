@@ -417,10 +417,9 @@ def toml(
 ) -> str:
     """A configuration; shards: name → address, or URL; `top` and `pool` are lines of those tables."""
     lines = [f"listen = {list(listen)!r}", top, "[pool.main]", pool, "[pool.main.shards]"]
-    lines += [
-        f'{name} = "{address if "://" in address else f"redis://{address}"}"'
-        for name, address in shards.items()
-    ]
+    for name, address in shards.items():
+        url = address if "://" in address else f"redis://{address}"
+        lines.append(f'{name} = "{url}"')
     return "\n".join(lines) + "\n"
 
 

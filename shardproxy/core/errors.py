@@ -338,6 +338,10 @@ def debug(name: str) -> str:
     return f"ERR DEBUG {shown(name.encode()).upper()} is not passed to the nodes; PROXY NODE asks one"
 
 
+def not_memcached(said: bytes) -> str:
+    return f"not a memcached server: it answered {said[:60]!r}"
+
+
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
@@ -470,8 +474,10 @@ ENGINE = (
     "ERR '{}' without a key is not supported yet: it says no shard",
     "ERR transactions are not possible on a memcached shard ('{}')",
     "ERR an empty key is not possible on memcached shard '{}' at {}",
-    "ERR the key is too long for memcached shard '{}' at {}: at most {} bytes, or {} with spaces or control characters in it",
-    "ERR the value is too large for memcached shard '{}' at {}: an item, with its key and header, has at most {} bytes",
+    "ERR the key is too long for memcached shard '{}' at {}: at most {} bytes, or {} with spaces or control "
+    "characters in it",
+    "ERR the value is too large for memcached shard '{}' at {}: an item, with its key and header, has at "
+    "most {} bytes",
     # a node's: (shard, address, ...)
     "OOM command not allowed when used memory > 'maxmemory': shard '{}' at {} is full",
     "ERR shard '{}' at {} answers '{}'",

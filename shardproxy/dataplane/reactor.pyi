@@ -132,16 +132,16 @@ class Reactor:
         keys: Iterable[bytes] = (),
         timeout: float = -1,
     ) -> None:
-        """As `ask`, of a memcached node: request is commands of the meta protocol that have `frames` replies in all.
+        """As `ask`, of a memcached node, in commands of its meta protocol that have `frames` replies in all.
 
         done gets these as they came, one behind the other, or a RESP error line: "-SHARDDOWN ...\\r\\n".
         """
 
     def memcached(self, node: int) -> tuple[int, float | None] | None:
-        """Of a memcached node: the most bytes of an item with its key and header (0: not known yet), and its clock.
+        """Of a memcached node: the most bytes of an item, with key and header (0: not known yet); its clock.
 
-        The clock: seconds to add to `time.time()` for its time, which it counts in whole seconds, so that it shows up
-        to one less; None: not known yet. None for any other node.
+        The clock: its time in whole seconds less ours (`time.time()`) when it was asked: its own may be up
+        to one second more; None: not known yet. None for any other node.
         """
 
     def open_link(

@@ -116,7 +116,7 @@ async def ask_memcached(
     keys: Iterable[bytes] = (),
     timeout: float = -1,
 ) -> list[bytes]:
-    """A memcached node, with commands of the meta protocol that have `frames` replies: those, each a whole frame.
+    """A memcached node, in commands of its meta protocol: its replies, `frames` of them, each a frame.
 
     Raises NoAnswer with the error line (SHARDDOWN, TIMEOUT, UNKNOWN outcome) as a client is to get it.
     """

@@ -40,6 +40,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
     databases: int = 0  # how many it has; 0: it does not say
+    protocol: str = "redis"  # or "memcached"
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -145,7 +146,7 @@ _MEMCACHED: list[Handler] = []
 
 
 def on_memcached(handler: Handler) -> Handler:
-    """Registers the function for every command whose keys are on a memcached node and that the engine does not translate."""
+    """Registers the function for all commands on memcached nodes that the engine does not translate."""
     _MEMCACHED[:] = [handler]
     return handler
 

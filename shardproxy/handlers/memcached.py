@@ -1,4 +1,4 @@
-"""Commands for memcached nodes that are not one command of its meta protocol each: see dataplane/memcached for those."""
+"""What the engine (dataplane/memcached) does not translate for memcached nodes: several steps, or errors."""
 
 from typing import TYPE_CHECKING
 
