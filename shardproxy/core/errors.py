@@ -253,33 +253,25 @@ def not_drained(reason: str) -> str:
 
 # --- The client's: memcached cannot do it -----------------------------------------------------------------
 
-MEMCACHED_EMPTY_KEY = "ERR the empty key is not possible on a memcached shard"
+# {}: the node, "memcached shard 'a' at 10.0.0.7:11211"
+MEMCACHED_EMPTY_KEY = "ERR an empty key is not possible on {}"
 MEMCACHED_LONG_KEY = (
-    "ERR the key is too long for a memcached shard, which takes 250 bytes, and with spaces or control "
-    "characters 186"
+    "ERR the key is too long for {}: at most 250 bytes, or 186 with spaces or control characters in it"
 )
-MEMCACHED_TTL_RANGE = "ERR invalid expire time: a memcached shard keeps none after 2038-01-19"
-MEMCACHED_BUSY = "TRYAGAIN others change this key all the time: nothing was changed"
-MEMCACHED_FULL = (
-    "OOM command not allowed when used memory > 'maxmemory': the memcached node is full, and may have "
-    "dropped what the key had"
-)
-
-
-def memcached_refuses(name: str) -> str:
-    """name: as in the command table."""
-    return f"ERR '{name.upper().replace('|', ' ')}' is not possible on a memcached shard"
+MEMCACHED_TTL_RANGE = "ERR invalid expire time for {}: it keeps none after 2038-01-19"
+MEMCACHED_BUSY = "TRYAGAIN others change this key on {} all the time: nothing was changed"
+MEMCACHED_FULL = "OOM command not allowed when used memory > 'maxmemory': {} is full"
 
 
 def memcached_too_large(limit: int) -> str:
-    """limit: bytes of an item, 0: not known."""
-    of = f", with key and header: {limit} bytes (item_size_max)" if limit else ""
-    return f"ERR the value is too large for this memcached shard{of}"
+    """limit: bytes, 0: not known."""
+    most = f": an item, with its key and header, has at most {limit} bytes" if limit else ""
+    return "ERR the value is too large for {}" + most
 
 
 def memcached_said(what: str) -> str:
     """A node answered a command of ours so."""
-    return f"ERR the memcached node answered: {what[:200]}"
+    return "ERR {} answers " + repr(what[:120])
 
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------

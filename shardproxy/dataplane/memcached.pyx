@@ -1,12 +1,13 @@
 """Commands for memcached nodes: those that are one command of its meta protocol a key, written as that.
 
     GET k        mg k v            SET k v EX 5   ms k 1 T6\\r\\nv        DEL k   md k
-    STRLEN k     mg k s            SETNX k v      ms k 1 ME\\r\\nv        EXPIRE k 5   mg k T6
+    STRLEN k     mg k s            SETNX k v      ms k 1 ME\\r\\nv
 
 Rules: what is sent here is atomic and exact, key by key; whatever is not of that kind, or not written as usual (an
 option that is wrong, a time that is none), is a handler's. A key or a value that the node cannot hold is refused before
 anything is sent. A time to live is rounded up and gets one second more: memcached counts whole seconds of its own, so a
-key lives up to two seconds longer than on a Redis, and never shorter.
+key lives up to two seconds longer than on a Redis, and never shorter. EXPIRE and its kin are a handler's: what changes a
+TTL alone changes no CAS value, and who rewrites the item meanwhile would take it back.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -43,12 +44,10 @@ cdef enum Op:
     SETEX = 8                   # and PSETEX
     SETNX = 9
     MSET = 10
-    EXPIRE = 11                 # and its kin, without NX, XX, GT, LT
 
 OPS = {
     "get": GET, "getex": GETEX, "strlen": STRLEN, "mget": MGET, "exists": EXISTS, "touch": EXISTS, "del": DEL, "unlink": DEL,
     "set": SET, "setex": SETEX, "psetex": SETEX, "setnx": SETNX, "mset": MSET,
-    "expire": EXPIRE, "pexpire": EXPIRE, "expireat": EXPIRE, "pexpireat": EXPIRE,
 }
 
 cdef enum:
@@ -89,13 +88,13 @@ cdef bint read_integer(const char *p, size_t n, int64_t *value) noexcept nogil:
     return True
 
 
-cdef bint time_of(Engine e, Node *node, const char *p, size_t n, bint ms, bint absolute, bint expires, int64_t *time) noexcept:
-    """What memcached is to be told; False: a handler says what is wrong with it. expires: it may be past, or negative."""
+cdef bint time_of(Engine e, Node *node, const char *p, size_t n, bint ms, bint absolute, int64_t *time) noexcept:
+    """What memcached is to be told; False: a handler says what is wrong with it."""
     cdef int64_t v = 0, now, left
-    if not read_integer(p, n, &v) or v > <int64_t>1 << 52 or v < -(<int64_t>1 << 52) or v <= 0 and not expires:
+    if not read_integer(p, n, &v) or v > <int64_t>1 << 52 or v <= 0:
         return False
     if not ms:
-        if v > <int64_t>1 << 42 or v < -(<int64_t>1 << 42):
+        if v > <int64_t>1 << 42:
             return False
         v *= 1000
     now = wall_us() // 1000
@@ -136,12 +135,7 @@ cdef bint plan(Engine e, Node *node, Request *r, const Row *row, Plan *it) noexc
     elif op == GETEX:
         it.form = VALUE
         it.flags = " v"
-        if r.argc == 3 and word(r.argv[2], r.argl[2], "PERSIST", 7):
-            it.timed = True     # T0: never
-        elif r.argc == 4:
-            return lifetime(e, node, r, 2, it)
-        else:
-            return r.argc == 2
+        return r.argc == 2
     elif op == STRLEN:
         it.form = SIZE
         it.flags = " s"
@@ -158,16 +152,11 @@ cdef bint plan(Engine e, Node *node, Request *r, const Row *row, Plan *it) noexc
         it.verb = c's'
         it.value = 3
         it.timed = True
-        return time_of(e, node, r.argv[2], r.argl[2], row.name[0] == c'p', False, False, &it.time)
+        return time_of(e, node, r.argv[2], r.argl[2], row.name[0] == c'p', False, &it.time)
     elif op == MSET:
         it.form = ALL
         it.verb = c's'
         it.value = 2
-    elif op == EXPIRE:
-        it.form = SUM
-        it.timed = True
-        return r.argc == 3 and time_of(e, node, r.argv[2], r.argl[2], row.name[0] == c'p',
-                                       row.name[6] == c'a' or row.name[6] == c'e' and row.name[7] == c'a', True, &it.time)
     else:
         return False
     return True
@@ -182,7 +171,7 @@ cdef bint lifetime(Engine e, Node *node, Request *r, int i, Plan *it) noexcept:
             word(p, 2, "PX" if ms else "EX", 2) and (n == 2 or word(p + 2, 2, "AT", 2))):
         return False
     it.timed = True
-    return time_of(e, node, r.argv[i + 1], r.argl[i + 1], ms, n == 4, False, &it.time)
+    return time_of(e, node, r.argv[i + 1], r.argl[i + 1], ms, n == 4, &it.time)
 
 
 cdef bint plan_set(Engine e, Node *node, Request *r, Plan *it) noexcept:

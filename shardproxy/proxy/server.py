@@ -30,6 +30,7 @@ from shardproxy.handlers import scripts
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.tracking import Trackers
@@ -102,6 +103,7 @@ class Proxy:
         self.failures = Failures()
         self.monitors = Monitors(self)
         self.waits: dict[int, asyncio.Future[bool]] = {}
+        self.turns: dict[tuple[int, bytes], Turn] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._ways.credentials, users, file)
         self._taken = taken

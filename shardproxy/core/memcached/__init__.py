@@ -22,7 +22,7 @@ from shardproxy.core.memcached import keys, strings
 from shardproxy.core.memcached.expiry import Node
 from shardproxy.core.memcached.items import Ask, Steps
 from shardproxy.core.memcached.strings import Failure, Status, Value
-from shardproxy.core.memcached.wire import Frames, Refused, Reply, parse
+from shardproxy.core.memcached.wire import Frames, OfNode, Refused, Reply, parse
 
 __all__ = [
     "PROGRAMS",
@@ -74,9 +74,11 @@ def start(name: str, args: list[bytes], node: Node) -> Steps[Value]:
     """A command's program. name: of the command table, "object|encoding"; args: with the name itself."""
     program = PROGRAMS.get(name)
     if program is None:
-        return Failure(errors.memcached_refuses(name))
+        return Failure(errors.not_on_memcached(name, node.shard))
     try:
         return (yield from program(node, name, args))
+    except OfNode as error:
+        return Failure(str(error).replace("{}", node.where(), 1))
     except Refused as error:
         return Failure(str(error))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from shardproxy.core import errors
 from shardproxy.core.memcached.numbers import LEAST, MOST, integer
-from shardproxy.core.memcached.wire import Refused
+from shardproxy.core.memcached.wire import OfNode, Refused
 
 RELATIVE_MOST = 30 * 24 * 3600
 ABSOLUTE_MOST = (1 << 31) - 1
@@ -26,6 +26,11 @@ class Node(NamedTuple):
     now: Callable[[], float]  # our clock: seconds since 1970
     offset: float = 0.0  # the node's clock (`time` of its stats) minus ours
     limit: int = 1 << 20  # its item_size_max; 0: not known
+    shard: str = ""  # as errors name it
+    address: str = ""
+
+    def where(self) -> str:
+        return f"memcached shard '{self.shard}' at {self.address}"
 
     def milliseconds(self) -> int:
         return int(self.now() * 1000)
@@ -37,7 +42,7 @@ def seconds(left: int) -> int:
 
 
 def token(node: Node, left: int) -> bytes:
-    """The T of a key that has so many milliseconds left. Raises Refused beyond memcached's range."""
+    """The T of a key that has so many milliseconds left. Raises OfNode beyond memcached's range."""
     if left <= 0:
         return AT_ONCE
     ttl = seconds(left)
@@ -49,7 +54,7 @@ def token(node: Node, left: int) -> bytes:
 def absolute(at: int) -> bytes:
     """The T of seconds since 1970, by the node's clock."""
     if not RELATIVE_MOST < at <= ABSOLUTE_MOST:
-        raise Refused(errors.MEMCACHED_TTL_RANGE)
+        raise OfNode(errors.MEMCACHED_TTL_RANGE)
     return b"%d" % at
 
 

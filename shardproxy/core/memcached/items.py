@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from shardproxy.core import errors
 from shardproxy.core.memcached import wire
 from shardproxy.core.memcached.expiry import NEVER, Node, absolute
-from shardproxy.core.memcached.wire import Refused, Reply
+from shardproxy.core.memcached.wire import OfNode, Reply
 
 TRIES = 1000  # of a program that loses to others each time
 CLOCK_TRIES = 8  # of reading the clock between two of its seconds
@@ -40,19 +40,19 @@ class Item(NamedTuple):
 
 
 def tries() -> Iterator[int]:
-    """Of a program; raises Refused when it has lost too often."""
+    """Of a program; raises OfNode when it has lost too often."""
     yield from range(TRIES)
-    raise Refused(errors.MEMCACHED_BUSY)
+    raise OfNode(errors.MEMCACHED_BUSY)
 
 
-def refuse(reply: Reply, node: Node) -> Refused:
+def refuse(reply: Reply, node: Node) -> OfNode:
     """What a reply that no step expects means to the client."""
     said = (reply.value or b"").decode(errors="replace")
     if "too large" in said:
-        return Refused(errors.memcached_too_large(node.limit))
+        return OfNode(errors.memcached_too_large(node.limit))
     if "out of memory" in said:
-        return Refused(errors.MEMCACHED_FULL)
-    return Refused(errors.memcached_said(f"{reply.code} {said}".rstrip()))
+        return OfNode(errors.MEMCACHED_FULL)
+    return OfNode(errors.memcached_said(f"{reply.code} {said}".rstrip()))
 
 
 def one(node: Node, data: bytes, expected: str, writes: bool = False) -> Steps[Reply]:
@@ -87,9 +87,9 @@ def read(node: Node, key: bytes, flags: bytes = b" v c f t s") -> Steps[Item | N
 
 
 def fits(node: Node, key: bytes, size: int, flags: bytes = b"0") -> None:
-    """Raises Refused, before the node does: it would drop what is there."""
+    """Raises OfNode, before the node does: it would drop what is there."""
     if size > wire.room(key, flags, node.limit):
-        raise Refused(errors.memcached_too_large(node.limit))
+        raise OfNode(errors.memcached_too_large(node.limit))
 
 
 def put(
@@ -147,4 +147,4 @@ def remains(node: Node, key: bytes, item: Item) -> Steps[int | None]:
             if "time" not in clock.flags:
                 raise refuse(clock, node)
             return int(clock.flags["time"]) + int(before.flags["t"])
-    raise Refused(errors.MEMCACHED_BUSY)
+    raise OfNode(errors.MEMCACHED_BUSY)

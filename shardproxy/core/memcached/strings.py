@@ -25,7 +25,7 @@ from shardproxy.core.memcached.items import (
     replace,
     tries,
 )
-from shardproxy.core.memcached.wire import Refused
+from shardproxy.core.memcached.wire import OfNode, Refused
 
 STRING_MOST = 512 << 20  # bytes, of Redis
 
@@ -189,7 +189,7 @@ def append(node: Node, name: str, args: Args) -> Steps[Value]:
         if not more:
             return item.size
         if item.cas == failed:  # it is there, and yet was not appended to: the node has no memory for it
-            raise Refused(errors.MEMCACHED_FULL)
+            raise OfNode(errors.MEMCACHED_FULL)
         fits(node, key, item.size + len(more), item.flags)
         data = wire.store(key, more, b" MA C" + item.cas)
         reply = yield from one(node, data, "HD EX NF NS", writes=True)

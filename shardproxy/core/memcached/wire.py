@@ -21,6 +21,10 @@ class Refused(Exception):
     """A command ends with this error; str(): its text, which begins with its code."""
 
 
+class OfNode(Refused):
+    """The same; {} in it stands for the node."""
+
+
 class Reply(NamedTuple):
     """One reply: "HD", "VA", "EN", "NF", "NS", "EX", "OK", "STAT", "SERVER_ERROR", ..."""
 
@@ -37,15 +41,15 @@ class Reply(NamedTuple):
 
 
 def name_of(key: bytes) -> tuple[bytes, bytes]:
-    """How a command names a key, and the flag that says so (b" b": base64). Raises Refused."""
+    """How a command names a key, and the flag that says so (b" b": base64). Raises OfNode."""
     if not key:
-        raise Refused(errors.MEMCACHED_EMPTY_KEY)
+        raise OfNode(errors.MEMCACHED_EMPTY_KEY)
     if len(key) == len(key.translate(None, _NOT_TEXT)):
         if len(key) > KEY_MOST:
-            raise Refused(errors.MEMCACHED_LONG_KEY)
+            raise OfNode(errors.MEMCACHED_LONG_KEY)
         return key, b""
     if len(key) > BINARY_MOST:
-        raise Refused(errors.MEMCACHED_LONG_KEY)
+        raise OfNode(errors.MEMCACHED_LONG_KEY)
     return b64encode(key), b" b"
 
 
