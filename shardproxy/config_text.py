@@ -276,7 +276,7 @@ NodeUrl = Annotated[
 HashTag = Annotated[str, Meta(extra=matching(r"auto|[!-~]{2}|", HASH_TAG))]
 KeyHash = Literal[
     "auto", "xxh64", "one_at_a_time", "md5", "crc16", "crc32", "crc32a", "fnv1_64", "fnv1a_64", "fnv1_32",
-    "fnv1a_32", "hsieh", "murmur", "jenkins",
+    "fnv1a_32", "hsieh", "murmur", "jenkins", "ch3",
 ]  # fmt: skip
 Username = Annotated[str, Meta(extra=matching(r"\S+", "a name, no spaces"), examples=["app"])]
 Password = Annotated[
