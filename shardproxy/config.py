@@ -219,11 +219,11 @@ class ShardConfig(Record, frozen=True, kw_only=True):
 
     @property
     def protocol(self) -> str:
-        return "redis"
+        return "memcached" if self.primary.startswith("memcached") else "redis"
 
     @property
     def tls(self) -> bool:
-        return self.primary.startswith("rediss://")
+        return self.primary.startswith(("rediss://", "memcacheds://"))
 
 
 class HealthConfig(Record, frozen=True, kw_only=True):

@@ -92,6 +92,7 @@ class FakeCall:
     answered: dict[int, bytes] = field(default_factory=dict)
     in_exec: bool = False
     held: Any = None
+    memcached: int = -1
 
     @property
     def proto(self) -> int:

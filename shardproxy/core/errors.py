@@ -243,6 +243,14 @@ def not_supported(name: str, why: str) -> str:
     return f"ERR '{name.upper().replace('|', ' ')}' is not supported yet" + (f": {why}" if why else "")
 
 
+def not_on_memcached(name: str, shard: str) -> str:
+    """name: as in the command table."""
+    return (
+        f"ERR '{name.upper().replace('|', ' ')}' is not possible on a memcached shard ('{shard}'): "
+        "its values are strings, one key at a time"
+    )
+
+
 # --- A node's ----------------------------------------------------------------------------------------------
 
 NO_SHARDS = "SHARDDOWN no shard is there to ask"
@@ -281,6 +289,10 @@ def not_through(name: str) -> str:
 
 def debug(name: str) -> str:
     return f"ERR DEBUG {shown(name.encode()).upper()} is not passed to the nodes; PROXY NODE asks one"
+
+
+def not_memcached(said: bytes) -> str:
+    return f"not a memcached server: it answered {said[:60]!r}"
 
 
 def not_redis(said: bytes) -> str:
@@ -413,7 +425,16 @@ ENGINE = (
     "ERR '{}' is not supported inside MULTI",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",
+    "ERR transactions are not possible on a memcached shard ('{}')",
+    "ERR an empty key is not possible on memcached shard '{}' at {}",
+    "ERR the key is too long for memcached shard '{}' at {}: at most {} bytes, or {} with spaces or control "
+    "characters in it",
+    "ERR the value is too large for memcached shard '{}' at {}: an item, with its key and header, has at "
+    "most {} bytes",
     # a node's: (shard, address, ...)
+    "OOM command not allowed when used memory > 'maxmemory': shard '{}' at {} is full",
+    "ERR shard '{}' at {} answers '{}'",
+    "ERR shard '{}' at {} has refused it",
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import hiredis
 
 from shardproxy.core import errors, reply
+from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 Argument: TypeAlias = "bytes | str | int"
 # Seconds that what works on all keys, or on a node, may take: longer than a client's command, not for ever
 LISTING, LONG = 30.0, 600.0
+
+
+class NoAnswer(Exception):
+    """A node could not be asked; `line` is the RESP error that says why."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(text_of(line))
+        self.line = line
 
 
 class Answer(NamedTuple):
@@ -94,6 +103,38 @@ async def ask(
         timeout=timeout,
     )
     return await future
+
+
+async def ask_memcached(
+    server: "Server",
+    node: int,
+    request: bytes,
+    *,
+    frames: int = 1,
+    client: "ClientHandle | None" = None,
+    write: bool = True,
+    keys: Iterable[bytes] = (),
+    timeout: float = -1,
+) -> list[bytes]:
+    """A memcached node, in commands of its meta protocol: its replies, `frames` of them, each a frame.
+
+    Raises NoAnswer with the error line (SHARDDOWN, TIMEOUT, UNKNOWN outcome) as a client is to get it.
+    """
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    server.reactor.ask_memcached(
+        node,
+        request,
+        _fill(future),
+        frames=frames,
+        write=write,
+        client=client,
+        keys=keys,
+        timeout=timeout,
+    )
+    answer = await future
+    if is_error(answer):  # no reply of a memcached begins so
+        raise NoAnswer(answer)
+    return Scanner().feed(answer)
 
 
 async def ask_all(

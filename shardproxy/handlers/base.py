@@ -40,6 +40,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
     databases: int = 0  # how many it has; 0: it does not say
+    protocol: str = "redis"  # or "memcached"
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -141,6 +142,15 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
+_MEMCACHED: list[Handler] = []
+
+
+def on_memcached(handler: Handler) -> Handler:
+    """Registers the function for all commands on memcached nodes that the engine does not translate."""
+    _MEMCACHED[:] = [handler]
+    return handler
+
+
 _PARTS: dict[str, Callable[..., Any]] = {}
 
 
@@ -172,7 +182,7 @@ def handled() -> frozenset[str]:
 
 def dispatch(server: Server, call: "Call") -> None:
     """Answers a call, now or in a task."""
-    handler = _HANDLERS.get(call.row.name, _no_handler)
+    handler = _HANDLERS.get(call.row.name, _no_handler) if call.memcached < 0 else _MEMCACHED[0]
     try:
         answer = handler(server, call)
     except Exception as error:

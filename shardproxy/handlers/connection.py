@@ -40,12 +40,15 @@ def printable(value: bytes) -> bool:
 
 def lowest_version(server: Server) -> str:
     """Of the nodes, as far as they have said; before that, the version whose commands are built in."""
-    versions = {info.version for info in server.node_info.values() if info.version}
+    told = server.node_info.values()
+    versions = {info.version for info in told if info.version and info.protocol == "redis"}
     return min(versions, key=version_order, default="7.0.15")
 
 
 def databases(server: Server) -> int:
-    """So many has every node, as far as they have said; Redis's default before that."""
+    """So many has every node, as far as they have said; Redis's default before that. A memcached has one."""
+    if any(shard.protocol == "memcached" for pool in server.topology.pools for shard in pool.shards):
+        return 1
     return min((info.databases for info in server.node_info.values() if info.databases), default=16)
 
 
