@@ -1,4 +1,4 @@
-"""`shardproxy import`: nutcracker.yml and mcrouter's JSON → shardproxy.toml; no traceback ever."""
+"""`shardproxy import`: nutcracker.yml and mcrouter's JSON → shardproxy.toml; never a traceback."""
 
 import sys
 from pathlib import Path
