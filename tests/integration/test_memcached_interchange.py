@@ -1,6 +1,6 @@
-"""One memcached, two kinds of clients: what redis-py writes through the proxy pymemcache reads there, and back.
+"""Two kinds of clients: what redis-py writes through the proxy, pymemcache reads there; and back.
 
-With what `shardproxy import` makes of a nutcracker.yml, a live twemproxy and the proxy are two doors to one cache.
+With what `shardproxy import` makes of a nutcracker.yml, twemproxy and the proxy are two doors to one cache.
 """
 
 import asyncio
