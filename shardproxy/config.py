@@ -296,9 +296,12 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         "what becomes of a returning node's content; all but keep: cache only",
     ] = "keep"
     distribution: Annotated[
-        Literal["ring", "ketama", "modula"], "how keys are placed; ketama, modula: as twemproxy does"
+        Literal["ring", "ketama", "modula", "ch3"],
+        "how keys are placed; ketama, modula: as twemproxy does; ch3: as mcrouter does",
     ] = "ring"
-    hash: Annotated[text.KeyHash, "how keys are hashed; auto: xxh64 on a ring, else fnv1a_64"] = "auto"
+    hash: Annotated[
+        text.KeyHash, "how keys are hashed; auto: xxh64 on a ring, ch3 for ch3, else fnv1a_64"
+    ] = "auto"
     hash_tag: Annotated[
         text.HashTag, 'what of a key is between these is hashed alone; auto: "{}" on a ring, else none'
     ] = "auto"
@@ -366,9 +369,14 @@ class PoolConfig(Record, frozen=True, kw_only=True):
             '"xxh64", the only one for a ring',
         ),
         Rule(
+            ("hash", "distribution"),
+            lambda it: it.distribution != "ring" and (it.hash == "ch3") != (it.distribution == "ch3"),
+            '"ch3" for ch3, and for nothing else',
+        ),
+        Rule(
             ("virtual_nodes", "distribution"),
             lambda it: it.distribution != "ring" and it.virtual_nodes != 160,
-            "160: ketama and modula place keys as twemproxy does",
+            "160: ketama and modula place keys as twemproxy does, ch3 as mcrouter does",
         ),
         Rule(
             ("virtual_nodes", "shards"),
@@ -394,7 +402,7 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         """What "auto" and 0s stand for, so that the other layers need not know."""
         ring = self.distribution == "ring"
         for key, unset, value in (
-            ("hash", "auto", "xxh64" if ring else "fnv1a_64"),
+            ("hash", "auto", {"ring": "xxh64", "ch3": "ch3"}.get(self.distribution, "fnv1a_64")),
             ("hash_tag", "auto", "{}" if ring else ""),
             ("attempt_timeout", 0.0, self.timeout),
             ("reset_after", 0.0, 5 * self.timeout),
