@@ -57,7 +57,7 @@ class WebSocket:
         self.scope: dict[str, Any] = {
             "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": scheme,
             "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": headers,
-            "client": PEER, "server": ("shop.example", 443), "subprotocols": [], "state": {}, "extensions": {},
+            "client": PEER, "server": ("shop.example", 443), "subprotocols": [], "state": {},
         }  # fmt: skip
         self.app = app
         self.to_app: asyncio.Queue[Message] = asyncio.Queue()
