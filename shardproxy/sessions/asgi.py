@@ -34,7 +34,7 @@ log = logging.getLogger("shardproxy.sessions")
 class SessionMiddleware:
     """ASGI middleware: `scope["session"]`.
 
-    autoload         False, or a function of the scope that says so: loaded by `await load_session(request)` only
+    autoload         False, or a function of the scope: then by `await load_session(request)` only
     cookie           CookieRules, or a dict of its fields
     trusted_proxies  networks whose X-Forwarded-Proto and -For are believed; "unix" for unix sockets
     previous         reads another system's sessions: docs/sessions.md, "Coming from another store"
