@@ -1,6 +1,7 @@
 """Web apps under test without a server: one httpx client over any of them, and websockets by hand."""
 
 import asyncio
+import io
 import itertools
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Self
@@ -20,20 +21,16 @@ class Apps(httpx.BaseTransport):
 
     def __init__(self, *apps: Any, asgi: Sequence[AsgiApp] = ()) -> None:
         self.loop = asyncio.new_event_loop()
-        self.wsgi = [httpx.WSGITransport(app, raise_app_exceptions=False) for app in apps]
-        self.asgi = [httpx.ASGITransport(app, raise_app_exceptions=False, client=PEER) for app in asgi]
-        self.next = itertools.cycle([*self.wsgi, *self.asgi]).__next__
+        behind = [httpx.ASGITransport(app, raise_app_exceptions=False, client=PEER) for app in asgi]
+        self.next = itertools.cycle([*apps, *behind]).__next__
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        transport = self.next()
-        if isinstance(transport, httpx.WSGITransport):
-            try:
-                return transport.handle_request(request)
-            except Exception:  # a server's last resort
-                return httpx.Response(500)
+        chosen = self.next()
+        if not isinstance(chosen, httpx.ASGITransport):
+            return call_wsgi(chosen, request)
 
         async def ask() -> httpx.Response:
-            response = await transport.handle_async_request(request)
+            response = await chosen.handle_async_request(request)
             await response.aread()
             return response
 
@@ -42,6 +39,33 @@ class Apps(httpx.BaseTransport):
 
     def close(self) -> None:
         self.loop.close()
+
+
+def call_wsgi(app: Any, request: httpx.Request) -> httpx.Response:
+    """As a server does it; httpx's own transport takes no header that is not ASCII."""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": request.method, "SCRIPT_NAME": "", "PATH_INFO": request.url.path,
+        "QUERY_STRING": request.url.query.decode("ascii"), "SERVER_NAME": request.url.host,
+        "SERVER_PORT": str(request.url.port or 80), "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": PEER[0],
+        "wsgi.version": (1, 0), "wsgi.url_scheme": request.url.scheme, "wsgi.input": io.BytesIO(request.read()),
+        "wsgi.errors": io.StringIO(), "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False,
+    }  # fmt: skip
+    for name, value in request.headers.raw:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value.decode("latin-1")
+    started: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        started[:] = [int(status.split()[0]), headers]
+
+    try:
+        body = app(environ, start_response)
+        content = b"".join(body)
+        if hasattr(body, "close"):
+            body.close()
+    except Exception:  # a server's last resort
+        return httpx.Response(500)
+    return httpx.Response(started[0], headers=started[1], content=content)
 
 
 def browser(*apps: Any, asgi: Sequence[AsgiApp] = (), base_url: str = "https://shop.example") -> httpx.Client:

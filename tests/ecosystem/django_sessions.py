@@ -2,8 +2,8 @@
 
 The tests of the installed Django come from PyPI into build/django; nothing of them is committed. What Django
 asks of every engine (SessionTestsMixin) runs in memory and over a Redis; its middleware tests run with its
-own middleware over our engine, then with ours. OTHERWISE names what must differ and why: what is there and passes
-fails the run.
+own middleware over our engine, then with ours. OTHERWISE names what must differ and why: what is there and
+passes fails the run.
 """
 
 import io
