@@ -363,6 +363,10 @@ def not_redis(said: bytes) -> str:
     return f"not a Redis server: it answered {said[:60]!r}"
 
 
+def tracking_needs_resp3(shard: str) -> str:
+    return f"ERR CLIENT TRACKING needs nodes that speak RESP3: shard {shard!r} speaks RESP2 only"
+
+
 TRACKING_INCOMPLETE = "SHARDDOWN not every node tells of changes: CLIENT TRACKING with BCAST needs them all"
 
 
@@ -501,6 +505,7 @@ ENGINE = (
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",
+    "ERR the reply is too large to be made RESP3 of: shard '{}' at {} speaks RESP2 only",
     "OVERLOADED shard '{}' at {}: {} private connections are in use",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",
     "OVERLOADED shard '{}' at {}: {} requests wait for it, more than it answers in time",
