@@ -38,8 +38,6 @@ cdef inline bint word_is(const char *p, size_t n, const char *word) noexcept nog
 
 cdef bint known(const char *p, size_t n) noexcept nogil:
     cdef int i = 0
-    if n and c'0' <= p[0] <= c'9':
-        return read_size(p, n) >= 0 or n > 18       # of incr: 20 digits at most
     if n > 4 and memcmp(p, "key=", 4) == 0:         # of lru_crawler metadump
         return True
     while WORDS[i] != NULL:
@@ -126,7 +124,7 @@ cdef bint known_start(const char *p) noexcept nogil:
     cdef size_t i = 0
     while i < 16 and p[i] != c' ' and p[i] != c'\r':
         i += 1
-    return known(p, i) or memcmp(p, "key=", 4) == 0 or c'0' <= p[0] <= c'9'
+    return known(p, i) or memcmp(p, "key=", 4) == 0
 
 
 # --- keys ---

@@ -1,13 +1,13 @@
 """Commands for memcached nodes: those that are one command of its meta protocol a key, written as that.
 
     GET k        mg k v            SET k v EX 5   ms k 1 T6\\r\\nv        DEL k   md k
-    STRLEN k     mg k s            SETNX k v      ms k 1 ME\\r\\nv
+    STRLEN k     mg k s            SETNX k v      ms k 1 ME\\r\\nv        EXISTS k     mg k
 
 Rules: what is sent here is atomic and exact, key by key; whatever is not of that kind, or not written as usual (an
-option that is wrong, a time that is none), is a handler's. A key or a value that the node cannot hold is refused before
+option that is wrong, a time that is none), is a handler's. So is EXPIRE: memcached's touch leaves the CAS value as it is,
+and who writes that key again at the moment would take it back. A key or a value that the node cannot hold is refused before
 anything is sent. A time to live is rounded up and gets one second more: memcached counts whole seconds of its own, so a
-key lives up to two seconds longer than on a Redis, and never shorter. EXPIRE and its kin are a handler's: what changes a
-TTL alone changes no CAS value, and who rewrites the item meanwhile would take it back.
+key lives up to two seconds longer than on a Redis, and never shorter.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -35,7 +35,7 @@ from shardproxy.dataplane.upstreams cimport fit, give, promise, upstream_for
 cdef enum Op:
     NONE = 0
     GET = 1
-    GETEX = 2
+    GETEX = 2                   # without options
     STRLEN = 3
     MGET = 4
     EXISTS = 5                  # and TOUCH
@@ -78,24 +78,13 @@ cdef int install_ops(Engine e) except -1:
 
 # --- what it is made into ---
 
-cdef bint read_integer(const char *p, size_t n, int64_t *value) noexcept nogil:
-    """As Redis reads one, of up to 18 digits; the rest is a handler's to refuse."""
-    cdef bint minus = n > 1 and p[0] == c'-'
-    cdef int64_t v = read_size(p + minus, n - minus)
-    if v < 0 or p[minus] == c'0' and n > 1:
-        return False
-    value[0] = -v if minus else v
-    return True
-
-
-cdef bint time_of(Engine e, Node *node, const char *p, size_t n, bint ms, bint absolute, int64_t *time) noexcept:
+cdef bint time_of(Node *node, const char *p, size_t n, bint ms, bint absolute, int64_t *time) noexcept:
     """What memcached is to be told; False: a handler says what is wrong with it."""
     cdef int64_t v = 0, now, left
-    if not read_integer(p, n, &v) or v > <int64_t>1 << 52 or v <= 0:
+    v = read_size(p, n)
+    if v <= 0 or p[0] == c'0' or v > <int64_t>1 << (50 if ms else 40):
         return False
     if not ms:
-        if v > <int64_t>1 << 42:
-            return False
         v *= 1000
     now = wall_us() // 1000
     left = v - now if absolute else v
@@ -131,7 +120,7 @@ cdef bint plan(Engine e, Node *node, Request *r, const Row *row, Plan *it) noexc
         it.form = VALUE if op == GET else ARRAY
         it.flags = " v"
     elif op == SET:
-        return plan_set(e, node, r, it)
+        return plan_set(node, r, it)
     elif op == GETEX:
         it.form = VALUE
         it.flags = " v"
@@ -152,7 +141,7 @@ cdef bint plan(Engine e, Node *node, Request *r, const Row *row, Plan *it) noexc
         it.verb = c's'
         it.value = 3
         it.timed = True
-        return time_of(e, node, r.argv[2], r.argl[2], row.name[0] == c'p', False, &it.time)
+        return time_of(node, r.argv[2], r.argl[2], row.name[0] == c'p', False, &it.time)
     elif op == MSET:
         it.form = ALL
         it.verb = c's'
@@ -162,7 +151,7 @@ cdef bint plan(Engine e, Node *node, Request *r, const Row *row, Plan *it) noexc
     return True
 
 
-cdef bint lifetime(Engine e, Node *node, Request *r, int i, Plan *it) noexcept:
+cdef bint lifetime(Node *node, Request *r, int i, Plan *it) noexcept:
     """EX, PX, EXAT or PXAT at argument i."""
     cdef const char *p = r.argv[i]
     cdef size_t n = r.argl[i]
@@ -171,10 +160,10 @@ cdef bint lifetime(Engine e, Node *node, Request *r, int i, Plan *it) noexcept:
             word(p, 2, "PX" if ms else "EX", 2) and (n == 2 or word(p + 2, 2, "AT", 2))):
         return False
     it.timed = True
-    return time_of(e, node, r.argv[i + 1], r.argl[i + 1], ms, n == 4, &it.time)
+    return time_of(node, r.argv[i + 1], r.argl[i + 1], ms, n == 4, &it.time)
 
 
-cdef bint plan_set(Engine e, Node *node, Request *r, Plan *it) noexcept:
+cdef bint plan_set(Node *node, Request *r, Plan *it) noexcept:
     cdef int i = 3
     it.form = STATUS
     it.verb = c's'
@@ -184,7 +173,7 @@ cdef bint plan_set(Engine e, Node *node, Request *r, Plan *it) noexcept:
             it.flags = " ME"
         elif r.argl[i] == 2 and it.flags[0] == 0 and word(r.argv[i], 2, "XX", 2):
             it.flags = " MR"
-        elif lifetime(e, node, r, i, it):
+        elif lifetime(node, r, i, it):
             i += 1
         else:
             return False        # KEEPTTL and GET need several steps; the rest is wrong

@@ -79,6 +79,20 @@ def _fill(future: asyncio.Future[bytes]) -> Callable[[bytes], None]:
     return done
 
 
+# About the keys of all shards, whatever their nodes speak
+KEYSPACE = frozenset({"dbsize", "flushall", "flushdb", "keys", "randomkey", "scan", "swapdb"})
+
+
+def redis_places(server: "Server") -> list[tuple[int, str]]:
+    """As Reactor.placed, without memcached nodes; if there are no others these, which refuse it."""
+    places, memcached = server.reactor.placed(), server.topology.pools[0].memcached
+    return [place for place in places if place[1] not in memcached] or places
+
+
+def _places(server: "Server", call: "Call") -> list[tuple[int, str]]:
+    return server.reactor.placed() if call.row.name in KEYSPACE else redis_places(server)
+
+
 async def ask(
     server: "Server",
     node: int,
@@ -195,9 +209,12 @@ def memcached_node(server: "Server", node: int) -> memcached.Node:
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
-    """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
+    """Every shard's node at the same time, in the order of the ring, on the client's own way to them.
+
+    A memcached is asked only what is about all keys, and refuses it.
+    """
     client, answered = call.client, call.answered
-    places = server.reactor.placed()
+    places = _places(server, call)
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask(
@@ -237,7 +254,7 @@ async def ask_all_apart(
     server: "Server", call: "Call", *args: Argument, timeout: float = LONG
 ) -> list[Answer]:
     """Every shard's node, each on a connection of its own."""
-    places, proto, db, answered = server.reactor.placed(), call.proto, call.client.db, call.answered
+    places, proto, db, answered = _places(server, call), call.proto, call.client.db, call.answered
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db, timeout=timeout)

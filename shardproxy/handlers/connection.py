@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.acl import DEFAULT
-from shardproxy.handlers.asking import ask
+from shardproxy.handlers.asking import ask, redis_places
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def lowest_version(server: Server) -> str:
 
 def databases(server: Server) -> int:
     """So many has every node, as far as they have said; Redis's default before that. A memcached has one."""
-    if any(shard.protocol == "memcached" for pool in server.topology.pools for shard in pool.shards):
+    if server.topology.pools[0].memcached:
         return 1
     return min((info.databases for info in server.node_info.values() if info.databases), default=16)
 
@@ -219,7 +219,7 @@ def _reset(server: Server, client: "ClientHandle") -> bytes:
 
 @handles("lolwut")
 async def lolwut(server: Server, call: "Call") -> bytes:
-    node, _ = server.reactor.placed()[0]
+    node, _ = redis_places(server)[0]
     return await ask(server, node, *call.args, client=call.client, write=False)
 
 

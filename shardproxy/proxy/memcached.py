@@ -1,10 +1,10 @@
 """Memcached nodes beside the data plane: what `probe`, `returns` and `examine` ask of one.
 
-`MetaLine` is a `Line` that takes the few commands of Redis that a return uses (UNLINK, SCAN, FLUSHDB, TIME, the
-sorted set of heartbeats, which is one small value there) and says them in memcached's words; a probe asks with
-`say`. Whatever it answers that does not fit raises NodeRefuses. Connections cannot be killed by id there: bytes
-that were in its socket buffers while it stood still have run before its second probe succeeds, and what they
-wrote is deleted with the rest.
+`MetaLine` is a `Line` that takes the few commands of Redis that a return uses (UNLINK, SCAN, FLUSHDB, TIME,
+the sorted set of heartbeats, which is one small value there) and says them in memcached's words; a probe
+asks with `say`. Whatever it answers that does not fit raises NodeRefuses. Connections cannot be killed by
+id there: bytes that were in its socket buffers while it stood still have run before its second probe
+succeeds, and what they wrote is deleted with the rest.
 """
 
 import asyncio
