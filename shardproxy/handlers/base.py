@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shardproxy.handlers.memcached import Turn
     from shardproxy.handlers.monitor import Monitors
     from shardproxy.handlers.subscriptions import Subscriptions
+    from shardproxy.handlers.topology import Watchers
     from shardproxy.handlers.tracking import Trackers
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
@@ -86,6 +87,7 @@ class Server(Protocol):
     access_log: "AccessLog"  # this worker's
     failures: "Failures"  # logins that failed, this worker's
     monitors: "Monitors"
+    watchers: "Watchers"
     waits: dict[int, asyncio.Future[bool]]  # by client: of handlers that wait; its result: with an error
     turns: "dict[tuple[int, bytes], Turn]"  # by memcached node and key
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
