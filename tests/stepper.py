@@ -33,6 +33,7 @@ class Stepper:
             step = next(program)
             while True:
                 self.steps += 1
+                time.sleep(step.pause)
                 self.socket.sendall(step.data)
                 found: list[bytes] = []
                 while len(found) < step.replies:
