@@ -58,9 +58,25 @@ KILL_ID = "ERR client-id should be greater than 0"
 KILL_MAXAGE = "ERR maxage should be greater than 0"
 PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
 MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
+OVERFLOW = "ERR increment or decrement would overflow"
+DECREMENT_OVERFLOW = "ERR decrement would overflow"
+NOT_A_FLOAT = "ERR value is not a valid float"
+NOT_FINITE = "ERR increment would produce NaN or Infinity"
+OFFSET_RANGE = "ERR offset is out of range"
+STRING_TOO_LONG = "ERR string exceeds maximum allowed size (proto-max-bulk-len)"
+EXPIRE_NX_OTHERS = "ERR NX and XX, GT or LT options at the same time are not compatible"
+EXPIRE_GT_LT = "ERR GT and LT options at the same time are not compatible"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
 MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
+
+
+def expire_time(name: str) -> str:
+    return f"ERR invalid expire time in '{name}' command"
+
+
+def expire_option(option: bytes) -> str:
+    return f"ERR Unsupported option {shown(option)}"
 
 
 def no_group(key: bytes, group: bytes) -> str:
@@ -233,6 +249,36 @@ def drain_durable(shard: str, pool: str) -> str:
 
 def not_drained(reason: str) -> str:
     return f"ERR {reason}"
+
+
+# --- The client's: memcached cannot do it -----------------------------------------------------------------
+
+# {}: the node, "memcached shard 'a' at 10.0.0.7:11211"
+MEMCACHED_EMPTY_KEY = "ERR an empty key is not possible on {}"
+MEMCACHED_LONG_KEY = (
+    "ERR the key is too long for {}: at most 250 bytes, or 186 with spaces or control characters in it"
+)
+MEMCACHED_TTL_RANGE = "ERR invalid expire time for {}: it keeps none after 2038-01-19"
+MEMCACHED_BUSY = "TRYAGAIN others change this key on {} all the time: nothing was changed"
+MEMCACHED_FULL = "OOM command not allowed when used memory > 'maxmemory': {} is full"
+
+
+def memcached_too_large(limit: int) -> str:
+    """limit: bytes, 0: not known."""
+    most = f": an item, with its key and header, has at most {limit} bytes" if limit else ""
+    return "ERR the value is too large for {}" + most
+
+
+def memcached_keys(where: str) -> str:
+    return (
+        f"ERR {where} lists its keys only where the pool says memcached_keys = true: each time it looks "
+        "through all that it has"
+    )
+
+
+def memcached_said(what: str) -> str:
+    """A node answered a command of ours so."""
+    return "ERR {} answers " + repr(what[:120])
 
 
 # --- Ours: it could be answered one day --------------------------------------------------------------------

@@ -6,12 +6,13 @@ or more than one node, `holds` (command_policy), so that its client's later comm
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
-from shardproxy.core import errors, reply
+from shardproxy.core import errors, memcached, reply
 from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
@@ -103,7 +104,16 @@ async def ask(
     keys: Iterable[bytes] = (),
     timeout: float = -1,
 ) -> bytes:
-    """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one."""
+    """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one.
+
+    A memcached node is asked in its own words, if there are any for the command.
+    """
+    if server.reactor.memcached(node) is not None:
+        request = [each if isinstance(each, bytes) else str(each).encode() for each in args]
+        name = request[0].decode("latin-1").lower()
+        return await ask_in_steps(
+            server, node, name, request, client=client, proto=proto, keys=keys, timeout=timeout
+        )
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     server.reactor.ask(
         node,
@@ -151,6 +161,53 @@ async def ask_memcached(
     return Scanner().feed(answer)
 
 
+async def ask_in_steps(
+    server: "Server",
+    node: int,
+    name: str,
+    args: list[bytes],
+    *,
+    client: "ClientHandle | None" = None,
+    proto: int = 2,
+    keys: Iterable[bytes] = (),
+    timeout: float = -1,
+) -> bytes:
+    """A command of Redis, run on a memcached node as core/memcached says: what Redis would reply.
+
+    name: of the command table. keys: those it writes. A step that gets no answer ends it with that error.
+    """
+    program = memcached.start(name, args, memcached_node(server, node))
+    try:
+        step = next(program)
+        while True:
+            if step.pause:
+                await asyncio.sleep(step.pause)
+            frames = await ask_memcached(
+                server,
+                node,
+                step.data,
+                frames=step.replies,
+                client=client,
+                write=step.writes,
+                keys=keys,
+                timeout=timeout,
+            )
+            step = program.send([memcached.parse(frame) for frame in frames])
+    except StopIteration as done:
+        return memcached.encode(done.value, proto)
+    except NoAnswer as error:
+        return error.line
+
+
+def memcached_node(server: "Server", node: int) -> memcached.Node:
+    """What a program has to know of it."""
+    limit, ahead = server.reactor.memcached(node) or (0, None)
+    name = server.reactor.shard_of(node)
+    shards = (shard for pool in server.topology.pools for shard in pool.shards)
+    address = next((shard.node.address for shard in shards if shard.name == name), "")
+    return memcached.Node(time.time, ahead or 0.0, limit, name, address)
+
+
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
@@ -179,7 +236,12 @@ async def ask_apart(
     timeout: float = LONG,
     keep: bool = True,
 ) -> bytes:
-    """One node, on a connection of its own, so that what takes long holds nobody up; keep: in the pool."""
+    """One node, on a connection of its own, so that what takes long holds nobody up; keep: in the pool.
+
+    Not so a memcached node, where nothing that is asked in steps takes long.
+    """
+    if server.reactor.memcached(node) is not None:
+        return await ask(server, node, *args, proto=proto, timeout=timeout)
     try:
         link = server.reactor.open_link(node, proto=proto, db=db)
     except ConnectionError as error:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
+    from shardproxy.handlers.memcached import Turn
     from shardproxy.handlers.monitor import Monitors
     from shardproxy.handlers.subscriptions import Subscriptions
     from shardproxy.handlers.topology import Watchers
@@ -88,6 +89,7 @@ class Server(Protocol):
     monitors: "Monitors"
     watchers: "Watchers"
     waits: dict[int, asyncio.Future[bool]]  # by client: of handlers that wait; its result: with an error
+    turns: "dict[tuple[int, bytes], Turn]"  # by memcached node and key
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property

@@ -30,6 +30,7 @@ from shardproxy.handlers import scripts
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
@@ -104,6 +105,7 @@ class Proxy:
         self.monitors = Monitors(self)
         self.watchers = Watchers()
         self.waits: dict[int, asyncio.Future[bool]] = {}
+        self.turns: dict[tuple[int, bytes], Turn] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._ways.credentials, users, file)
         self._taken = taken
