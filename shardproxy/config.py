@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
+from shardproxy.config_sessions import SESSIONS_RULES, ClassConfig, SessionsConfig, read_secrets
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
 from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
@@ -23,8 +24,9 @@ from shardproxy.core.acl import Users
 
 __all__ = [
     "Config", "ConfigError", "Credentials", "KeyConfig", "Limits", "Log", "Mistake", "NodeTlsConfig",
-    "PoolConfig", "Secret", "ShardConfig", "Source", "TlsConfig", "UserConfig", "default_text",
-    "effective_text", "load", "read_users", "reference", "schema",
+    "PoolConfig", "Secret", "SessionsConfig",
+    "ShardConfig", "Source", "TlsConfig", "UserConfig", "default_text",
+    "effective_text", "load", "read_session_secrets", "read_users", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
@@ -464,9 +466,12 @@ class Config(Record, frozen=True, kw_only=True):
         "name = rules, or a table; `default` is who has not logged in",
     ] = field(default_factory=dict)
 
+    sessions: SessionsConfig = SessionsConfig()
+
     not_yet: ClassVar[Mapping[str, str]] = {"route": "several pools"}
     rules: ClassVar[tuple[Rule, ...]] = (
         *USER_RULES,
+        *SESSIONS_RULES,
         Rule(("listen",), lambda it: "" if it.listen else "no address", "at least one, " + text.LISTEN),
         Rule(
             ("listen",),
@@ -600,6 +605,17 @@ def read_users(
     return users
 
 
+def read_session_secrets(
+    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
+) -> tuple[str, ...]:
+    """The secrets of [sessions], the newest first. Raises ConfigError: there are none, or too short ones."""
+    reader = Reader(file, Config)
+    found = read_secrets(config, reader, environ)
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return found
+
+
 def _read_password(
     login: PoolConfig | ShardConfig | UserConfig, where: str, reader: Reader, environ: Mapping[str, str]
 ) -> str:
@@ -663,7 +679,7 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
             where, "a password in a file that others can read", f"password_env, or chmod 600 {file}"
         )
     reads: list[Callable[..., object]] = [partial(read_users, secrets=secrets)]
-    for read in [*reads, Credentials.read] if secrets else reads:
+    for read in [*reads, Credentials.read, read_session_secrets] if secrets else reads:
         try:
             read(config, file=file)
         except ConfigError as error:
@@ -674,6 +690,8 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
 
 
 def _inline_passwords(config: Config) -> Iterator[str]:
+    if config.sessions.secrets:
+        yield "sessions.secrets"
     for name, user in config.users.items():
         if user.password:
             yield tables.join("users", name) + ".password"
@@ -721,7 +739,7 @@ def schema() -> dict[str, Any]:
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
     tls_records = (TlsConfig, KeyConfig, NodeTlsConfig)
     pool_records = (PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig)
-    for record in (Config, Log, Limits, *tls_records, *pool_records, UserConfig):
+    for record in (Config, Log, Limits, *tls_records, *pool_records, UserConfig, SessionsConfig, ClassConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help
