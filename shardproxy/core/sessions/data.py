@@ -1,0 +1,232 @@
+"""`SessionData`: what one request has of a session; a dictionary that knows what was changed in it.
+
+Pure. A change inside a value (a list appended to, a dict filled) is found by encoding again what was handed
+out; a value that was set to what it was is no change. Operations (core/sessions/operations) fill it and ask
+it; applications use it as a dict.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+from shardproxy.core.sessions.errors import SessionUnavailable
+from shardproxy.core.sessions.keyring import Identity
+from shardproxy.core.sessions.records import Codec, Meta, Timeouts
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+class Change(NamedTuple):
+    """One step of a save. what: "set", "del", "incr" or "append"; data: as `Codec.plain` has it."""
+
+    what: str
+    name: str
+    data: bytes
+
+
+class SessionData(MutableMapping[str, Any]):
+    """A session, as one request sees it.
+
+    accessed    anything of it was read or written: the response depends on the cookie
+    is_new      nothing is stored (yet)
+    unavailable the store could not be asked (`fail = "anonymous"`): reads as empty, a write raises
+    user_id     whose it is; None: anonymous. Set by `login` only
+    device      what is known of the device, for `list_sessions`; stored when it is created or logs in
+    handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
+    """
+
+    def __init__(self, codec: Codec, device: Mapping[str, Any] | None = None) -> None:
+        self._codec = codec
+        self.accessed = False
+        self.unavailable = False
+        self.device: dict[str, Any] = dict(device or {})
+        self._presented: Identity | None = None  # of the request's cookie, when it was genuine
+        self._cookie_changed = False
+        self._timeouts: Timeouts | None = None  # of this session alone, wanted
+        self._empty()
+
+    def _empty(self) -> None:
+        """As if nothing had ever been stored."""
+        self._identity: Identity | None = None
+        self._meta: Meta | None = None
+        self.user_id: str | None = None
+        self.handle = ""
+        self._nonce = ""
+        self._version = 0
+        self._now = self._ttl = self._renew_at = 0  # ms, of the node, at the last operation
+        self._forget()
+
+    def _forget(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._stored: dict[str, bytes] = {}  # what the record has, plain
+        self._handed: dict[str, bytes] = {}  # values that can change inside: their encoding when handed out
+        self._changed: set[str] = set()  # set or deleted
+        self._ops: list[Change] = []  # incr and append
+
+    def _user_state(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # --- what it is ---
+
+    @property
+    def is_new(self) -> bool:
+        return self._identity is None
+
+    @property
+    def kind(self) -> str | None:
+        """The class of sessions it belongs to ("anonymous", "signed_in", "remember_me"); None: not stored."""
+        return self._meta.kind if self._meta else None
+
+    @property
+    def created_at(self) -> float | None:
+        """When it was created, by the node's clock, in seconds since 1970; None: not stored."""
+        return self._meta.created / 1000 if self._meta else None
+
+    @property
+    def authenticated_at(self) -> float | None:
+        """When its user last proved who he is: at `login`. None: anonymous. Compare with `now`."""
+        return self.created_at if self.user_id is not None else None
+
+    @property
+    def now(self) -> float | None:
+        """The node's clock at the last operation, in seconds since 1970."""
+        return self._now / 1000 if self._meta else None
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds it will live without another request."""
+        return self._ttl / 1000 if self._meta else None
+
+    @property
+    def renewal_due(self) -> bool:
+        """A new id is due: `renew()`, or `save()`, makes it where a cookie can be sent."""
+        return self._meta is not None and self._now >= self._renew_at
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self._ops) or any(True for _ in self._differences())
+
+    # --- the dictionary ---
+
+    def __getitem__(self, name: str) -> Any:
+        self.accessed = True
+        value = self._values[name]
+        if name not in self._handed and not isinstance(value, _SCALARS):
+            # What was set in this request is compared with the record; what was read, with itself
+            self._handed[name] = b"" if name in self._changed else self._codec.plain(value)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._writing(name)
+        self._values[name] = value
+        self._changed.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        self._writing(name)
+        del self._values[name]
+        self._changed.add(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self.accessed = True
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        self.accessed = True
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        self.accessed = True
+        return name in self._values
+
+    def __repr__(self) -> str:
+        state = "unavailable" if self.unavailable else self.handle or "not stored"
+        return f"<{type(self).__name__} {state}>"
+
+    def clear(self) -> None:
+        """Removes every key; the session stays, with its user."""
+        for name in list(self._values):
+            del self[name]
+
+    def incr(self, name: str, by: int = 1) -> int:
+        """Adds to an integer, 0 when there is none; at the next save, to what the record has then.
+
+        Parallel ones add up. Returns what this request sees; after the save `session[name]` is the sum.
+        """
+        self._writing(name)
+        value = self._values.get(name, 0)
+        if type(value) is not int or type(by) is not int:
+            raise TypeError(f"{name!r} is no integer")
+        self._values[name] = value = value + by
+        if name not in self._changed:  # else it is set as a whole
+            self._ops.append(Change("incr", name, b"%d" % by))
+        return value
+
+    def append(self, name: str, item: Any) -> None:
+        """Appends to a list, at the next save, to what the record has then: parallel ones all stay."""
+        self._writing(name)
+        value = self._values.get(name, [])
+        if not isinstance(value, list):
+            raise TypeError(f"{name!r} is no list")
+        changed = name in self._handed and self._codec.plain(value) != self._handed[name]
+        value.append(item)  # in place: it may be held by somebody
+        self._values[name] = value
+        if changed:
+            self._changed.add(name)
+        if name not in self._changed:  # else it is set as a whole
+            self._ops.append(Change("append", name, self._codec.plain(item)))
+            self._handed[name] = self._codec.plain(value)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Timeouts of this session alone, from the next `save` on; `login` sets those of its class."""
+        self._writing("")
+        self._timeouts = timeouts
+
+    def _writing(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"keys of a session are strings, not {type(name).__name__}")
+        self.accessed = True
+        if self.unavailable:
+            raise SessionUnavailable("the session could not be read: it cannot be written")
+
+    # --- what was changed ---
+
+    def _differences(self) -> Iterator[Change]:
+        """What is to be set and deleted."""
+        for name in self._changed | self._handed.keys():
+            if name not in self._values:
+                if name in self._stored:
+                    yield Change("del", name, b"")
+                continue
+            data = self._codec.plain(self._values[name])
+            if name in self._changed:
+                if data != self._stored.get(name):
+                    yield Change("set", name, data)
+            elif data != self._handed[name]:
+                yield Change("set", name, data)
+
+    def _changes(self) -> list[Change]:
+        """All of it, in the order to be done. What is set as a whole needs no other steps."""
+        whole = list(self._differences())
+        names = {change.name for change in whole} | self._changed
+        return whole + [op for op in self._ops if op.name not in names]
+
+    def _saved(self, changes: list[Change], results: Mapping[str, tuple[Any, bytes]]) -> None:
+        """These are stored now; results: values of incr and append as the record has them."""
+        for change in changes:
+            if change.what == "set":
+                self._stored[change.name] = change.data
+            elif change.what == "del":
+                self._stored.pop(change.name, None)
+        for name, (value, data) in results.items():
+            self._values[name], self._stored[name] = value, data
+        # What was handed out may still be held, and change again
+        held = self._handed.keys() | {name for name in self._changed if name in self._values}
+        self._handed = {
+            name: self._codec.plain(self._values[name])
+            for name in held
+            if not isinstance(self._values.get(name), _SCALARS)
+        }
+        self._changed, self._ops, self._timeouts = set(), [], None

@@ -1,0 +1,160 @@
+"""How a session looks in Redis: one hash, a field for each top-level key, and a few fields of our own.
+
+.name   a key of the session, encoded (see `Codec`); opaque to the scripts
+m       "schema created absolute idle renewal class", times in ms, in text
+h       8 characters of handle, then the nonce of the next id
+v       version, +1 with every change
+r       when a new id is due (ms)
+e, u    of a signed-in session: epoch, and the user's id, encoded
+d       device data, encoded
+g       after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
+p       instead of all that, what an old id has become: "hash-of-the-next nonce"
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from shardproxy.core.sessions.errors import SessionTooLarge, SessionUnavailable
+from shardproxy.core.sessions.keyring import Keyring
+
+SCHEMA = 1
+HANDLE = 8  # characters of a handle that are not the tag
+Chance: TypeAlias = Callable[[int], bytes]  # so many random bytes
+
+# The first byte of an encoded field that is not plain JSON
+MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
+
+
+class Undecodable(Exception):
+    """A field is not what we have written: damaged, or somebody else's."""
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A class of sessions. Seconds. persistent: its cookie outlives the browser.
+
+    idle: without a request; absolute: in all; renewal: until the next id.
+    """
+
+    idle: float = 30 * 60
+    absolute: float = 8 * 3600
+    renewal: float = 15 * 60
+    persistent: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.idle, self.absolute, self.renewal) < 0.001:
+            raise ValueError("idle, absolute and renewal are seconds, more than 0")
+
+    @property
+    def ms(self) -> tuple[int, int, int]:
+        """absolute, idle, renewal: as scripts take them."""
+        return tuple(max(1, round(each * 1000)) for each in (self.absolute, self.idle, self.renewal))  # type: ignore[return-value]  # three of them
+
+
+class Meta(NamedTuple):
+    """What a record says of itself. Times in ms of the Redis node's clock."""
+
+    schema: int
+    created: int
+    absolute: int
+    idle: int
+    renewal: int
+    kind: str  # the class of sessions it belongs to
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Meta":
+        schema, created, absolute, idle, renewal, kind = data.decode().split(" ")
+        return cls(int(schema), int(created), int(absolute), int(idle), int(renewal), kind)
+
+
+class Codec:
+    """Values ↔ bytes of a field: plain JSON as it is; what is else begins with a byte under 8.
+
+    format: "json" or "msgpack". compress_over: bytes from which a field is compressed if that helps; None:
+    never. encrypt: AES-GCM, bound to record, field and schema, so that no field can be moved; then plain
+    fields are refused, with "migrate" still read. max_size: bytes of one field, decoded.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        chance: Chance,
+        format: Literal["json", "msgpack"] = "json",
+        compress_over: int | None = 1024,
+        encrypt: bool | Literal["migrate"] = False,
+        max_size: int = 1 << 18,
+    ) -> None:
+        if format not in ("json", "msgpack"):
+            raise ValueError('format is "json" or "msgpack"')
+        self.keyring, self.chance = keyring, chance
+        self.encrypt, self.compress_over, self.max_size = encrypt, compress_over, max_size
+        self.plain_json = format == "json" and not encrypt  # a script can count in it
+        self.flags = MSGPACK if format == "msgpack" else 0
+        self._encode: Callable[[Any], bytes] = (
+            msgspec.msgpack.Encoder().encode if self.flags else msgspec.json.Encoder().encode
+        )
+        self._json, self._msgpack = msgspec.json.Decoder().decode, msgspec.msgpack.Decoder().decode
+        self._ciphers: dict[bytes, Any] = {}
+        if encrypt:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # an extra: "shardproxy[sessions]"
+
+            self._ciphers = {secret.kid: AESGCM(secret.cipher_key()) for secret in keyring.secrets}
+
+    def plain(self, value: Any) -> bytes:
+        """A value's encoding before compression and encryption: what changes are found by."""
+        data = self._encode(value)
+        if len(data) > self.max_size:
+            raise SessionTooLarge(f"a field of {len(data)} bytes; max_size is {self.max_size}")
+        return data
+
+    def seal(self, key: str, field: str, data: bytes) -> bytes:
+        """What `plain` made → what is stored under that key and field."""
+        flags = self.flags
+        if self.compress_over is not None and len(data) > self.compress_over:
+            small: bytes = zlib.compress(data, 1)
+            if len(small) < len(data):
+                data, flags = small, flags | COMPRESSED
+        if self.encrypt:
+            kid, nonce, head = self.keyring.newest.kid, self.chance(12), bytes([flags | ENCRYPTED])
+            sealed: bytes = self._ciphers[kid].encrypt(nonce, data, _bound(head, key, field))
+            return head + kid + nonce + sealed
+        return bytes([flags]) + data if flags else data
+
+    def parse(self, data: bytes) -> Any:
+        """What `plain` made → the value."""
+        return self._msgpack(data) if self.flags else self._json(data)
+
+    def open(self, key: str, field: str, data: bytes) -> tuple[Any, bytes]:
+        """What is stored → its value, and what `plain` makes of it. Undecodable."""
+        try:
+            flags = data[0] if data[0] < 8 else 0
+            if self.encrypt is True and not flags & ENCRYPTED:
+                raise Undecodable("not encrypted")
+            if flags & ENCRYPTED:
+                cipher = self._ciphers.get(data[1:3])
+                if (
+                    cipher is None
+                ):  # no damage, perhaps: another store has a secret, or encrypts, and this one not
+                    raise SessionUnavailable(
+                        "a session is encrypted with a secret that this store does not have"
+                    )
+                data = cipher.decrypt(data[3:15], data[15:], _bound(data[:1], key, field))
+            elif flags:
+                data = data[1:]
+            if flags & COMPRESSED:
+                inflate = zlib.decompressobj()
+                data = inflate.decompress(data, self.max_size)
+                if not inflate.eof or inflate.unused_data:
+                    raise Undecodable("compressed too large, or cut off")
+            value = self._msgpack(data) if flags & MSGPACK else self._json(data)
+        except (Undecodable, SessionUnavailable):
+            raise
+        except Exception as error:  # what a damaged record raises is nobody's to enumerate
+            raise Undecodable(type(error).__name__) from None
+        return value, data if flags & MSGPACK == self.flags else self.plain(value)
+
+
+def _bound(head: bytes, key: str, field: str) -> bytes:
+    return b"%b%b\0%b\0%d" % (head, key.encode(), field.encode("utf-8", "surrogatepass"), SCHEMA)
