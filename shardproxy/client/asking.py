@@ -33,6 +33,7 @@ from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_
 from shardproxy.core.topology import Pool, Topology
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
+LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
 RANDOM_TRIES = 16
 SCRIPTS_MOST = 1024  # texts that are kept
@@ -137,7 +138,7 @@ class Asker:
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
-        started = 0.0
+        started, looks = 0.0, 0
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -147,7 +148,8 @@ class Asker:
                 return self.everywhere(layout, plan.everywhere, plan, args, decode)
             shard = layout.shards[plan.shard]
             if layout.troubled:
-                instead = self.in_trouble(layout, plan)
+                looks += 1
+                instead = self.in_trouble(layout, plan, looks <= LOOKS)
                 if instead is AGAIN:
                     continue
                 if instead is not SERVES:
@@ -461,9 +463,12 @@ class Asker:
 
     # --- while not all is well ---
 
-    def in_trouble(self, layout: Layout, plan: Plan) -> Any:
-        """SERVES: its shard does; AGAIN: look again; else the reply instead. Raises ShardError."""
-        if self.try_due():
+    def in_trouble(self, layout: Layout, plan: Plan, patient: bool) -> Any:
+        """SERVES: its shard does; AGAIN: look again; else the reply instead. Raises ShardError.
+
+        patient: it may wait for what a trial finds, or make one.
+        """
+        if patient and self.try_due():
             return AGAIN
         pool = layout.router.pool
         shard = pool.shards[plan.shard]
@@ -472,7 +477,7 @@ class Asker:
             return SERVES
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
-        if mode == "hold":
+        if mode == "hold" and patient:
             address, limit = shard.node.address, time.monotonic() + pool.timeout
             while pool is self.nodes.pool and time.monotonic() < limit:
                 if self.nodes.claim_node(address):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from redis.exceptions import RedisError
+from servers import RedisNode, redis_nodes, shards_of, until
 
 from shardproxy import PartialError, ShardedRedis
 from shardproxy.client.errors import (
@@ -24,7 +25,6 @@ from shardproxy.client.errors import (
     UnknownOutcomeTimeoutError,
 )
 from shardproxy.client.health import Transition
-from tests.servers import RedisNode, redis_nodes, shards_of, until
 
 SOON = {"wait": "100ms", "wait_most": "100ms", "interval": "200ms"}
 
