@@ -401,6 +401,8 @@ def test_a_user_whom_django_does_not_know_is_nobody_there(user_id: str) -> None:
     with django_browser(store) as client:
         client.cookies.set("__Host-id", str(session.cookie), domain="shop.example")
         assert client.get("/show?_name").json() == {"user": user_id, "data": {}, "name": ""}
+        client.get("/set?a=1")
+        assert client.get("/show").json() == {"user": user_id, "data": {"a": "1"}}, "and still is somebody"
 
 
 def test_keys_of_djangos_auth_in_an_anonymous_session_are_no_login() -> None:
@@ -431,6 +433,19 @@ def django_engine(store: MemorySessionStore) -> Any:
 
     settings.SHARDPROXY_SESSIONS = {"STORE": store}
     return SessionStore
+
+
+def test_django_without_its_auth() -> None:
+    store = MemorySessionStore(SECRETS)
+    engine = django_engine(store)
+    session = engine()
+    session["a"] = 1
+    session.login("x")
+    again = engine(session.session_key)
+    assert (again.user_id, again["a"]) == ("x", 1)
+    again["a"] = 2
+    again.save()
+    assert engine(session.session_key).user_id == "x"
 
 
 def test_set_expiry() -> None:
