@@ -187,6 +187,10 @@ class ShardConfig(Record, frozen=True, kw_only=True):
 
     primary: Annotated[text.NodeUrl, "the node's address"]
     weight: Annotated[int, Meta(ge=1, le=65535), "its part of the keys, relative to the others'"] = 1
+    announce: Annotated[
+        text.NodeUrl | None,
+        "where clients that follow PROXY TOPOLOGY reach the node; none: at `primary`, as the proxy does",
+    ] = None
     username: Annotated[text.Username | None, "who to log in as; none: as the pool says"] = None
     password_env: Annotated[text.Variable | None, ENV] = None
     password_file: Annotated[text.FilePath | None, FILE] = None
@@ -216,6 +220,11 @@ class ShardConfig(Record, frozen=True, kw_only=True):
     def address(self) -> str:
         """The address alone: "HOST:PORT", or "/PATH" of a unix socket."""
         return text.address_of(self.primary)
+
+    @property
+    def announced(self) -> str:
+        """The address that others are told."""
+        return text.address_of(self.announce or self.primary)
 
     @property
     def protocol(self) -> str:
@@ -479,11 +488,12 @@ def _passwords(login: Any) -> list[str]:
 
 
 def _twice(pool: PoolConfig) -> str:
-    """A node that two shards name: their parts of the keys would be one."""
-    seen: dict[str, str] = {}
-    for name, shard in pool.shards.items():
-        if (first := seen.setdefault(shard.address, name)) != name:
-            return f"{shard.address} in both {first} and {name}"
+    """A node that two shards name, to us or to others: their parts of the keys would be one."""
+    for key in ("address", "announced"):
+        seen: dict[str, str] = {}
+        for name, shard in pool.shards.items():
+            if (first := seen.setdefault(getattr(shard, key), name)) != name:
+                return f"{getattr(shard, key)} in both {first} and {name}"
     return ""
 
 

@@ -16,6 +16,7 @@ from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy.transitions import Transitions
 from shardproxy.proxy.watched import WorkerRecord
@@ -68,6 +69,9 @@ class FakeClient:
     caching: int = 0
     user: bytes = b""
     failed: int = 0
+
+    def when_gone(self, callback: Any) -> None:
+        self.gone = callback
 
     def login(self, name: bytes) -> None:
         self.user = name
@@ -142,6 +146,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.subscriptions = Subscriptions(self)
         self.trackers = Trackers(self)
+        self.watchers = Watchers()
 
     def counters(self) -> Mapping[str, int]:
         return self.counts

@@ -32,7 +32,7 @@ EXTRA = [
      "Shows the shard and the node that hold a key"],
     ["proxy|commands", -2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
      "Shows what is done with each command"],
-    ["proxy|topology", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
+    ["proxy|topology", -2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
      "Shows pools, shards and rings"],
     ["proxy|reload", 2, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
      "Loads the configuration's file again"],

@@ -39,6 +39,8 @@ class Shard(msgspec.Struct, frozen=True):
     weight: int
     protocol: str
     node: Node
+    tls: bool = False
+    announce: str = ""  # the URL at which programs that follow us reach it; "": as we do
     draining: bool = False  # PROXY DRAIN: its keys go elsewhere, its node stays connected until it is idle
     returning: bool = False  # PROXY UNDRAIN: it drains until its node has been brought back
 
@@ -202,7 +204,14 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_config(cls, name: str, config: "PoolConfig") -> Self:
         shards = tuple(
-            Shard(shard_name, shard.weight, shard.protocol, Node(shard.address))
+            Shard(
+                shard_name,
+                shard.weight,
+                shard.protocol,
+                Node(shard.address),
+                tls=shard.tls,
+                announce=shard.announce or "",
+            )
             for shard_name, shard in config.shards.items()
         )
         same = {
@@ -344,6 +353,21 @@ class Topology(msgspec.Struct, frozen=True):
         for shown, pool in zip(document["pools"], self.pools, strict=True):
             shown["fingerprint"] = pool.ring.fingerprint
         return msgspec.json.encode(document)
+
+    def announced(self) -> Self:
+        """As it is for programs that reach the nodes themselves: at the addresses announced to them."""
+        replace = msgspec.structs.replace
+
+        def shown(shard: Shard) -> Shard:
+            scheme, mark, address = shard.announce.partition("://")
+            if not mark:
+                return shard
+            return replace(
+                shard, node=replace(shard.node, address=address), tls=scheme == "rediss", announce=""
+            )
+
+        pools = (replace(pool, shards=tuple(map(shown, pool.shards))) for pool in self.pools)
+        return replace(self, pools=tuple(pools))
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:

@@ -19,6 +19,7 @@ keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB, SWAPDB
 scripts      SCRIPT and FUNCTION, on every node
 nodewide     what administrators ask of every node: CONFIG, SLOWLOG, MEMORY, DEBUG, ...; HELP texts
 node         PROXY NODE: any command, to one
+topology     PROXY TOPOLOGY, for programs that place keys themselves
 operate      those that change something: RELOAD, DRAIN, UNDRAIN
 """
 
@@ -38,6 +39,7 @@ from shardproxy.handlers import (  # noqa: F401  # a family registers itself whe
     proxy,
     pubsub,
     scripts,
+    topology,
     tracking,
     transaction,
     waiting,

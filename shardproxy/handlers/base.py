@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardproxy.handlers.client import ClientRecord
     from shardproxy.handlers.monitor import Monitors
     from shardproxy.handlers.subscriptions import Subscriptions
+    from shardproxy.handlers.topology import Watchers
     from shardproxy.handlers.tracking import Trackers
 
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
@@ -84,6 +85,7 @@ class Server(Protocol):
     access_log: "AccessLog"  # this worker's
     failures: "Failures"  # logins that failed, this worker's
     monitors: "Monitors"
+    watchers: "Watchers"
     waits: dict[int, asyncio.Future[bool]]  # by client: of handlers that wait; its result: with an error
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 

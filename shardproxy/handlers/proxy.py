@@ -157,11 +157,6 @@ def commands(server: Server, call: "Call") -> bytes:
     )
 
 
-@handles("proxy|topology")
-def topology(server: Server, call: "Call") -> bytes:
-    return reply.bulk(server.topology.as_json())
-
-
 HELP = """\
 PROXY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
 INFO
@@ -172,8 +167,8 @@ LOCATE <key> [<key> ...]
     The shard and node that a key lives on, its hash, its point on the ring, and its stand-in.
 COMMANDS [<command-name> ...]
     What is done with each command, and why one is refused.
-TOPOLOGY
-    The whole snapshot: pools, shards, nodes.
+TOPOLOGY [WATCH [<generation> [<milliseconds>]]]
+    The whole snapshot: pools, shards, nodes. WATCH: when it is another than that one, or the time is over.
 NODE <shard> <command> [<arg> ...]
     Run a command on the node of one shard.
 RELOAD

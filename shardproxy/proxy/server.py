@@ -32,6 +32,7 @@ from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
+from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy import listeners, probe
 from shardproxy.proxy.certificates import Way, Ways
@@ -101,6 +102,7 @@ class Proxy:
         self.access_log = AccessLog()
         self.failures = Failures()
         self.monitors = Monitors(self)
+        self.watchers = Watchers()
         self.waits: dict[int, asyncio.Future[bool]] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._ways.credentials, users, file)
@@ -224,6 +226,7 @@ class Proxy:
     async def drain(self) -> bool:
         """Takes no more clients and finishes what is in flight; False when that took too long."""
         self.draining = True
+        self.watchers.close()
         self.reactor.drain()
         self._close_listeners()
         limit = time.monotonic() + self.config.limits.drain_timeout
@@ -424,6 +427,7 @@ class Proxy:
             {name: way.login for name, way in ways.items() if way.login},
             {name: way.tls for name, way in ways.items() if way.tls},
         )
+        self.watchers.wake()
         self.subscriptions.follow()
         self.trackers.follow()
         self._resolver.tell_again()

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from servers import RedisNode
+
+from tests.bench.load import Generators
+
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = "twemproxy,shardproxy"  # twemproxy is in Debian; Envoy is a 100 MB wheel
 
@@ -37,6 +41,17 @@ def test_every_measure_of_every_peer_is_taken(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert all(title in text for title in raw["load"])
+
+
+def test_requests_that_fell_due_while_the_generator_was_held_up_are_made(tmp_path: Path) -> None:
+    """A window that is over before the generator's first look at the clock: what was due in it counts."""
+    with RedisNode() as node, node.raw() as raw:
+        raw.ask("SET", "k000000000000", "x")
+        argv = [Generators(tmp_path).openloop, node.port, 2, 1_000_000, "1e-9", 0, "k", 1, 1]
+        done = subprocess.run([str(part) for part in argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["counted"] == said["sent"] > 0
 
 
 def test_an_unknown_peer_is_named() -> None:

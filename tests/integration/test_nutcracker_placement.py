@@ -1,6 +1,6 @@
-"""ketama and modula place every key where a live twemproxy (Debian's `nutcracker`) places it.
+"""ketama and modula place every key where Debian's `nutcracker` (twemproxy) does, and libmemcached.
 
-The nodes behind it are not Redis: each answers every request with its own number, so that a GET tells where
+The nodes are neither Redis nor memcached: each answers every GET with its own number, so that it tells where
 its key went. twemproxy listens on a unix socket; nodes on loopback addresses, or unix sockets.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hiredis
+import pylibmc
 import pytest
 from servers import free_port
 
@@ -41,20 +42,32 @@ class Server(NamedTuple):
 
 
 class Node(asyncio.Protocol):
+    """Speaks what it is spoken to: RESP, or memcached's text."""
+
     def __init__(self, number: int) -> None:
-        self.answer = b"$%d\r\n%d\r\n" % (len(str(number)), number)
+        self.number = b"%d" % number
+        self.answer = b"$%d\r\n%s\r\n" % (len(self.number), self.number)
         self.requests = hiredis.Reader()
+        self.lines = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self.lines or data[:1] == b"g":
+            *lines, self.lines = (self.lines + data).split(b"\r\n")
+            self.transport.write(b"".join(self.values(line.split(b" ")[1:]) for line in lines))
+            return
         self.requests.feed(data)
         count = 0
         while self.requests.gets() is not False:
             count += 1
         self.transport.write(self.answer * count)
+
+    def values(self, keys: Sequence[bytes]) -> bytes:
+        value = b" 0 %d\r\n%s\r\n" % (len(self.number), self.number)
+        return b"".join(b"VALUE " + key + value for key in keys if key) + b"END\r\n"
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +112,7 @@ async def nutcracker(directory: Path, servers: Sequence[Server], **options: str)
     if program is None:
         pytest.fail("twemproxy is missing: apt-get install nutcracker")
     listen, config, log = (directory / f"nutcracker.{end}" for end in ("sock", "yml", "log"))
-    pool = {"listen": str(listen), "redis": "true", **{key: f'"{value}"' for key, value in options.items()}}
+    pool = {"listen": str(listen), "redis": "true"} | {key: f'"{value}"' for key, value in options.items()}
     settings = [f"  {key}: {value}" for key, value in pool.items()]
     config.write_text("\n".join(["pool:", *settings, "  servers:", *(f"   - {s.line}" for s in servers), ""]))
     arguments = ("-c", str(config), "-o", str(log), "-a", "127.0.0.1", "-s")
@@ -119,8 +132,10 @@ async def nutcracker(directory: Path, servers: Sequence[Server], **options: str)
     pytest.fail(log.read_text())
 
 
-async def ask(listen: Path, keys: Sequence[bytes]) -> list[int]:
+async def ask(listen: Path, keys: Sequence[bytes], redis: bool = True) -> list[int]:
     """Where twemproxy sends these keys: the numbers of the servers."""
+    if not redis:
+        return await ask_memcached(listen, keys)
     reader, writer = await asyncio.open_unix_connection(listen)
     replies = hiredis.Reader()
     answers: list[int] = []
@@ -141,6 +156,22 @@ async def ask(listen: Path, keys: Sequence[bytes]) -> list[int]:
     return answers
 
 
+async def ask_memcached(listen: Path, keys: Sequence[bytes]) -> list[int]:
+    reader, writer = await asyncio.open_unix_connection(listen)
+    answers: list[int] = []
+    try:
+        for start in range(0, len(keys), 500):
+            batch = keys[start : start + 500]
+            writer.write(b"".join(b"get %s\r\n" % key for key in batch))
+            for key in batch:
+                lines = [(await asyncio.wait_for(reader.readline(), 10)).rstrip() for _ in range(3)]
+                assert lines[0].split(b" ")[:2] == [b"VALUE", key] and lines[2] == b"END", lines
+                answers.append(int(lines[1]))
+    finally:
+        writer.close()
+    return answers
+
+
 def random_keys(seed: str, count: int = KEYS, tag: str = "") -> list[bytes]:
     """Keys of random bytes; with a tag, half of them have its characters strewn in."""
     rng = random.Random(seed)
@@ -153,19 +184,33 @@ def random_keys(seed: str, count: int = KEYS, tag: str = "") -> list[bytes]:
     return keys
 
 
+def memcached_keys(seed: str, count: int = KEYS, tag: str = "") -> list[bytes]:
+    """The same, of bytes that memcached takes in a key."""
+    allowed = bytes(byte for byte in range(256) if byte > 32 and byte != 127)
+    table = bytes(allowed[byte % len(allowed)] for byte in range(256))
+    keys = [key.translate(table) or b"x" for key in random_keys(seed, count)]
+    if tag:
+        keys[::2] = [b"%s{%s}%s" % (key[:3], key[3:], key[:5]) for key in keys[::2]]
+    return keys
+
+
 async def compare(directory: Path, servers: Sequence[Server], keys: Sequence[bytes], **options: str) -> Ring:
     async with nutcracker(directory, servers, **options) as listen:
-        asked = await ask(listen, keys)
+        asked = await ask(listen, keys, options.get("redis") != "false")
     ring = Ring(
         [(server.name, server.weight) for server in servers],
         distribution=options.get("distribution", "ketama"),
         hash=options.get("hash"),
         hash_tag=options.get("hash_tag"),
     )
+    agree(ring, servers, keys, asked)
+    return ring
+
+
+def agree(ring: Ring, servers: Sequence[Server], keys: Sequence[bytes], asked: Sequence[int]) -> None:
     differ = [(key, there, ring.locate(key)) for key, there in zip(keys, asked, strict=True)]
     differ = [found for found in differ if found[1] != found[2]]
     assert not differ, f"{len(differ)} of {len(keys)} keys differ over {servers}: {differ[:3]}"
-    return ring
 
 
 @pytest.mark.parametrize("count", range(1, 31))
@@ -253,3 +298,54 @@ async def test_the_golden_vectors(tmp_path: Path, distribution: str) -> None:
         ):
             asked = await ask(listen, [bytes.fromhex(key) for key in ring["keys"]])
         assert [names[answer] for answer in asked] == [*ring["keys"].values()]
+
+
+# Of weights: all equal, of which 25 get 156 points each; uneven ones, whose points float arithmetic decides
+WEIGHTS = [(1,), (1, 1, 1), (1,) * 25, (3, 1, 4, 1, 5, 9, 2), (1, 1, 1, 10, 12), (7, 7, 1)]
+
+
+@pytest.mark.parametrize("kind", ["port", "11211"])
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+async def test_libmemcached(tmp_path: Path, kind: str, weights: tuple[int, ...]) -> None:
+    keys = memcached_keys(f"libmemcached {weights}")
+    async with nodes(tmp_path, kind, weights, [None] * len(weights)) as servers:
+        asked = await asyncio.to_thread(ask_libmemcached, servers, keys)
+        ring = Ring([(server.name, server.weight) for server in servers], distribution="ketama", hash="md5")
+        agree(ring, servers, keys, asked)
+
+
+def ask_libmemcached(servers: Sequence[Server], keys: Sequence[bytes]) -> list[int]:
+    """Where weighted ketama, which hashes keys with MD5, sends these keys."""
+    client = pylibmc.Client(
+        [f"{server.host}:{server.port}:{server.weight}" for server in servers],
+        behaviors={"ketama_weighted": True},
+    )
+    found: dict[bytes, bytes] = {}
+    for start in range(0, len(keys), 200):
+        found |= client.get_multi(keys[start : start + 200])
+    client.disconnect_all()
+    return [int(found[key]) for key in keys]
+
+
+@pytest.mark.parametrize("distribution", ["ketama", "modula"])
+@pytest.mark.parametrize(
+    ("kind", "weights", "aliased", "options"),
+    [
+        ("11211", (1, 1, 1), False, {"hash": "md5"}),
+        ("port", (3, 1, 4, 1, 5, 9, 2), True, {"hash_tag": "{}"}),
+        ("11211", (1, 1, 1, 10, 12), False, {"hash": "crc32"}),
+        ("unix", (1, 2, 1), False, {"hash": "one_at_a_time"}),
+    ],
+)
+async def test_pools_of_memcached(
+    tmp_path: Path,
+    distribution: str,
+    kind: str,
+    weights: tuple[int, ...],
+    aliased: bool,
+    options: dict[str, str],
+) -> None:
+    aliases: list[str | None] = [*ALIASES[: len(weights)]] if aliased else [None] * len(weights)
+    async with nodes(tmp_path, kind, weights, aliases) as servers:
+        keys = memcached_keys(f"{kind} {weights}", tag=options.get("hash_tag", ""))
+        await compare(tmp_path, servers, keys, redis="false", distribution=distribution, **options)

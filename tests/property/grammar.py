@@ -72,7 +72,9 @@ VALUES: dict[str, list[bytes]] = {
     ),
     "large": _one("L" * 20_000, b"0123456789\r\n" * 6_000, "M" * 300_000),
     "field": _one("a", "b", "c", "d", "", b"f\r\n\xff", "long" * 30),
-    "member": _one("a", "b", "c", "1", "2", "30", "", b"m\x00\r\n", "long" * 30),
+    # at most 64 bytes: a longer one makes a skip list of a sorted set, and what a range by LEX finds there
+    # where scores differ depends on the levels, which are random
+    "member": _one("a", "b", "c", "1", "2", "30", "", b"m\x00\r\n", "long" * 16),
     "integer": _mostly("1", "2", "-7", "100", "0", "9223372036854775807", "-9223372036854775808"),
     "count": _mostly("1", "2", "3", "0", "10", "-1"),
     "positive": _mostly("1", "2", "5", "10"),

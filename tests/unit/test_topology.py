@@ -13,6 +13,8 @@ class ShardConfig(msgspec.Struct):
     address: str
     weight: int = 1
     protocol: str = "redis"
+    tls: bool = False
+    announce: str | None = None
     password: str = "hunter2"
 
 
@@ -150,6 +152,23 @@ def test_json_there_and_back_with_fingerprints_and_no_credentials() -> None:
     }
     with pytest.raises(msgspec.ValidationError):
         Topology.from_json(data.replace(b'"unknown"', b'"sleepy"'))
+
+
+def test_who_follows_is_told_the_announced_address() -> None:
+    config = three()
+    config.shards["a"].announce = "rediss://cache-a.example:7443"
+    config.shards["c"] = ShardConfig("10.0.0.3:7003", tls=True, announce="unix:///run/near.sock")
+    made = topology(main=config).with_node_state("10.0.0.3:7003", "out", "gone")
+    assert Topology.from_json(made.as_json()) == made
+    told = [(shard.node.address, shard.tls, shard.announce) for shard in made.announced().pools[0].shards]
+    assert told == [
+        ("cache-a.example:7443", True, ""),
+        ("[::1]:7002", False, ""),
+        ("/run/near.sock", False, ""),
+    ]
+    assert made.announced().pools[0].shards[2].node.reason == "gone"
+    assert made.announced().pools[0].ring is made.pools[0].ring
+    assert made.announced().generation == made.generation
 
 
 def test_snapshots_do_not_change() -> None:

@@ -3,6 +3,7 @@
 errors      every exception
 keyring     what is derived from the secrets: ids, cookies, tags, names of records
 records     how a session looks in Redis: fields, their encoding, timeouts
+cookies     where the cookie may go and what goes with it
 data        what one request has of a session: a dictionary that knows its changes
 scripts     each operation as one Lua script
 model       the same scripts in Python, on a dictionary
