@@ -371,7 +371,10 @@ class World:
                 self.by_key[call.keys[2]], lineage.renewed = lineage, self.clock
                 lineage.cookies.append(self._cookie_after(request, call))
         elif call.script == "load":
-            self.by_key[key].seen = self.clock
+            lineage = self.by_key[key]
+            lineage.seen = self.clock
+            if request.what != "login":  # a save that reads again has seen everything
+                request.seen = lineage.version
         elif call.script == "destroy":
             lineage = self.by_key[key]
             ours = request.lineage if request.what == "login" else None
