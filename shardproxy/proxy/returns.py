@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -66,6 +66,9 @@ class Fleet(Protocol):
     def set_topology(self, topology: Topology) -> Awaitable[bool]:
         """Swaps it in before it returns. True: every live worker serves by it, and where it puts a shard into
         "hold" none has anything of its keys in flight elsewhere."""
+
+    async def databases(self) -> set[int]:
+        """Those that clients have used: no others are looked into, nor emptied."""
 
     async def take(self, address: str) -> list[Taken]:
         """From all workers; who cannot be asked stands there with `overflow`. Raises NodeRefuses: not now."""
@@ -221,7 +224,8 @@ class Returns:
             if self._flushes(pool, address) and not flush:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
             if unused:
-                await call(line, ("FLUSHDB", "ASYNC"))
+                async for _ in self._databases(line):
+                    await call(line, ("FLUSHDB", "ASYNC"))
             if pool.removes:
                 await self._tell_use(line)
             while self._to_delete(pool, address, deleted) or self._must_look_through(address):
@@ -296,7 +300,7 @@ class Returns:
 
     async def _delete(self, line: Line, pool: Pool, address: str, deleted: set[bytes]) -> None:
         keys = self._to_delete(pool, address, deleted)
-        await unlink(line, keys)
+        await self._unlink(line, keys)
         deleted.update(keys)
         if self._must_look_through(address):
             await self._pay(line, pool, address)
@@ -307,7 +311,7 @@ class Returns:
             if debt.everything:
                 await self._look_through(line, address)
             else:
-                await unlink(line, debt.keys)
+                await self._unlink(line, debt.keys)
         except BaseException:
             self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
             raise
@@ -407,21 +411,39 @@ class Returns:
             if owed.everything:
                 await self._look_through(line, where)
             else:
-                await unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
+                await self._unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
 
     async def _look_through(self, line: Line, address: str) -> None:
         """Deletes every key of a node that is not its to serve."""
-        cursor = b"0"
-        while True:
-            found = await call(line, ("SCAN", cursor, "COUNT", BATCH))
-            assert isinstance(found, list)
-            cursor, keys = found
-            pool, shard = self._place(address)
-            if not pool.removes:
-                return  # since a moment ago
-            await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
-            if cursor == b"0":
-                return
+        async for _ in self._databases(line):
+            cursor = b""
+            while cursor != b"0":
+                found = await call(line, ("SCAN", cursor or b"0", "COUNT", BATCH))
+                assert isinstance(found, list)
+                cursor, keys = found
+                pool, shard = self._place(address)
+                if pool.removes:  # else since a moment ago it does not
+                    await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
+
+    async def _unlink(self, line: Line, keys: Collection[bytes]) -> None:
+        """In every database: nobody remembers which one a key was written in."""
+        if keys:
+            async for _ in self._databases(line):
+                await unlink(line, keys)
+
+    async def _databases(self, line: Line) -> AsyncIterator[int]:
+        """One after the other, each selected; then the first again."""
+        used = await self._fleet.databases()
+        for number in sorted(used):
+            if used == {0} or await _selects(line, number):
+                yield number
+        if used != {0}:
+            await call(line, ("SELECT", 0))
+
+
+async def _selects(line: Line, number: int) -> bool:
+    """False: it has no such database."""
+    return bool((await line.ask(("SELECT", number)))[0] == b"OK")
 
 
 async def call(line: Line, request: Sequence[str | bytes | int]) -> object:

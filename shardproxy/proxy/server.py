@@ -457,6 +457,9 @@ class Proxy:
     async def take(self, address: str) -> list[Taken]:
         return [self.taken(address)]
 
+    async def databases(self) -> set[int]:
+        return set(self.reactor.used_databases())
+
     def taken(self, address: str) -> Taken:
         """What this worker remembers of a node that is out; it forgets it."""
         keys, overflow = self.reactor.take_written(address)
@@ -480,6 +483,7 @@ class Proxy:
             return await self._clients()
         parts: dict[str, Callable[[], Any]] = {
             "nodes": self.reactor.nodes,
+            "databases": self.reactor.used_databases,
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,
