@@ -1,7 +1,8 @@
 """How a node that was out comes back: the fenced sequence, and what is swept after it.
 
  1. our old connections to the node are killed there by id, since bytes in its socket buffers would run later;
-    what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node;
+    what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node, and
+    its functions and scripts are made those of the others when these have changed;
  2. the fence: no worker has anything of its keys in flight, and all have said so;
  3. inside it the rest of 1; or the whole database goes, if nobody else has been using it;
  4. it is up, and its keys come back to it;
@@ -46,6 +47,7 @@ class Taken(NamedTuple):
     ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
+    missed: Sequence[str] = ()  # what has changed on the others meanwhile: "functions", "scripts"
 
 
 class Known(msgspec.Struct, array_like=True, frozen=True):
@@ -126,13 +128,14 @@ class Returns:
     ) -> None:
         self._fleet, self._way, self._run_id, self._log = fleet, way, run_id.encode(), log
         self._ghosts: dict[str, set[int]] = {}
+        self._missed: dict[str, set[str]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
         self._debts: dict[str, Owed] = {}  # of each node
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
-        for each in (self._ghosts, self._owed, self._unswept, self._debts):
+        for each in (self._ghosts, self._missed, self._owed, self._unswept, self._debts):
             each.pop(address, None)
 
     def move(self, old: str, new: str) -> None:
@@ -208,6 +211,7 @@ class Returns:
         async with self._line(address) as line:
             await self._collect(pool, address)
             await self._kill_ghosts(line, address, away_for)
+            await self._make_up(line, pool, address)
             flush = self._flushes(pool, address)
             unused = flush and await self._unused(line, pool, address)
             if not unused:
@@ -221,6 +225,7 @@ class Returns:
                 raise NodeRefuses("the policy of its pool has just changed")
             await self._collect(pool, address)
             await self._kill_ghosts(line, address, away_for)
+            await self._make_up(line, pool, address)
             if self._flushes(pool, address) and not flush:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
             if unused:
@@ -255,6 +260,7 @@ class Returns:
             for taken in await self._fleet.take(each):
                 owed.add(map(bytes, taken.keys), taken.overflow and pool.on_return == "invalidate")
                 self._ghosts.setdefault(each, set()).update(taken.ghosts)
+                self._missed.setdefault(each, set()).update(taken.missed)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
         """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
@@ -284,6 +290,24 @@ class Returns:
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
         self._ghosts.pop(address, None)
+
+    async def _make_up(self, line: Line, pool: Pool, address: str) -> None:
+        """For what it missed: its code is made that of the others."""
+        missed = self._missed.get(address, set())
+        if "scripts" in missed:
+            await call(line, ("SCRIPT", "FLUSH"))
+            missed.discard("scripts")
+        others = [each.node.address for each in pool.shards if each.node.state == "up" and not each.draining]
+        for other in others if "functions" in missed else ():
+            with contextlib.suppress(NodeRefuses):
+                if other == address:
+                    continue
+                async with self._line(other) as there:
+                    dump = await call(there, ("FUNCTION", "DUMP"))
+                if isinstance(dump, bytes):
+                    await call(line, ("FUNCTION", "RESTORE", dump, "FLUSH"))
+                missed.discard("functions")
+                return
 
     def _to_delete(self, pool: Pool, address: str, deleted: Collection[bytes]) -> list[bytes]:
         """Keys that are known: its own, those it stood in for, its debts."""

@@ -82,6 +82,7 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
+        self.missed: dict[str, set[str]] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         hidden = password_variables(config)
@@ -465,7 +466,9 @@ class Proxy:
         keys, overflow = self.reactor.take_written(address)
         if sum(map(len, keys)) > TAKE_MOST:
             keys, overflow = [], True
-        return Taken(self.reactor.take_ghosts(address), keys, overflow)
+        shards = [shard.name for shard in self.topology.pools[0].shards if shard.node.address == address]
+        missed = [what for shard in shards for what in self.missed.pop(shard, ())]
+        return Taken(self.reactor.take_ghosts(address), keys, overflow, missed)
 
     # --- what handlers ask (handlers.base.Server) ---
 
