@@ -1,4 +1,4 @@
-"""core/memcached without a server: requests and replies as bytes, pages of a scan, programs that get odd replies."""
+"""core/memcached without a server: requests and replies as bytes, scans, programs that get odd replies."""
 
 import random
 from collections.abc import Sequence
@@ -46,9 +46,10 @@ def ended(program: str, *replies: Sequence[bytes], node: Node = NODE) -> tuple[l
 # --- bytes ---
 
 STREAM = [
-    *(b"HD\r\n", b"VA 5 c1 f0\r\nHD\r\nx\r\n", b"EN\r\n", b"VA 0\r\n\r\n", b"NS\r\n", b"STAT a 1\r\nSTAT b 2 3\r\nEND\r\n"),
-    *(b"SERVER_ERROR out of memory storing object\r\n", b"MN\r\n", b"OK\r\n", b"HD c17 t-1\r\n", b"END\r\n"),
-]  # fmt: skip
+    *(b"HD\r\n", b"VA 5 c1 f0\r\nHD\r\nx\r\n", b"EN\r\n", b"VA 0\r\n\r\n", b"NS\r\n"),
+    *(b"STAT a 1\r\nSTAT b 2 3\r\nEND\r\n", b"SERVER_ERROR out of memory storing object\r\n"),
+    *(b"MN\r\n", b"OK\r\n", b"HD c17 t-1\r\n", b"END\r\n"),
+]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -73,7 +74,7 @@ def test_keys_of_text_go_as_they_are(key: bytes) -> None:
 @pytest.mark.parametrize("byte", [*range(33), 127])
 def test_other_keys_go_as_base64(byte: int) -> None:
     sent = wire.store(bytes([65, byte]), b"value")
-    assert sent.startswith(b"ms QQ") and sent.endswith(b"= 5 b\r\nvalue\r\n")
+    assert sent.startswith(b"ms Q") and sent.endswith(b"= 5 b\r\nvalue\r\n")
     assert sent.count(b"\r\n") == 2
 
 
@@ -108,13 +109,13 @@ def test_integers(value: int) -> None:
     ("text", "written"),
     [
         *[(b"0.1", b"0.1"), (b"3.0e3", b"3000"), (b"-0", b"0"), (b"0x1p-2", b"0.25"), (b"1e-30", b"0")],
-        *[(b"-1e-30", b"0"), (b"3.14159265358979323846", b"3.1415926535897932385"), (b".5", b"0.5")],
+        *[(b"-1e-30", b"0"), (b"3.14159265358979323846", b"3.14159265358979324"), (b".5", b"0.5")],
     ],
 )
 def test_long_doubles(text: bytes, written: bytes) -> None:
     value = numbers.long_double(text)
     assert value is not None
-    assert numbers.written(value) == written[: written.find(b".") + 18] if b"." in written else written
+    assert numbers.written(value) == written
 
 
 # --- times ---
