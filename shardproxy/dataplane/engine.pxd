@@ -194,6 +194,7 @@ cdef struct Upstream:
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
+    bint raised                 # its proto is 3, its node speaks RESP2 only: replies are made RESP3 of
     uint16_t db
     uint8_t place               # which of the node's shared ones of its protocol and database
     bint private                # one client's, or a handler's, at a time
@@ -284,6 +285,7 @@ cdef struct Node:
     sockaddr_storage address
     uint32_t address_size
     bint resolved
+    uint8_t speaks              # the newest protocol that it has agreed to, 2 or 3; 0: not known yet
     char name[256]              # host:port, for people
     char shard[128]             # whose node it is
     Upstream *first                         # all its upstreams, chained by `after`
@@ -401,6 +403,7 @@ cdef class Engine:
     cdef size_t taught_bytes
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply
+    cdef object raised                      # core/raising.raised
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table

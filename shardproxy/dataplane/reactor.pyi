@@ -23,6 +23,7 @@ class Reactor:
         page: memoryview | bytearray | None = None,
         stamps: memoryview | bytearray | None = None,
         misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
+        raised: Callable[[bytes, int, bytes], bytes] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
         """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""
@@ -82,6 +83,9 @@ class Reactor:
 
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
+
+    def speaks(self, node: int) -> int:
+        """The newest protocol that it has agreed to, 2 or 3; 0: nobody has asked it for 3 yet."""
 
     def node_of_shard(self, name: str) -> int | None:
         """Of one that drains too; None: there is no such shard."""

@@ -20,7 +20,7 @@ import msgspec
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.config_text import door
-from shardproxy.core import commands, misses
+from shardproxy.core import commands, misses, raising
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
@@ -35,7 +35,12 @@ from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
-from shardproxy.proxy import listeners, memcached, probe
+from shardproxy.proxy import (
+    listeners,
+    memcached,
+    probe,
+    sessions,  # noqa: F401  # SESSION.* registers itself
+)
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -128,6 +133,7 @@ class Proxy:
             page=team.page if team else None,
             stamps=team.stamps if team else None,
             misses=misses.reply,
+            raised=raising.raised,
         )
 
     # --- its life ---
