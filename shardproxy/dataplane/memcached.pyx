@@ -15,6 +15,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
 from libc.string cimport memchr, memcpy, memset
 
+from shardproxy.core.buffers cimport buf_reserve, buf_tail
 from shardproxy.core.commands cimport FLAG_READONLY, Row
 from shardproxy.core.fanout cimport Fan, fan_widen
 from shardproxy.core.memcached_wire cimport BINARY_MOST, KEY_MOST, from_base64, put_key, read_size
@@ -219,30 +220,64 @@ cdef bint meta_can(Engine e, Request *r, const Row *row, int keys) noexcept:
 
 # --- sending ---
 
+cdef inline char *decimal(char *to, int64_t value) noexcept nogil:
+    """Writes it there; where it ends."""
+    cdef char digits[20]
+    cdef int n = 0
+    if value < 0:
+        to[0] = c'-'
+        to += 1
+        value = -value
+    while True:
+        digits[n] = <char>(c'0' + value % 10)
+        n += 1
+        value //= 10
+        if value == 0:
+            break
+    while n:
+        n -= 1
+        to[0] = digits[n]
+        to += 1
+    return to
+
+
+cdef inline char *text(char *to, const char *what) noexcept nogil:
+    while what[0]:
+        to[0] = what[0]
+        to += 1
+        what += 1
+    return to
+
+
 cdef int put(Engine e, Upstream *u, const Plan *it, const char *key, size_t n, const char *value, size_t size) noexcept:
-    """One command of the meta protocol."""
-    cdef char line[KEY_MOST + 96]
+    """One command of the meta protocol, right behind the others."""
+    cdef char *to
     cdef bint base64 = False
-    cdef size_t at = 3
-    line[0] = c'm'
-    line[1] = it.verb
-    line[2] = c' '
-    at += put_key(line + 3, key, n, &base64)
-    if it.value:
-        at += snprintf(line + at, 24, " %zu", size)
-    if base64:
-        line[at] = c' '
-        line[at + 1] = c'b'
-        at += 2
-    if it.timed:
-        at += snprintf(line + at, 24, " T%lld", <long long>it.time)
-    at += snprintf(line + at, 16, "%s\r\n", it.flags)
-    if give(e, u, line, at) < 0:
+    cdef size_t written
+    if buf_reserve(&u.out, KEY_MOST + 96 + size) < 0:
+        u.doomed = True
         return -1
+    to = buf_tail(&u.out)
+    to[0] = c'm'
+    to[1] = it.verb
+    to[2] = c' '
+    to += 3
+    to += put_key(to, key, n, &base64)
     if it.value:
-        if give(e, u, value, size) < 0:
-            return -1
-        return give(e, u, "\r\n", 2)
+        to[0] = c' '
+        to = decimal(to + 1, size)
+    if base64:
+        to = text(to, " b")
+    if it.timed:
+        to = decimal(text(to, " T"), it.time)
+    to = text(text(to, it.flags), "\r\n")
+    if it.value:
+        memcpy(to, value, size)
+        to = text(to + size, "\r\n")
+    written = to - buf_tail(&u.out)
+    u.out.len += written
+    u.given += written
+    e.mark_upstream(u)
     return 0
 
 
