@@ -20,14 +20,13 @@ from redis.exceptions import RedisError, ResponseError
 from shardproxy.client import errors, merging
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
-from shardproxy.client.asking import RANDOM_TRIES, Asker, Batch, Layout
+from shardproxy.client.asking import AGAIN, RANDOM_TRIES, SERVES, Asker, Batch, Layout
 from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.follower import AsyncFollower
 from shardproxy.client.health import Transition
 from shardproxy.client.merging import Scans
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core import misses
 from shardproxy.core.commands import CommandTable, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.topology import Pool, Shard, Topology
@@ -126,11 +125,11 @@ class AsyncAsker(Asker):
                 return await self.of_everyone(layout, plan.everywhere, plan, args, decode)
             started = started or time.monotonic()
             if layout.troubled:
-                served = await self.despite_trouble(layout, plan, started)
-                if served is None:
+                instead = await self.despite_trouble(layout, plan, started)
+                if instead is AGAIN:
                     continue
-                if served is not True:
-                    return served
+                if instead is not SERVES:
+                    return instead
             batch = self._batch(plan.shard, args, not plan.command.reads, decode, layout)
             await self.exchange([batch], plan.waits)
             if batch.error is None:
@@ -251,6 +250,8 @@ class AsyncAsker(Asker):
             batch.error = type(reply.error)(*reply.error.args)
         elif reply.late:
             batch.error = errors.timed_out(shard.name, shard.address, shard.timeout or 0.0, batch.writes)
+        elif reply.slow:
+            batch.error = errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
         elif reply.sent:
             batch.error = errors.lost(shard.name, shard.address, reply.reason, batch.writes)
         else:
@@ -355,7 +356,7 @@ class AsyncAsker(Asker):
     # --- while not all is well ---
 
     async def despite_trouble(self, layout: Layout, plan: Plan, started: float) -> Any:
-        """As `in_trouble`: True: its shard serves; None: look again; else the reply that it gets instead."""
+        """As `in_trouble`."""
         if (
             time.monotonic() >= self.nodes.trial_at
             and (due := self.nodes.claim(time.monotonic())) is not None
@@ -365,13 +366,15 @@ class AsyncAsker(Asker):
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
         if mode == "serve":
-            return True
+            return SERVES
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
         if mode == "hold" and await self._verdict(pool, shard.node.address, started + pool.timeout):
-            return None
+            return AGAIN
         if mode == "miss" and plan.command.reads:
-            frame = misses.reply(plan.command.name, plan.items or [], 2)
+            from shardproxy.core import misses  # seldom needed, and slow to import
+
+            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
             if frame is not None:
                 reader = self.coding.reader()
                 reader.feed(frame)

@@ -131,7 +131,7 @@ class AsyncShard:
         if connection.lost is not None:
             if connection.error is None or not isinstance(connection.error, AuthenticationError):
                 self.failed(connection.lost, refused)
-            raise Lost(connection.lost, False, error=connection.error)
+            raise Lost(connection.lost, False, error=connection.error, slow=connection.slow)
 
     async def _greeted(self, connection: Connection) -> bool:
         """Whether it was refused; if `connection.lost`, it has failed."""
@@ -150,12 +150,16 @@ class AsyncShard:
 
                 await connection.open(self._dial, requests, check)
         except TimeoutError:
+            connection.slow = True
             connection.close(f"it could not be connected to within {limit or 0:g} s")
         except REFUSED as error:
             connection.close(_reason(error))
             return True
         except (OSError, Lost, RedisError) as error:
             connection.close(_reason(error))
+        except BaseException:
+            connection.close("its call was given up")
+            raise
         return False
 
     async def _dial(self, factory: Any) -> None:
