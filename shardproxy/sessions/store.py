@@ -21,22 +21,20 @@ from shardproxy.core.sessions.data import SessionData
 from shardproxy.core.sessions.errors import SessionUnavailable
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Event, Plan, Rules, SessionInfo
-from shardproxy.core.sessions.records import Codec, Timeouts
+from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
 from shardproxy.sessions.executors import Awaiting, AwaitingMemory, Blocking, Memory
 
 log = logging.getLogger("shardproxy.sessions")
 
-CLASSES: Mapping[str, Timeouts] = {
-    "anonymous": Timeouts(),
-    "signed_in": Timeouts(),
-    "remember_me": Timeouts(idle=14 * 86400, absolute=30 * 86400, renewal=3600, persistent=True),
-}
-
 
 class BoundSession(SessionData):
-    """A session and its store: what both kinds have."""
+    """A session and its store: what both kinds have.
+
+    sendable: False once a response has begun: no cookie can be sent, so no new id is made.
+    """
 
     _store: "BaseStore"
+    sendable = True
 
     @property
     def cookie(self) -> str | None:
@@ -58,6 +56,10 @@ class BoundSession(SessionData):
             return None
         return max(0, (self._meta.created + self._meta.absolute - self._now) // 1000)
 
+    def _may_change_id(self, needed: bool = True) -> None:
+        if not self.sendable and needed:
+            raise RuntimeError("the response has begun: the cookie of a new id cannot be sent any more")
+
     def cookie_sent(self) -> None:
         """The adapter has sent it: `cookie_changed` is False again."""
         self._cookie_changed = False
@@ -76,10 +78,12 @@ class Session(BoundSession):
         optimistic: SessionConflict if others have. renew: with a new id if one is due; False where no cookie
         can be sent (a websocket). SessionGone: it has ended meanwhile. SessionUnavailable. SessionTooLarge.
         """
-        self._store._run(operations.save(self._store.rules, self, optimistic, renew))
+        self._may_change_id(self.is_new and self.modified)
+        self._store._run(operations.save(self._store.rules, self, optimistic, renew and self.sendable))
 
     def renew(self) -> None:
         """A new id now, for equal privilege; the old one works for a little while. Saves, too."""
+        self._may_change_id()
         self._store._run(operations.renew(self._store.rules, self))
 
     def login(self, user_id: str, remember: bool = False, kind: str | None = None) -> None:
@@ -88,6 +92,7 @@ class Session(BoundSession):
         What it has goes along, unless it was another user's. Also for a step-up: `authenticated_at` is now.
         remember: the class "remember_me"; kind: another one. TooManySessions.
         """
+        self._may_change_id()
         self._store._run(operations.login(self._store.rules, self, user_id, remember, kind))
 
     def destroy(self) -> None:
@@ -114,14 +119,17 @@ class AsyncSession(BoundSession):
 
     async def save(self, optimistic: bool = False, renew: bool = True) -> None:
         """See `Session.save`."""
-        await self._store._run(operations.save(self._store.rules, self, optimistic, renew))
+        self._may_change_id(self.is_new and self.modified)
+        await self._store._run(operations.save(self._store.rules, self, optimistic, renew and self.sendable))
 
     async def renew(self) -> None:
         """See `Session.renew`."""
+        self._may_change_id()
         await self._store._run(operations.renew(self._store.rules, self))
 
     async def login(self, user_id: str, remember: bool = False, kind: str | None = None) -> None:
         """See `Session.login`."""
+        self._may_change_id()
         await self._store._run(operations.login(self._store.rules, self, user_id, remember, kind))
 
     async def destroy(self) -> None:
@@ -235,11 +243,15 @@ class SessionStore(BaseStore):
         """
         session = Session(self, device)
         if cookie:
-            try:
-                self._run(operations.load(self.rules, session, cookie))
-            except SessionUnavailable as error:
-                self._failed(session, error)
+            self.fill(session, cookie)
         return session
+
+    def fill(self, session: Session, cookie: str) -> None:
+        """What `load` does, with an empty session of the caller's."""
+        try:
+            self._run(operations.load(self.rules, session, cookie))
+        except SessionUnavailable as error:
+            self._failed(session, error)
 
     def list_sessions(self, user_id: str) -> list[SessionInfo]:
         """The sessions of a user, the latest seen first."""
