@@ -26,7 +26,6 @@ from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core import misses
 from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
@@ -487,6 +486,8 @@ class Asker:
             if pool is not self.nodes.pool:
                 return AGAIN
         if mode == "miss" and plan.command.reads:
+            from shardproxy.core import misses  # seldom needed, and slow to import
+
             frame = misses.reply(plan.command.name, plan.items or [], self.proto)
             if frame is not None:
                 reader = self.coding.reader()

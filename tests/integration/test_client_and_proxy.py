@@ -31,7 +31,7 @@ SETTINGS = [
     *(
         {"distribution": distribution, "hash": hash, "hash_tag": tag}
         for distribution in ("ketama", "modula")
-        for hash in (sorted(set(KEY_HASHES)) if LONG else ("md5", "fnv1a_64", "crc32"))
+        for hash in (sorted({*KEY_HASHES} - {"xxh64"}) if LONG else ("md5", "fnv1a_64", "crc32"))
         for tag in (("", "{}") if LONG or hash == "md5" else ("",))
     ),
 ]
@@ -79,7 +79,7 @@ def nodes() -> Any:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 async def test_the_same_shard_under_every_setting(nodes: list[RedisNode], settings: dict[str, Any]) -> None:
     keys = random_keys(KEYS)
-    async with both(table(nodes, settings)) as (proxy, through, direct):
+    async with both(table(nodes, settings | {"timeout": "20s"})) as (proxy, through, direct):
 
         def compare() -> None:
             assert direct.flushall()
@@ -96,7 +96,7 @@ async def test_the_same_shard_under_every_setting(nodes: list[RedisNode], settin
 async def test_the_same_stand_ins_under_every_combination_of_shards_down() -> None:
     """Each with the state that the proxy has found, which the library is told."""
     keys = random_keys(KEYS)
-    pool = {"kind": "cache", "on_shard_down": "rehash", "timeout": "2s"}
+    pool = {"kind": "cache", "on_shard_down": "rehash", "timeout": "20s"}
     more = (
         'health.interval = "100ms"\nhealth.fail_open_ratio = 1.0\nhealth.failures = 1\nhealth.successes = 1\n'
     )
@@ -116,7 +116,7 @@ async def test_the_same_stand_ins_under_every_combination_of_shards_down() -> No
                         states = [shard.node.state for shard in proxy.topology.pools[0].shards]
                         return states == ["out" if at in wanted else "up" for at in range(len(mortal))]
 
-                    async with asyncio.timeout(20):
+                    async with asyncio.timeout(120):
                         while not settled():
                             await asyncio.sleep(0.02)
                     direct.asker.apply(proxy.topology, followed=True)
