@@ -361,10 +361,11 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
 def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Change]) -> None:
     """What the record has now, with this request's changes on it."""
     ours = {change.name for change in changes if change.what in ("set", "del")}
-    for name in (record.fields.keys() | session._stored.keys()) - ours:
+    steps = {change.name for change in changes} - ours
+    for name in (record.fields.keys() | session._stored.keys() | steps) - ours:
         if name in record.fields:
             value, data = record.fields[name]
-            if session._stored.get(name) == data and not any(change.name == name for change in changes):
+            if session._stored.get(name) == data and name not in steps:
                 continue  # who holds the value may still change it
             session._values[name], session._stored[name] = value, data
         else:
