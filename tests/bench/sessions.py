@@ -1,7 +1,7 @@
 """Sessions beside Flask-Session and starsessions: `python -m tests.bench.sessions`. About a minute.
 
-One Redis, the same data, everything as shipped. A request goes through the whole app without a server or a socket of its
-own: CPU is this process's for a request that reads and writes its session, less that of the same app
+One Redis, the same data, everything as shipped. A request goes through the whole app, without a server: CPU
+is this process's for a request that reads and writes its session, less that of the same app
 without sessions. Round trips are counted where redis-py sends, writes by the node. Of the race table, all ten
 requests have read the session before any of them saves.
 """
@@ -204,8 +204,8 @@ class OnAsgi(Contender):
 
         scope = {
             "type": "http", "method": "GET", "path": path, "scheme": "https", "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"cookie", self.cookie.encode()), (b"user-agent", b"bench")],
-            "client": ("127.0.0.1", 1), "server": ("localhost", 443), "root_path": "",
+            "headers": [(b"host", b"localhost"), (b"cookie", self.cookie.encode())], "root_path": "",
+            "client": ("127.0.0.1", 1), "server": ("localhost", 443),
         }  # fmt: skip
         await self.app(scope, None, send)
         self._keep([(name.decode(), value.decode()) for name, value in sent[0]["headers"]])
@@ -241,8 +241,8 @@ class Starsessions(OnAsgi):
         from starsessions.stores.redis import RedisStore
 
         return starsessions.SessionMiddleware(
-            starsessions.SessionAutoloadMiddleware(app), store=RedisStore(connection=self.client), lifetime=1800,
-            rolling=True,
+            starsessions.SessionAutoloadMiddleware(app), store=RedisStore(connection=self.client),
+            lifetime=1800, rolling=True,
         )  # fmt: skip
 
 
