@@ -14,7 +14,7 @@ from shardproxy import config_text as text
 from shardproxy.config_import import MEMCACHED_CLIENTS, Draft, Reader, join, node_url, wrong
 from shardproxy.core.ring import twemproxy_name
 
-HASHES = tuple(each for each in typing.get_args(text.KeyHash) if each not in ("auto", "xxh64"))
+HASHES = tuple(each for each in typing.get_args(text.KeyHash) if each not in ("auto", "xxh64", "ch3"))
 # of twemproxy, where its file says nothing
 FAILURES, RETRY_MS = 2, 30_000
 WAIT_MOST = 300  # seconds: our own default, which `wait` may not pass

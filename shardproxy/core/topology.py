@@ -95,6 +95,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         names = tuple((shard.name, shard.weight) for shard in self.shards)
         return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
 
+    @property
+    def memcached(self) -> frozenset[str]:
+        """Names of the shards whose nodes are memcacheds."""
+        return frozenset(shard.name for shard in self.shards if shard.protocol == "memcached")
+
     def mode(self, shard: Shard) -> Mode:
         """What a request for this shard's keys gets now, by its node's state and the pool's policy."""
         state = shard.node.state

@@ -17,7 +17,7 @@ from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
-    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream, wall_us,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
@@ -126,6 +126,8 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     u.state = UP
     u.proved = u.more = u.full = False
+    if u.proto == 3 and not u.raised:
+        node.speaks = 3
     u.since = u.progress = u.measured = e.now
     u.done = 0
     prune(e, u)
@@ -180,7 +182,12 @@ cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
     cdef const char *why
     cdef Client *c
-    greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    u.raised = u.proto == 3 and e.node_list[u.node].speaks == 2
+    if u.raised and u.lease & TRACKING:
+        upstream_lost(e, u, "it speaks RESP2 only, which has no invalidations", False)
+        return
+    greeting, u.greetings = e.greetings[u.node][0 if u.raised else u.proto - 2]
+    u.greeted = wall_us()
     u.extras = 0
     if u.db:
         greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
@@ -225,6 +232,8 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
     keep_lane(e, c)
+    if e.node_list[number].memcached:
+        return usable(e, number, NULL, 2, 0, c.index % c.lanes, due)    # there is one protocol and one database
     if c.tracking:
         return tracking_one(e, number, c, due)
     return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
@@ -256,6 +265,8 @@ cdef void keep_lane(Engine e, Client *c) noexcept nogil:
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
+    if e.node_list[number].memcached:
+        proto, db = 2, 0
     return usable(e, number, NULL, proto, db, 0, due)
 
 
@@ -422,6 +433,8 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.prefix = 0
     entry.loads = entry.skip = 0
     entry.trusting = False
+    entry.form = entry.fault = 0
+    entry.total = entry.tally = 0
     due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
@@ -439,13 +452,13 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
     """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
 
     The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again, and
-    what waits for data can wait elsewhere.
+    what waits for data can wait elsewhere; and of all of them where replies are raised by what was asked.
     """
     cdef uint64_t end
     cdef uint32_t after
     if <int>(u.head - u.kept) > 0:
         u.kept = u.head
-    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING:
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING and not u.raised:
         after = u.kept + 1
         end = u.given if after == u.tail else u.fifo[after & u.mask].start
         if end > u.written:

@@ -18,6 +18,7 @@ from shardproxy.handlers.asking import (
     ask_all_apart,
     ask_apart,
     is_error,
+    redis_places,
     value_of,
 )
 from shardproxy.handlers.base import BadReply, Server, handles, part
@@ -77,7 +78,7 @@ async def flush(server: Server, call: "Call") -> bytes:
 async def kill(server: Server, call: "Call") -> bytes:
     """Wherever one runs. A busy node reads no connection on which its script came: so on others."""
     answers = await asyncio.gather(
-        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in server.reactor.placed())
+        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in redis_places(server))
     )
     if not answers:
         return reply.error(errors.NO_SHARDS)
@@ -151,7 +152,7 @@ async def give_functions(server: Server, shard: str) -> bool:
 
     On connections of its own: nobody's request waits for it, and it says nothing about the node.
     """
-    nodes = {name: node for node, name in server.reactor.placed()}
+    nodes = {name: node for node, name in redis_places(server)}
     if shard not in nodes:
         return False
     mine = nodes.pop(shard)

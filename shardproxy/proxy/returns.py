@@ -28,6 +28,7 @@ import msgspec
 
 from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.memcached import MetaLine
 from shardproxy.proxy.probe import Line, NodeRefuses
 
 HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
@@ -190,7 +191,9 @@ class Returns:
 
     def _line(self, address: str) -> Line:
         pool, _ = self._place(address)
-        return Line(address, self._way(address), pool.health.timeout)
+        way = self._way(address)
+        kind = MetaLine if way.memcached else Line
+        return kind(address, way, pool.health.timeout)
 
     # --- the return ---
 

@@ -21,17 +21,11 @@ from shardproxy.core.sessions.data import SessionData
 from shardproxy.core.sessions.errors import SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Event, Plan, Rules, SessionInfo
-from shardproxy.core.sessions.records import Codec, Timeouts
+from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
 from shardproxy.sessions.executors import FAULTS, Awaiting, AwaitingMemory, Blocking, Memory
 from shardproxy.sessions.fitness import Verdict, examine
 
 log = logging.getLogger("shardproxy.sessions")
-
-CLASSES: Mapping[str, Timeouts] = {
-    "anonymous": Timeouts(),
-    "signed_in": Timeouts(),
-    "remember_me": Timeouts(idle=14 * 86400, absolute=30 * 86400, renewal=3600, persistent=True),
-}
 
 
 class BoundSession(SessionData):

@@ -14,8 +14,8 @@ LAYERS = ["cli", "admin", "proxy", "handlers", "dataplane", "core"]
 NOT_IN_CORE = {"asyncio", "socket", "time", "random", "os", "logging"}
 CIMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+c?import\b|c?import[ \t]+([\w.]+))", re.MULTILINE)
 CONFIG = (
-    "config", "config_import", "config_mcrouter", "config_nutcracker", "config_tables", "config_text",
-    "config_users",
+    "config", "config_import", "config_mcrouter", "config_nutcracker", "config_tables", "config_sessions",
+    "config_text", "config_users",
 )  # fmt: skip
 
 

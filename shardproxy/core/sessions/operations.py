@@ -437,6 +437,11 @@ def _next(rules: Rules, who: Identity, nonce: str) -> Identity:
     return Identity(rules.keyring.newest, who.tag, who.secret.next_id(who.id, nonce))
 
 
+def create(rules: Rules, session: SessionData, kind: str = "anonymous") -> Plan:
+    """Stores a new session at once, also with nothing in it: for those who asked for just that."""
+    yield from _create(rules, session, kind, None)
+
+
 def _create(
     rules: Rules, session: SessionData, kind: str, user_id: str | None, replaced: str = "", room: int = 0
 ) -> Plan:
