@@ -182,9 +182,12 @@ def test_unfit_places_are_refused(
         store.check()
     shards = shards_of(nodes3)
     pool = 'kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"'
-    with ProxyProcess(toml(shards, pool=pool)) as unfit, redis_py.Redis(port=unfit.port) as client:
-        with pytest.raises(UnfitPool, match="rehash"):
-            SessionStore(client, SECRETS).check()
+    with (
+        ProxyProcess(toml(shards, pool=pool)) as unfit,
+        redis_py.Redis(port=unfit.port) as client,
+        pytest.raises(UnfitPool, match="rehash"),
+    ):
+        SessionStore(client, SECRETS).check()
     with (
         ShardedRedis(
             {name: f"redis://{address}" for name, address in shards.items()}, pool={"kind": "cache"}
