@@ -14,8 +14,10 @@ from webdrive import WebSocket, browser
 from shardproxy.sessions import (
     AsyncMemorySessionStore,
     AsyncSession,
+    AsyncSessionStore,
     MemorySessionStore,
     SessionUnavailable,
+    UnfitPool,
 )
 from shardproxy.sessions.asgi import SessionMiddleware, SessionNotLoaded, load_session
 
@@ -164,6 +166,43 @@ async def test_a_websocket_may_log_in_before_it_is_accepted_and_not_after() -> N
 
 
 # --- ASGI ---
+
+
+class Told:
+    """A client of asyncio that only answers INFO."""
+
+    def __init__(self, info: str) -> None:
+        self.info = info
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        assert args[0] == "INFO", args
+        return self.info.encode()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
+async def test_a_server_does_not_start_over_a_cache(policy: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+
+    client = Told(f"redis_version:7.0.15\r\nmaxmemory_policy:{policy}\r\n")
+    middleware = SessionMiddleware(app, AsyncSessionStore(client, SECRETS))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    if policy == "noeviction":
+        await middleware({"type": "lifespan"}, receive, send)
+        assert [each["type"] for each in sent] == ["lifespan.startup.complete"]
+    else:
+        with pytest.raises(UnfitPool, match="allkeys-lru"):
+            await middleware({"type": "lifespan"}, receive, send)
+        (failed,) = sent
+        assert failed["type"] == "lifespan.startup.failed" and "allkeys-lru" in failed["message"]
 
 
 def asgi_client(store: Any, endpoint: Any, **options: Any) -> httpx.Client:
@@ -401,6 +440,8 @@ def test_a_user_whom_django_does_not_know_is_nobody_there(user_id: str) -> None:
     with django_browser(store) as client:
         client.cookies.set("__Host-id", str(session.cookie), domain="shop.example")
         assert client.get("/show?_name").json() == {"user": user_id, "data": {}, "name": ""}
+        client.get("/set?a=1")
+        assert client.get("/show").json() == {"user": user_id, "data": {"a": "1"}}, "and still is somebody"
 
 
 def test_keys_of_djangos_auth_in_an_anonymous_session_are_no_login() -> None:
@@ -431,6 +472,19 @@ def django_engine(store: MemorySessionStore) -> Any:
 
     settings.SHARDPROXY_SESSIONS = {"STORE": store}
     return SessionStore
+
+
+def test_django_without_its_auth() -> None:
+    store = MemorySessionStore(SECRETS)
+    engine = django_engine(store)
+    session = engine()
+    session["a"] = 1
+    session.login("x")
+    again = engine(session.session_key)
+    assert (again.user_id, again["a"]) == ("x", 1)
+    again["a"] = 2
+    again.save()
+    assert engine(session.session_key).user_id == "x"
 
 
 def test_set_expiry() -> None:
