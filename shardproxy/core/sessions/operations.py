@@ -664,3 +664,10 @@ def sessions_of_tag(rules: Rules, tag: str) -> Plan:
                 SessionInfo(tag + member[:HANDLE], meta.kind, meta.created / 1000, seen, when / 1000, device)
             )
     return found
+
+
+def find(rules: Rules, handle: str) -> Plan:
+    """SessionInfo of a session of some user, by its public name; None: it is gone. ValueError: no handle."""
+    tag, _ = split_handle(handle)
+    found = yield from sessions_of_tag(rules, tag)
+    return next((each for each in found if each.handle == handle), None)
