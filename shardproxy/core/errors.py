@@ -251,6 +251,30 @@ def not_drained(reason: str) -> str:
     return f"ERR {reason}"
 
 
+# --- Sessions' ---------------------------------------------------------------------------------------------
+
+SESSIONS_OFF = "ERR sessions are off: [sessions] of shardproxy.toml names no pool"
+SESSIONS_FLUSH = (
+    "ERR this pool holds sessions: everybody would be logged out. allow_flush in [sessions] of "
+    "shardproxy.toml permits it"
+)
+
+
+def session_denied(name: str) -> str:
+    """As Redis says it, and what to do: whoever may run +@all may not run these."""
+    return (
+        f"NOPERM this user has no permissions to run the '{name}' command: sessions are not in +@all, "
+        "a rule +@session gives them"
+    )
+
+
+def session_unfit(address: str, policy: str) -> str:
+    return (
+        f"SESSIONUNFIT node {address} has maxmemory-policy {policy}, which evicts sessions: "
+        "noeviction, or a volatile-* policy"
+    )
+
+
 # --- The client's: memcached cannot do it -----------------------------------------------------------------
 
 # {}: the node, "memcached shard 'a' at 10.0.0.7:11211"
@@ -344,6 +368,10 @@ def not_memcached(said: bytes) -> str:
 def not_redis(said: bytes) -> str:
     """A reason for a node's state. said: the beginning of what it sent."""
     return f"not a Redis server: it answered {said[:60]!r}"
+
+
+def tracking_needs_resp3(shard: str) -> str:
+    return f"ERR CLIENT TRACKING needs nodes that speak RESP3: shard {shard!r} speaks RESP2 only"
 
 
 TRACKING_INCOMPLETE = "SHARDDOWN not every node tells of changes: CLIENT TRACKING with BCAST needs them all"
@@ -484,6 +512,7 @@ ENGINE = (
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",
+    "ERR the reply is too large to be made RESP3 of: shard '{}' at {} speaks RESP2 only",
     "OVERLOADED shard '{}' at {}: {} private connections are in use",
     "OVERLOADED shard '{}' at {}: {} bytes wait for it",
     "OVERLOADED shard '{}' at {}: {} requests wait for it, more than it answers in time",

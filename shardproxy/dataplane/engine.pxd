@@ -194,6 +194,7 @@ cdef struct Upstream:
     uint32_t generation
     uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
+    bint raised                 # its proto is 3, its node speaks RESP2 only: replies are made RESP3 of
     uint16_t db
     uint8_t place               # which of the node's shared ones of its protocol and database
     bint private                # one client's, or a handler's, at a time
@@ -284,6 +285,7 @@ cdef struct Node:
     sockaddr_storage address
     uint32_t address_size
     bint resolved
+    uint8_t speaks              # the newest protocol that it has agreed to, 2 or 3; 0: not known yet
     char name[256]              # host:port, for people
     char shard[128]             # whose node it is
     Upstream *first                         # all its upstreams, chained by `after`
@@ -392,6 +394,7 @@ cdef class Engine:
     cdef dict numbers                       # (shard, address) -> node number
     cdef dict written                       # node number -> keys written elsewhere
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
+    cdef set databases                      # those that clients have used
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
     cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
@@ -401,6 +404,7 @@ cdef class Engine:
     cdef size_t taught_bytes
     cdef bint down                          # upstream_for's NULL: the shard is down
     cdef object misses                      # core/misses.reply
+    cdef object raised                      # core/raising.raised
     cdef Request again                      # a request that is sent again
     cdef Ring ring
     cdef CommandTable table

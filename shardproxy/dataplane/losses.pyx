@@ -71,6 +71,8 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
     e.count[<int>(UPSTREAM_RESETS if reset else UPSTREAM_LOSSES)] += 1
     if was_up:
         node.lost += 1
+        if u.raised:
+            node.speaks = 0     # it may come back newer
         e.event("upstream_lost", {"node": node.name.decode(errors="replace"), "reason": reason.decode(errors="replace"),
                                   "in_flight": u.tail - u.head})
         if reset:

@@ -225,7 +225,9 @@ cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept:
     cdef char number[8]
     if u != NULL and u.lease == WATCHING and u.state == UP:
         # keys stay watched, in the database that they were named in
-        if proto != c.proto:
+        if proto != c.proto and e.node_list[u.node].speaks == 2:
+            u.raised = proto == 3
+        elif proto != c.proto:
             say_unheard(e, u, text, snprintf(text, sizeof(text), "*2\r\n$5\r\nHELLO\r\n$1\r\n%d\r\n", proto))
             u.spent = True      # an old node may have refused
         if db != c.db:

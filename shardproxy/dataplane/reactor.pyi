@@ -23,6 +23,7 @@ class Reactor:
         page: memoryview | bytearray | None = None,
         stamps: memoryview | bytearray | None = None,
         misses: Callable[[str, list[bytes], int], bytes | None] | None = None,
+        raised: Callable[[bytes, int, bytes], bytes] | None = None,
     ) -> None: ...
     def fileno(self) -> int:
         """The epoll descriptor, for the loop's add_reader(fileno(), tick)."""
@@ -74,6 +75,9 @@ class Reactor:
     def take_written(self, address: str) -> tuple[list[bytes], bool]:
         """Keys written or deleted on stand-ins while it is out, and whether there were more; forgotten."""
 
+    def used_databases(self) -> list[int]:
+        """Those that clients have used since the start."""
+
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 
@@ -82,6 +86,9 @@ class Reactor:
 
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""
+
+    def speaks(self, node: int) -> int:
+        """The newest protocol that it has agreed to, 2 or 3; 0: nobody has asked it for 3 yet."""
 
     def node_of_shard(self, name: str) -> int | None:
         """Of one that drains too; None: there is no such shard."""

@@ -87,7 +87,7 @@ cdef class Reactor(Engine):
     def __cinit__(self):
         self.epoll = self.wake_fd = self.timer_fd = self.spare_fd = -1
 
-    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, stamps=None):
+    def __init__(self, limits, dispatch, *, on_event, id_base=0, page=None, misses=None, raised=None, stamps=None):
         cdef epoll_event ev
         if self.epoll != -1:
             raise RuntimeError("a reactor is initialised once")
@@ -101,6 +101,7 @@ cdef class Reactor(Engine):
         self.numbers = {}
         self.written = {}
         self.written_bytes = {}
+        self.databases = {0}
         self.ghosts = {}
         self.asks = {}
         self.links = {}
@@ -109,6 +110,7 @@ cdef class Reactor(Engine):
         self.counted_shards = {}
         self.private_most = 1000
         self.misses = misses
+        self.raised = raised
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
         self.listeners = {}
@@ -480,6 +482,9 @@ cdef class Reactor(Engine):
                 return list(self.written.pop(number, ())), overflow
         return [], False
 
+    def used_databases(self):
+        return list(self.databases)
+
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])
 
@@ -551,6 +556,9 @@ cdef class Reactor(Engine):
         cdef int i
         return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
                 if self.node_list[self.shards[i]].mode != MOVE]
+
+    def speaks(self, int node):
+        return self.node_list[node].speaks if 0 <= node < self.node_count else 0
 
     def node_of_shard(self, str name):
         for (shard, _), number in self.numbers.items():

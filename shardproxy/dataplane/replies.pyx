@@ -26,7 +26,7 @@ from shardproxy.dataplane.memcached_replies cimport meta_greeted, meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
-from shardproxy.dataplane.upstreams cimport shake, upstream_done, upstream_ready
+from shardproxy.dataplane.upstreams cimport shake, start, upstream_done, upstream_leave, upstream_ready
 from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 from libc.stdlib cimport strtoll
@@ -51,6 +51,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef char text[TEXT]
     cdef bint last
     cdef const char *sick = NULL
+    cdef bytes made
     if u.tls != NULL and not (<Tls>u.tls).ready and not shake(e, u, False):
         return
     if buf_reserve(&u.inp, READ // 4) < 0:
@@ -120,6 +121,10 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             continue
         entry = &u.fifo[u.head & u.mask]
         if status != SCAN_DONE:
+            if u.raised and p[0] == c'*' and not u.midway and not entry.skip:
+                if u.scanned < e.budget.hard:
+                    break       # what it is made of has to be whole
+                too_large_to_raise(e, node, entry)
             if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
                 if not entry.skip:
                     deliver(e, entry, p, u.scanned, False)
@@ -141,20 +146,28 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
-            if entry.to == TO_NOBODY:
+            if entry.to == TO_NOBODY and u.proto == 3 and not u.raised and no_hello(p, u.scanned):
+                u.raised = True                 # what was told to change its protocol: see private.tune
+                node.speaks = 2
+            elif entry.to == TO_NOBODY:
                 keep_refusal(u, p, u.scanned)
             sick = sickness(p, u.scanned)
             if sick != NULL:
                 blame(e, node, sick, False)
         last = entry.frames == 1
+        n = u.scanned
+        if u.raised and not u.midway and (p[0] == c'*' or p[0] == c'$'):
+            made = raised(e, u, entry, p[:n])
+            p = made
+            n = len(made)
         if e.stale != NULL and not entry.write and u.db == 0:
-            keep_reply(e, u, entry, NULL if u.midway else p, u.scanned)
-        if u.moving and u.lease & WAITING and not u.midway and is_nil(p, u.scanned):
+            keep_reply(e, u, entry, NULL if u.midway else p, n)
+        if u.moving and u.lease & WAITING and not u.midway and is_nil(p, n):
             wait_elsewhere(e, u, entry)
         if u.refusal[0] and entry.to != TO_NOBODY:
-            refused(e, u, entry, p, u.scanned)
+            refused(e, u, entry, p, n)
         else:
-            deliver(e, entry, p, u.scanned, last)
+            deliver(e, entry, p, n, last)
         u.midway = False
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
@@ -201,6 +214,39 @@ cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *fram
     cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
     stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
               n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
+
+
+cdef bytes raised(Engine e, Upstream *u, const Entry *entry, bytes frame):
+    """A reply in RESP2, for who speaks RESP3."""
+    cdef size_t start = entry.start + entry.prefix - u.base
+    cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
+    try:
+        return e.raised((buf_head(&u.out) + start)[:end - u.base - start], entry.frames, frame)
+    except Exception as error:
+        e.event("handler_failed", {"command": "", "error": type(error).__name__})
+        return frame
+
+
+cdef void too_large_to_raise(Engine e, Node *node, Entry *entry) noexcept:
+    e.text_size = snprintf(e.text, TEXT, "-ERR the reply is too large to be made RESP3 of: shard '%.100s' at %.100s speaks "
+                           "RESP2 only\r\n", node.shard, node.name)
+    deliver(e, entry, e.text, e.text_size, True)
+    entry.to = TO_NOBODY
+
+
+cdef bint no_hello(const char *p, size_t n) noexcept nogil:
+    """Whether an error says that the node does not speak RESP3."""
+    return n > 27 and memcmp(p + 1, "ERR unknown command ", 20) == 0 and memcmp(p + 22, "HELLO", 5) == 0 or \
+        n > 9 and memcmp(p + 1, "NOPROTO ", 8) == 0
+
+
+cdef void lower(Engine e, Upstream *u) noexcept:
+    """Begin again, in RESP2."""
+    cdef int failures = u.failures
+    e.node_list[u.node].speaks = 2
+    upstream_leave(e, u)
+    u.failures = failures
+    start(e, u)
 
 
 cdef bint no_script(const char *p, size_t n) noexcept nogil:
@@ -279,6 +325,10 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
             u.scanned = 0
             u.greetings -= 1
             continue
+        if u.proto == 3 and not u.raised and u.greetings > 2 and (
+                no_hello(answer, u.scanned) or u.scanned > 8 and memcmp(answer + 1, "NOPERM ", 7) == 0):
+            lower(e, u)
+            return
         if answer[0] == c'-':
             # an error may quote what it is about, and that may be a password: only its first word is repeated then
             n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
@@ -291,7 +341,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
                 snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
             upstream_lost(e, u, text, True)
             return
-        if (answer[0] != c'%' if u.greetings > 2 and u.proto == 3 else
+        if (answer[0] != c'%' if u.greetings > 2 and u.proto == 3 and not u.raised else
                 u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 2 else True if u.greetings == 2 else
                 u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
             snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))

@@ -28,6 +28,10 @@ from shardproxy.dataplane.system cimport (
 from shardproxy.dataplane.tls cimport Tls, tls_behind, tls_end, tls_free, tls_midway, tls_send, tls_why
 
 
+cdef enum:
+    STRANGERS_OUTPUT = 17408    # bytes: Redis closes who has not logged in beyond its fixed buffer and 1 KB
+
+
 cdef int64_t slot_open(Engine e, Client *c) noexcept:
     cdef uint32_t number
     cdef Slot *s
@@ -82,6 +86,9 @@ cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) 
         c.held += n
     if c.out.len + c.held > e.budget.hard:
         client_close(e, c, "more reply bytes are waiting than client_output_hard allows")
+        return False
+    if c.permit != NULL and c.permit == e.stranger and c.out.len + c.held > STRANGERS_OUTPUT:
+        client_close(e, c, "it has not logged in, and does not read what it is told")
         return False
     return True
 

@@ -126,6 +126,8 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     u.state = UP
     u.proved = u.more = u.full = False
+    if u.proto == 3 and not u.raised:
+        node.speaks = 3
     u.since = u.progress = u.measured = e.now
     u.done = 0
     prune(e, u)
@@ -179,7 +181,11 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
     cdef Client *c
-    greeting, u.greetings = e.greetings[u.node][u.proto - 2]
+    u.raised = u.proto == 3 and e.node_list[u.node].speaks == 2
+    if u.raised and u.lease & TRACKING:
+        upstream_lost(e, u, "it speaks RESP2 only, which has no invalidations", False)
+        return
+    greeting, u.greetings = e.greetings[u.node][0 if u.raised else u.proto - 2]
     u.greeted = wall_us()
     u.extras = 0
     if u.db:
@@ -450,13 +456,13 @@ cdef void upstream_done(Upstream *u) noexcept nogil:
     """Let go of the bytes that nobody can need again: of requests answered, and of writes that are all written.
 
     The others stay in `out` behind what is sent, so that a read that is lost with its connection can go out again, and
-    what waits for data can wait elsewhere.
+    what waits for data can wait elsewhere; and of all of them where replies are raised by what was asked.
     """
     cdef uint64_t end
     cdef uint32_t after
     if <int>(u.head - u.kept) > 0:
         u.kept = u.head
-    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING:
+    while u.kept != u.tail and u.fifo[u.kept & u.mask].write and not u.lease & WAITING and not u.raised:
         after = u.kept + 1
         end = u.given if after == u.tail else u.fifo[after & u.mask].start
         if end > u.written:

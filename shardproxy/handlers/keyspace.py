@@ -155,6 +155,8 @@ async def randomkey(server: Server, call: "Call") -> bytes:
 @handles("flushall", "flushdb")
 async def flush(server: Server, call: "Call") -> bytes:
     """FLUSHALL|FLUSHDB [ASYNC|SYNC]; stale values go too, and what nodes that are out still have."""
+    if server.config.sessions.pool and not server.config.sessions.allow_flush:
+        return reply.error(errors.SESSIONS_FLUSH)
     answers = await ask_all_apart(server, call, *call.args)
     await server.everywhere("flushed")
     return all_or_error(call.row.name.upper(), answers) or reply.OK

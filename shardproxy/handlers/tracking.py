@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.asking import ask_link, is_error, pack
+from shardproxy.handlers.asking import ask_apart, ask_link, is_error, pack
 from shardproxy.handlers.base import Server, handles, part
 from shardproxy.handlers.connection import integer_in
 
@@ -56,6 +56,10 @@ class Tracker:
 
     async def start(self) -> bytes:
         """An error line, or nothing."""
+        if self.client.proto == 3 or self.options.redirect:
+            error = await self.home.refused()
+            if error or self.home.of(self.client) is not self:
+                return error
         if self.client.proto == 2 and self.options.redirect:
             error = await self.connect()
             if error or self.home.of(self.client) is not self:
@@ -148,6 +152,16 @@ class Trackers:
         pool = self.server.topology.pools[0]
         out = {shard.name for shard in pool.shards if shard.node.state == "out"}
         return {number for number, shard in self.server.reactor.placed() if shard not in out}
+
+    async def refused(self) -> bytes:
+        """Invalidations are pushes, which RESP2 has not: an error line when a node speaks nothing else."""
+        reactor, timeout = self.server.reactor, self.server.topology.pools[0].timeout
+        for number, shard in reactor.placed():
+            if not reactor.speaks(number):
+                await ask_apart(self.server, number, "PING", proto=3, timeout=timeout)
+            if reactor.speaks(number) == 2:
+                return reply.error(errors.tracking_needs_resp3(shard))
+        return b""
 
     def of(self, client: "ClientHandle") -> Tracker | None:
         return self.trackers.get(client.id)

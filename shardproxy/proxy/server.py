@@ -20,7 +20,7 @@ import msgspec
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits, read_users
 from shardproxy.config_text import door
-from shardproxy.core import commands, misses
+from shardproxy.core import commands, misses, raising
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
@@ -35,7 +35,12 @@ from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
-from shardproxy.proxy import listeners, memcached, probe
+from shardproxy.proxy import (
+    listeners,
+    memcached,
+    probe,
+    sessions,  # noqa: F401  # SESSION.* registers itself
+)
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -83,6 +88,7 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
+        self.missed: dict[str, set[str]] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         hidden = password_variables(config)
@@ -128,6 +134,7 @@ class Proxy:
             page=team.page if team else None,
             stamps=team.stamps if team else None,
             misses=misses.reply,
+            raised=raising.raised,
         )
 
     # --- its life ---
@@ -460,12 +467,17 @@ class Proxy:
     async def take(self, address: str) -> list[Taken]:
         return [self.taken(address)]
 
+    async def databases(self) -> set[int]:
+        return set(self.reactor.used_databases())
+
     def taken(self, address: str) -> Taken:
         """What this worker remembers of a node that is out; it forgets it."""
         keys, overflow = self.reactor.take_written(address)
         if sum(map(len, keys)) > TAKE_MOST:
             keys, overflow = [], True
-        return Taken(self.reactor.take_ghosts(address), keys, overflow)
+        shards = [shard.name for shard in self.topology.pools[0].shards if shard.node.address == address]
+        missed = [what for shard in shards for what in self.missed.pop(shard, ())]
+        return Taken(self.reactor.take_ghosts(address), keys, overflow, missed)
 
     # --- what handlers ask (handlers.base.Server) ---
 
@@ -483,6 +495,7 @@ class Proxy:
             return await self._clients()
         parts: dict[str, Callable[[], Any]] = {
             "nodes": self.reactor.nodes,
+            "databases": self.reactor.used_databases,
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,

@@ -502,7 +502,7 @@ def test_the_documentation_names_every_option() -> None:
 def test_the_key_hashes_are_those_that_there_are() -> None:
     from shardproxy.core.hashing import KEY_HASHES
 
-    assert set(typing.get_args(config_text.KeyHash)) == {"auto", *KEY_HASHES}
+    assert set(typing.get_args(config_text.KeyHash)) == {"auto", "ch3", *KEY_HASHES}
 
 
 def test_what_the_limits_allow_makes_a_ring() -> None:

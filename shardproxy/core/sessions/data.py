@@ -48,7 +48,7 @@ class SessionData(MutableMapping[str, Any]):
         """As if nothing had ever been stored."""
         self._identity: Identity | None = None
         self._meta: Meta | None = None
-        self.user_id: str | None = None
+        self._user_id: str | None = None
         self.handle = ""
         self._nonce = ""
         self._version = 0
@@ -69,6 +69,15 @@ class SessionData(MutableMapping[str, Any]):
         self.__dict__.update(state)
 
     # --- what it is ---
+
+    @property
+    def user_id(self) -> str | None:
+        self.accessed = True
+        return self._user_id
+
+    @user_id.setter
+    def user_id(self, user_id: str | None) -> None:
+        self._user_id = user_id
 
     @property
     def is_new(self) -> bool:

@@ -12,7 +12,7 @@ p       instead of all that, what an old id has become: "hash-of-the-next nonce"
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -51,6 +51,13 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ms(self) -> tuple[int, int, int]:
         """absolute, idle, renewal: as scripts take them."""
         return tuple(max(1, round(each * 1000)) for each in (self.absolute, self.idle, self.renewal))  # type: ignore[return-value]  # three of them
+
+
+CLASSES: Mapping[str, Timeouts] = {
+    "anonymous": Timeouts(),
+    "signed_in": Timeouts(),
+    "remember_me": Timeouts(idle=14 * 86400, absolute=30 * 86400, renewal=3600, persistent=True),
+}
 
 
 class Meta(NamedTuple):
