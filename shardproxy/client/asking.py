@@ -12,7 +12,7 @@ snapshot: router and shards, swapped together; who works with an old one finds i
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -30,6 +30,9 @@ from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
+
+if TYPE_CHECKING:
+    from shardproxy.client.follower import Follower
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
 LOOKS = 3  # trials that a request makes or waits for, at most
@@ -91,6 +94,7 @@ class Asker:
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
+        self.follower: Follower | None = None
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -113,6 +117,17 @@ class Asker:
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
 
+    def follow(self, topology: Topology) -> None:
+        """What a proxy has said."""
+        name = topology.pools[0].name
+        self.settings = self.settings._replace(topology=topology, pool_name=name)
+        self.apply(topology, followed=True)
+
+    def look(self, doubt: bool = False) -> None:
+        """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
+        if self.follower is not None and (doubt or time.monotonic() >= self.follower.next):
+            self.follower.look(doubt)
+
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
         if self._learned:
@@ -132,12 +147,15 @@ class Asker:
     def close(self) -> None:
         for shard in self._shards.values():
             shard.close()
+        if self.follower is not None:
+            self.follower.close()
 
     # --- one call ---
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
         started, looks = 0.0, 0
+        self.look()
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -161,6 +179,7 @@ class Asker:
                 raise batch.error
             now = time.monotonic()
             started, tries = started or now, tries + 1
+            self.look(doubt=True)
             if not self.may_retry(tries, now - started):
                 raise batch.error
 
@@ -391,6 +410,7 @@ class Asker:
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
+        self.look()
         layout, data = self.layout, self.pack(args)
         asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
         batches = [Batch(shard, data, 1, writes, decode) for shard in asked]

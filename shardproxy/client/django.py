@@ -3,8 +3,9 @@
     DJANGO_REDIS_CONNECTION_FACTORY = "shardproxy.client.django.ConnectionFactory"
     CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "/etc/shardproxy.toml"}}
 
-LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED: settings of
-redis-py's. A location has one client in a process, which its threads share. Imports nothing of Django.
+LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED:
+settings of redis-py's. A location has one client in a process, which its threads share.
+Imports nothing of Django.
 """
 
 import threading
