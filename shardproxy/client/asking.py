@@ -130,10 +130,10 @@ class Asker:
         self.settings = self.settings._replace(topology=topology, pool_name=name)
         self.apply(topology, followed=True)
 
-    def refresh(self) -> None:
-        """Asks the proxies, if it is time and they are followed; ConnectionError until one has told."""
-        if self.follower is not None and time.monotonic() >= self.follower.next:
-            self.follower.look()
+    def look(self, doubt: bool = False) -> None:
+        """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
+        if self.follower is not None and (doubt or time.monotonic() >= self.follower.next):
+            self.follower.look(doubt)
 
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
@@ -152,16 +152,17 @@ class Asker:
         return True
 
     def close(self) -> None:
-        if self.follower is not None:
-            self.follower.close()
         for shard in self._shards.values():
             shard.close()
+        if self.follower is not None:
+            self.follower.close()
 
     # --- one call ---
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
         started, looks = 0.0, 0
+        self.look()
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -214,8 +215,7 @@ class Asker:
         retries = self._retries if self._retries is not None else pool.retries
         if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
             return False
-        if self.follower is not None:
-            self.follower.look(doubt=True)
+        self.look(doubt=True)
         answered = sum(shard.answered for shard in self.layout.shards)
         earned = max(answered - self._counted, 0) * pool.retry_budget
         self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
@@ -417,6 +417,7 @@ class Asker:
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
+        self.look()
         layout, data = self.layout, self.pack(args)
         asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
         batches = [Batch(shard, data, 1, writes, decode) for shard in asked]
