@@ -293,6 +293,13 @@ def memcached_too_large(limit: int) -> str:
     return "ERR the value is too large for {}" + most
 
 
+def memcached_keys(where: str) -> str:
+    return (
+        f"ERR {where} lists its keys only where the pool says memcached_keys = true: each time it looks "
+        "through all that it has"
+    )
+
+
 def memcached_said(what: str) -> str:
     """A node answered a command of ours so."""
     return "ERR {} answers " + repr(what[:120])

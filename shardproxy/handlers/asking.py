@@ -180,6 +180,8 @@ async def ask_in_steps(
     try:
         step = next(program)
         while True:
+            if step.pause:
+                await asyncio.sleep(step.pause)
             frames = await ask_memcached(
                 server,
                 node,

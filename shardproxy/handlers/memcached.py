@@ -7,13 +7,16 @@ clients.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
+from shardproxy.core.glob import matches
 from shardproxy.core.memcached import PROGRAMS
-from shardproxy.handlers.asking import ask_in_steps
+from shardproxy.core.memcached.listing import Page, Wanted
+from shardproxy.core.memcached.wire import Refused, dumped
+from shardproxy.handlers.asking import LISTING, ask_in_steps, memcached_node
 from shardproxy.handlers.base import Answer, Server, on_memcached
 
 if TYPE_CHECKING:
@@ -59,3 +62,66 @@ async def _turn(server: Server, node: int, key: bytes) -> AsyncIterator[None]:
         turn.users -= 1
         if not turn.users:
             del server.turns[node, key]
+
+
+# --- what a node has: a look at all of it, each time ---
+
+
+async def scan(server: Server, node: int, cursor: int, args: list[bytes]) -> bytes:
+    """SCAN cursor [MATCH pattern] [COUNT count] [TYPE type] of one node, as a Redis replies."""
+    try:
+        page = Page(cursor, Wanted.read(args))
+        await _each_key(server, node, page.add)
+    except Refused as error:
+        return reply.error(str(error))
+    following, keys = page.done()
+    return reply.array([reply.bulk(str(following)), reply.bulks(keys)])
+
+
+async def keys(server: Server, node: int, pattern: bytes) -> bytes:
+    """KEYS pattern of one node."""
+    found: list[bytes] = []
+
+    def add(key: bytes) -> None:
+        if matches(pattern, key):
+            found.append(key)
+
+    try:
+        await _each_key(server, node, add)
+    except Refused as error:
+        return reply.error(str(error))
+    return reply.bulks(found)
+
+
+async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> None:
+    """All that `lru_crawler metadump` lists, on a connection of its own. Raises Refused."""
+    told = memcached_node(server, node)
+    if not server.config.pool[server.topology.pools[0].name].memcached_keys:
+        raise Refused(errors.memcached_keys(told.where()))
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def line(frame: bytes) -> None:
+        found = dumped(frame)
+        if found is not None:
+            add(found[0])
+        elif not ended.done():
+            ended.set_result("" if frame.startswith(b"END") else frame.strip().decode(errors="replace"))
+
+    def lost(*_: object) -> None:
+        if not ended.done():
+            ended.set_result("nothing more: the connection is lost")
+
+    try:
+        link = server.reactor.open_link(node, stream=True, on_frame=line, on_lost=lost)
+    except ConnectionError as error:
+        raise Refused(str(error)) from None
+    try:
+        link.send(b"lru_crawler metadump all\r\n")
+        async with asyncio.timeout(LISTING):
+            said = await ended
+    except TimeoutError:
+        said = f"nothing more within {LISTING:g} s"
+    finally:
+        link.close()
+    if said:
+        raise Refused(errors.memcached_said(said).replace("{}", told.where(), 1))

@@ -25,6 +25,7 @@ class Ask(NamedTuple):
     data: bytes
     replies: int = 1
     writes: bool = False  # it must not run twice
+    pause: float = 0.0  # seconds, before it is sent
 
 
 T = TypeVar("T")
