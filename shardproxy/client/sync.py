@@ -227,6 +227,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         self.asker.look()
         for shard in self.asker.layout.shards:
             if shard.name == name:
+                if shard.memcached is not None:
+                    raise TypeError(f"shard {name} is a memcached node: redis-py does not speak its protocol")
                 return redis.Redis(connection_pool=shard.pool)
         raise KeyError(name)
 
