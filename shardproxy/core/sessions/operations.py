@@ -553,8 +553,9 @@ def _leave(
     rules: Rules, session: SessionData, old: Identity, version: int | None, changes: list[Change]
 ) -> Plan:
     """Ends the session that this one has come from; what others saved there meanwhile comes along."""
-    for _ in range(TRIES):
-        reply = yield Call("destroy", rules.keys(old), [old.hash, "" if version is None else version])
+    for attempt in range(2 * TRIES):
+        expected = "" if version is None or attempt >= TRIES else version
+        reply = yield Call("destroy", rules.keys(old), [old.hash, expected])
         if reply[0] == b"MOVED":
             old = _follow(rules, old, reply[1])
         elif reply[0] == b"CONFLICT":
@@ -571,7 +572,7 @@ def _leave(
             yield from save(rules, session, renew=False)
         else:
             return
-    yield Call("destroy", rules.keys(old), [old.hash, ""])
+    raise SessionUnavailable("the session had another id each time it was to be ended")
 
 
 def destroy(rules: Rules, session: SessionData) -> Plan:
@@ -579,13 +580,13 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
     if session.unavailable:
         raise SessionUnavailable("the session could not be read: it cannot be destroyed")
     at = session._identity
-    for _ in range(HOPS):
+    for _ in range(TRIES):
         if at is None:
             break
         reply = yield Call("destroy", rules.keys(at), [at.hash, ""])
-        if reply[0] != b"MOVED":
-            break
-        at = _follow(rules, at, reply[1])
+        at = _follow(rules, at, reply[1]) if reply[0] == b"MOVED" else None
+    if at is not None:
+        raise SessionUnavailable("the session had another id each time it was to be ended")
     if session._identity is not None:
         rules.event("destroyed", session.handle, session.user_id)
     session._empty()
@@ -625,10 +626,15 @@ def revoke_all(rules: Rules, user_id: str, except_: SessionData | None = None) -
     count = 0
     kept = except_._identity if except_ is not None else None
     for tag in rules.keyring.tags_of(user_id):
-        keys, hash = _any(rules, tag), ""
-        if kept is not None and kept.tag == tag:
-            keys, hash = rules.keys(kept), kept.hash
-        reply = yield Call("revoke_all", keys, [hash])
+        for _ in range(TRIES):
+            at = kept if kept is not None and kept.tag == tag else None
+            keys, hash = (rules.keys(at), at.hash) if at is not None else (_any(rules, tag), "")
+            reply = yield Call("revoke_all", keys, [hash])
+            if at is None or reply[0] != b"MOVED":
+                break
+            kept = _follow(rules, at, reply[1])
+        else:
+            raise SessionUnavailable("the session had another id each time the others were to be ended")
         count += len(reply[1])
         yield from _gone(rules, tag, reply[1], user_id)
     return count
