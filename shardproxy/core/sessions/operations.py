@@ -21,7 +21,16 @@ from shardproxy.core.sessions.errors import (
     TooManySessions,
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, Keyring, text
-from shardproxy.core.sessions.records import HANDLE, SCHEMA, Chance, Codec, Meta, Timeouts, Undecodable
+from shardproxy.core.sessions.records import (
+    HANDLE,
+    LETTER_OF_KIND,
+    SCHEMA,
+    Chance,
+    Codec,
+    Meta,
+    Timeouts,
+    Undecodable,
+)
 
 HOPS = 4  # pointers followed from one old id
 TRIES = 8  # of what must see the record unchanged
@@ -108,6 +117,10 @@ class Rules:
             raise ValueError("prefix: the braces of a key belong to its tag")
         if when_full not in ("oldest", "reject"):
             raise ValueError('when_full is "oldest" or "reject"')
+        if any(len(name) < 2 or not name.isidentifier() for name in classes):
+            raise ValueError(
+                "a class of sessions has a name like a Python variable's, of two letters or more"
+            )
         self.keyring, self.codec, self.chance = keyring, codec, chance
         self.classes, self.prefix, self.touch = dict(classes), prefix, touch
         self.grace, self.bound = round(grace * 1000), max(1, round(bound * 1000))
@@ -181,7 +194,7 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
         return False
     session._cookie_changed |= found != who
     _adopt(session, found, record)
-    session.user_id, session.device = record.user_id, record.device
+    session.user_id, session.device = record.user_id, record.device or session.device
     session._values = {name: value for name, (value, _) in record.fields.items()}
     session._stored = {name: plain for name, (_, plain) in record.fields.items()}
     return True
@@ -401,7 +414,7 @@ def _steps(
                 steps += ["set", "." + name, codec.seal(key, "." + name, data)]
         if session.user_id is not None:
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
-        if session.device:
+        if session.device and session.user_id is not None:
             steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
     size = sum(map(len, session._stored.values())) + sum(len(change.data) for change in changes)
     if size > codec.max_size or len(session._values) > FIELDS:
@@ -455,14 +468,14 @@ def _create(
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
-    if session.device:
+    if session.device and user_id is not None:  # it is for `list_sessions`, and nobody else's affair
         steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
         steps[0] = (len(steps) - 1) // 3
     whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
     reply = yield Call(
         "create", [key, rules.user_key(tag)],
-        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal, kind,
-         whose, room, rules.when_full, replaced, *steps],
+        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
+         LETTER_OF_KIND.get(kind, kind), whose, room, rules.when_full, replaced, *steps],
     )  # fmt: skip
     if reply[0] == b"FULL":
         raise TooManySessions(f"{rules.max_sessions} sessions are open")
