@@ -131,7 +131,7 @@ class AsyncShard:
         if connection.lost is not None:
             if connection.error is None or not isinstance(connection.error, AuthenticationError):
                 self.failed(connection.lost, refused)
-            raise Lost(connection.lost, False, error=connection.error)
+            raise Lost(connection.lost, False, error=connection.error, slow=connection.slow)
 
     async def _greeted(self, connection: Connection) -> bool:
         """Whether it was refused; if `connection.lost`, it has failed."""
@@ -150,12 +150,16 @@ class AsyncShard:
 
                 await connection.open(self._dial, requests, check)
         except TimeoutError:
+            connection.slow = True
             connection.close(f"it could not be connected to within {limit or 0:g} s")
         except REFUSED as error:
             connection.close(_reason(error))
             return True
         except (OSError, Lost, RedisError) as error:
             connection.close(_reason(error))
+        except BaseException:
+            connection.close("its call was given up")
+            raise
         return False
 
     async def _dial(self, factory: Any) -> None:
@@ -237,12 +241,18 @@ class AsyncShard:
             if not each.owed:
                 each.close("its shard is not there any more")
 
-    def close(self, reason: str = "the client is closed") -> None:
-        """All of its connections, at once."""
-        for task in list(self._opening):
-            task.cancel()
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Closes all of its connections at once; the tasks that have to end yet."""
+        opening = list(self._opening)
         for each in list(self._all):
-            each.close(reason)
+            each.close("the client is closed")
+        return opening
+
+    async def aclose(self) -> None:
+        """What redis-py has opened here."""
+        if self._redis is not None:
+            await self._redis.aclose()
+            await self._redis.connection_pool.disconnect()
 
     def forget(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begins anew, in another loop: what belongs to the old one is left to it."""

@@ -89,7 +89,7 @@ class Exchange:
         self.session: AsyncSession | None = None
         self.started = self.refused = False
         self.visit = _arrived(self.web, scope)
-        scope["session"], scope[KEY] = NotLoaded(), self
+        scope["session"], scope[KEY] = NOT_LOADED, self
 
     async def load(self) -> AsyncSession:
         """Once; SessionUnavailable."""
@@ -254,6 +254,9 @@ class NotLoaded:
         if name == "mark_accessed":
             raise AttributeError(name)
         self._raise()
+
+
+NOT_LOADED = NotLoaded()
 
 
 async def load_session(connection: Any) -> AsyncSession:

@@ -194,7 +194,9 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
         return False
     session._cookie_changed |= found != who
     _adopt(session, found, record)
-    session.user_id, session.device = record.user_id, record.device or session.device
+    session.user_id = record.user_id
+    if record.user_id is not None:
+        session.device = record.device  # else this request's stays, for a login
     session._values = {name: value for name, (value, _) in record.fields.items()}
     session._stored = {name: plain for name, (_, plain) in record.fields.items()}
     return True
@@ -468,7 +470,7 @@ def _create(
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
-    if session.device and user_id is not None:  # it is for `list_sessions`, and nobody else's affair
+    if session.device and user_id is not None:  # who is anonymous is on no list
         steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
         steps[0] = (len(steps) - 1) // 3
     whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
