@@ -182,6 +182,8 @@ def test_redis_shards_of_a_mixed_ring_can_all_they_could(raw: Raw) -> None:
     assert raw.ask("RPOP", key) == b"+QUEUED\r\n"
     assert raw.ask("PING") == b"+QUEUED\r\n"
     assert raw.ask("EXEC") == b"*2\r\n$1\r\n1\r\n+PONG\r\n"
+    assert [raw.ask("MULTI"), raw.ask("LLEN", key), raw.ask("CLIENT", "GETNAME")][0] == b"+OK\r\n"
+    assert raw.ask("EXEC") == b"*2\r\n:0\r\n$-1\r\n"  # some of it a handler's
     assert raw.value("CONFIG", "GET", "maxmemory") == ["maxmemory", "0"]
     with Raw(raw.socket.getpeername()) as other:
         assert other.ask("SUBSCRIBE", key).startswith(b"*3\r\n$9\r\nsubscribe")
