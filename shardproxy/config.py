@@ -313,6 +313,10 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         Literal["refuse", "emulate"],
         "RENAME, SUNION and their like over several shards: an error, or in steps that are not atomic",
     ] = "refuse"
+    memcached_keys: Annotated[
+        bool,
+        "SCAN and KEYS on memcached shards too: a snapshot, whose every page looks through the whole node",
+    ] = False
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
     timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0

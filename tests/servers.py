@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 import hiredis
 import pytest
@@ -237,6 +238,14 @@ class RedisNode:
     def raw(self) -> Raw:
         return Raw(self.port)
 
+    def keys(self, beginning: str) -> set[str]:
+        with self.raw() as raw:
+            return set(raw.value("KEYS", beginning + "*"))
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address}"
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -299,6 +308,12 @@ class MemcachedNode:
                 found += data
         return found
 
+    def keys(self, beginning: str) -> set[str]:
+        """Those that it has, of text alone."""
+        lines = self.say(b"lru_crawler metadump all\r\n", b"END\r\n").decode().splitlines()
+        found = {unquote(line[4:].partition(" ")[0]) for line in lines if line.startswith("key=")}
+        return {key for key in found if key.startswith(beginning)}
+
     def stats(self, what: str = "") -> dict[str, str]:
         lines = self.say(f"stats {what}".strip().encode() + b"\r\n", b"END\r\n").decode().splitlines()
         return dict(line.split(" ", 2)[1:] for line in lines if line.startswith("STAT "))
@@ -312,8 +327,10 @@ class MemcachedNode:
     stop = kill
 
     def pause(self) -> None:
-        """It keeps its connections and says nothing."""
+        """It keeps its connections and says nothing; its threads do not stop all at once."""
         os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        until(lambda: all(b") T " in (each / "stat").read_bytes() for each in threads.iterdir()))
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

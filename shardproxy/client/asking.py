@@ -12,8 +12,9 @@ snapshot: router and shards, swapped together; who works with an old one finds i
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -25,16 +26,23 @@ from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core import misses
 from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Shard as ShardRecord
+
+if TYPE_CHECKING:
+    from shardproxy.client.follower import Follower
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
+LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
+ASKED_EVERY = 0.05  # seconds between trials while proxies are waited for
 RANDOM_TRIES = 16
 SCRIPTS_MOST = 1024  # texts that are kept
+DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
+SERVES, AGAIN = object(), object()  # see in_trouble
 
 
 class Layout:
@@ -79,6 +87,7 @@ class Asker:
         self.settings, self.coding = settings, settings.coding
         self.pack = self.coding.packer()
         self.table = table or _table()
+        self.proto = 3 if str(settings.common.get("protocol") or DEFAULT_PROTOCOL) == "3" else 2
         self.scripts: dict[str, Any] = {}  # texts by SHA1: what a restarted node has to be taught again
         self._learned = False
         self._tokens, self._counted = TOKENS, 0
@@ -87,6 +96,7 @@ class Asker:
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
+        self.follower: Follower | None = None  # where proxies say what there is
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -99,7 +109,7 @@ class Asker:
         for each in pool.shards:
             key = (each.name, each.node.address)
             known = self._shards.get(key)
-            shards[key] = known or Shard(*key, self.settings.reach(*key), self.coding)
+            shards[key] = known or Shard(*key, self.reach(each), self.coding)
         gone = [shard for key, shard in self._shards.items() if key not in shards]
         self._shards = shards
         self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))
@@ -108,6 +118,22 @@ class Asker:
 
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
+
+    def reach(self, shard: ShardRecord) -> dict[str, Any]:
+        """How its node is reached, as redis-py's settings."""
+        found = self.settings.reach(shard.name, shard.node.address)
+        return found | {"ssl": True} if shard.tls else found
+
+    def follow(self, topology: Topology) -> None:
+        """A snapshot that a proxy has told."""
+        name = topology.pools[0].name
+        self.settings = self.settings._replace(topology=topology, pool_name=name)
+        self.apply(topology, followed=True)
+
+    def refresh(self) -> None:
+        """Asks the proxies, if it is time and they are followed; ConnectionError until one has told."""
+        if self.follower is not None and time.monotonic() >= self.follower.next:
+            self.follower.look()
 
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
@@ -126,6 +152,8 @@ class Asker:
         return True
 
     def close(self) -> None:
+        if self.follower is not None:
+            self.follower.close()
         for shard in self._shards.values():
             shard.close()
 
@@ -133,7 +161,7 @@ class Asker:
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
-        started = 0.0
+        started, looks = 0.0, 0
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -143,11 +171,12 @@ class Asker:
                 return self.everywhere(layout, plan.everywhere, plan, args, decode)
             shard = layout.shards[plan.shard]
             if layout.troubled:
-                served = self.in_trouble(layout, plan)
-                if served is None:
+                looks += 1
+                instead = self.in_trouble(layout, plan, looks <= LOOKS)
+                if instead is AGAIN:
                     continue
-                if served is not True:
-                    return served
+                if instead is not SERVES:
+                    return instead
             batch = Batch(shard, self.pack(args), 1, not plan.command.reads, decode)
             self.exchange([batch], plan.waits)
             if batch.error is None:
@@ -185,6 +214,8 @@ class Asker:
         retries = self._retries if self._retries is not None else pool.retries
         if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
             return False
+        if self.follower is not None:
+            self.follower.look(doubt=True)
         answered = sum(shard.answered for shard in self.layout.shards)
         earned = max(answered - self._counted, 0) * pool.retry_budget
         self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
@@ -266,7 +297,11 @@ class Asker:
             return
         except (RedisError, OSError) as error:
             self._failed(shard, error, connecting=True)
-            batch.error = errors.down(shard.name, shard.address, _reason(error))
+            batch.error = (
+                errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
+                if isinstance(error, (TimeoutError, RedisTimeoutError))
+                else errors.down(shard.name, shard.address, _reason(error))
+            )
             return
         batch.connection = connection
         try:
@@ -453,28 +488,39 @@ class Asker:
 
     # --- while not all is well ---
 
-    def in_trouble(self, layout: Layout, plan: Plan) -> Any:
-        """True: its shard serves; None: look again; else the reply instead. Raises ShardError."""
-        if self.try_due():
-            return None
+    def in_trouble(self, layout: Layout, plan: Plan, patient: bool) -> Any:
+        """SERVES: its shard does; AGAIN: look again; else the reply instead. Raises ShardError.
+
+        patient: it may wait for what a trial finds, or make one.
+        """
+        if patient and self.try_due():
+            return AGAIN
         pool = layout.router.pool
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
         if mode == "serve":
-            return True
+            return SERVES
+        if patient and self.follower is not None and self.follower.look(doubt=True):
+            return AGAIN
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
-        if mode == "hold":
+        if mode == "hold" and patient:
             address, limit = shard.node.address, time.monotonic() + pool.timeout
             while pool is self.nodes.pool and time.monotonic() < limit:
                 if self.nodes.claim_node(address):
                     self.trial(address)
-                    return None
+                    if self.follower is None:
+                        return AGAIN
+                if self.follower is not None:  # who says what is out, and where its keys are then
+                    self.follower.look(doubt=True)
+                    time.sleep(ASKED_EVERY)
                 time.sleep(HELD_FOR)
             if pool is not self.nodes.pool:
-                return None
+                return AGAIN
         if mode == "miss" and plan.command.reads:
-            frame = misses.reply(plan.command.name, plan.items or [], 2)
+            from shardproxy.core import misses  # seldom needed, and slow to import
+
+            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
             if frame is not None:
                 reader = self.coding.reader()
                 reader.feed(frame)

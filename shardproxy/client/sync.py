@@ -8,7 +8,9 @@ here: what asks several shards, or goes wrong, is in `asking`. Threads may share
 a fork; it has no thread of its own, and connects when it is first used.
 """
 
+import functools
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -87,11 +89,14 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             settings = shards
         else:
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
-        name, address = next((shard.name, shard.node.address) for shard in settings.pool.shards)
-        redis_py = redis.Redis(**settings.reach(name, address))  # checks its settings, and never connects
         self.asker = Asker(settings, on_transition)
         self._pack = self.asker.pack
-        self.response_callbacks: Any = redis_py.response_callbacks
+
+    @functools.cached_property
+    def response_callbacks(self) -> Any:
+        """What redis-py makes of replies, by command: a dict that ignores case."""
+        first = self.asker.layout.shards[0]
+        return redis.Redis(connection_pool=first.pool).response_callbacks
 
     @classmethod
     def from_config(
@@ -105,6 +110,25 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         """Of the proxy's own file, or its text. pool: which, where there are several. Raises ConfigError."""
         settings = Settings.from_config(source, pool, **redis_settings)
         return cls(settings, on_transition=on_transition)
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, on_transition: Callable[[Transition], None] | None = None, **redis_settings: Any
+    ) -> Self:
+        """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
+
+        Shards and the states of their nodes are what the proxies say: they are asked by the first call, then
+        now and then by one in use, and when one fails. The URL's login is for the proxies; the nodes' is in
+        redis_settings. Raises ValueError.
+        """
+        from shardproxy.client.follower import Follower, settings_of
+        from shardproxy.client.following import Following, read_url
+
+        proxies = read_url(url)
+        client = cls(settings_of(redis_settings), on_transition=on_transition)
+        following = Following(proxies, random.randrange(len(proxies.addresses)))
+        client.asker.follower = Follower(following, redis_settings, client.asker.follow)
+        return client
 
     def __repr__(self) -> str:
         shards = ", ".join(f"{shard.name}={shard.address}" for shard in self.asker.layout.shards)
@@ -127,6 +151,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """The reply, as redis-py gives it. Raises redis-py's exceptions, ShardError and PartialError."""
         asker, name = self.asker, args[0]
+        if asker.follower is not None:
+            asker.refresh()
         layout = asker.layout
         command = layout.commands.get(name)
         decode = NEVER_DECODE not in options
@@ -198,6 +224,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         It shares the shard's settings and no connection of this client. Raises KeyError.
         """
+        self.asker.refresh()
         for shard in self.asker.layout.shards:
             if shard.name == name:
                 return redis.Redis(connection_pool=shard.pool)
@@ -208,6 +235,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         Raises PartialError when some fail.
         """
+        self.asker.refresh()
         found = self.asker.all(args)
         failed = {name: reply for name, reply in found.items() if isinstance(reply, Exception)}
         callback = self.response_callbacks.get(args[0])

@@ -271,6 +271,11 @@ class SessionStore(BaseStore):
         """The sessions of a user, the latest seen first."""
         return list(self._run(operations.list_sessions(self.rules, user_id)))
 
+    def find(self, handle: str) -> SessionInfo | None:
+        """One session of a user by its public handle; None: it is gone. ValueError: no handle."""
+        found: SessionInfo | None = self._run(operations.find(self.rules, handle))
+        return found
+
     def revoke(self, handle: str) -> bool:
         """Ends one session of a user at once; whether it was there. ValueError: no handle."""
         return bool(self._run(operations.revoke(self.rules, handle)))
@@ -336,6 +341,11 @@ class AsyncSessionStore(BaseStore):
     async def list_sessions(self, user_id: str) -> list[SessionInfo]:
         """See `SessionStore.list_sessions`."""
         return list(await self._run(operations.list_sessions(self.rules, user_id)))
+
+    async def find(self, handle: str) -> SessionInfo | None:
+        """See `SessionStore.find`."""
+        found: SessionInfo | None = await self._run(operations.find(self.rules, handle))
+        return found
 
     async def revoke(self, handle: str) -> bool:
         """See `SessionStore.revoke`."""

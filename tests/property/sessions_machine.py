@@ -380,9 +380,9 @@ class World:
         elif call.script == "load":
             lineage = self.by_key[key]
             lineage.seen = self.clock
-            if request.what != "login":  # a save that reads again has seen everything
+            if request.what in ("save", "renew"):  # who reads again has seen everything
                 request.seen = lineage.version
-            elif request.lineage not in (None, lineage):
+            elif request.what == "login" and request.lineage not in (None, lineage):
                 request.lineage.fields = run(lineage.fields, request.changes)  # type: ignore[attr-defined, union-attr]
         elif call.script == "destroy":
             lineage = self.by_key[key]

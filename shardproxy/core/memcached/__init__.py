@@ -3,6 +3,7 @@
     program = start("incr", [b"INCR", b"hits"], Node(time.time))
     ask = next(program)             # StopIteration.value: the reply, at once
     ask = program.send(replies)     # what ask.data was answered, parsed: ask.replies of them
+    # (before ask.data is sent, ask.pause seconds pass)
 
 wire     requests and replies as bytes
 items    reading, and compare-and-swap

@@ -7,11 +7,12 @@ rewrites the key at that moment would not see it, and take it back.
 from shardproxy.core import errors
 from shardproxy.core.memcached import expiry, numbers, wire
 from shardproxy.core.memcached.expiry import NEVER, Node
-from shardproxy.core.memcached.items import Item, Steps, delete, many, one, read, replace, tries
+from shardproxy.core.memcached.items import Ask, Item, Steps, delete, many, one, read, replace, tries
 from shardproxy.core.memcached.strings import OK, Args, Status, Value
 from shardproxy.core.memcached.wire import Refused
 
 EMBEDDED_MOST = 44  # bytes of a value that Redis calls embstr
+TIDY_TRIES, TIDY_PAUSE = 100, 0.005  # of waiting for the crawler after FLUSHALL; seconds
 SLOT = 8  # what a node spends on a key beside its item
 
 
@@ -137,8 +138,17 @@ def flush(node: Node, name: str, args: Args) -> Steps[Value]:
     if len(args) > 2 or (len(args) == 2 and expiry.word(args[1]) not in ("async", "sync")):
         raise Refused(errors.SYNTAX)
     yield from one(node, b"flush_all\r\n", "OK", writes=True)
-    # what is flushed is still counted until somebody comes across it
-    yield from one(node, b"lru_crawler crawl all\r\n", "OK BUSY ERROR CLIENT_ERROR")
+    # what is flushed is still counted until somebody comes across it: the crawler does
+    started = False
+    for _ in range(TIDY_TRIES):
+        if not started:
+            reply = yield from one(node, b"lru_crawler crawl all\r\n", "OK BUSY ERROR CLIENT_ERROR")
+            if reply.code not in ("OK", "BUSY"):
+                break
+            started = reply.code == "OK"
+        (reply,) = yield Ask(b"stats\r\n", pause=TIDY_PAUSE)
+        if started and reply.flags.get("lru_crawler_running") == b"0":
+            break
     return OK
 
 

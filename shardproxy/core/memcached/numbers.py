@@ -13,6 +13,7 @@ _DECIMAL = re.compile(rb"([+-]?)([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]+))?")
 _HEXADECIMAL = re.compile(rb"([+-]?)0[xX]([0-9a-fA-F]*)(?:\.([0-9a-fA-F]*))?(?:[pP]([+-]?[0-9]+))?")
 _INFINITE = re.compile(rb"[+-]?inf(inity)?", re.IGNORECASE)
 _TEXT_MOST = 5 * 1024
+_PIECE = 4000
 _MANTISSA, _LEAST_EXPONENT, _MOST_EXPONENT = 64, -16445, 16383
 
 
@@ -38,7 +39,7 @@ def long_double(text: bytes) -> Fraction | None:
         sign, whole, part, exponent = found.groups(b"")
         if not whole and not part:
             return None
-        digits = int(whole + part, base)
+        digits = _number(whole + part) if base == 10 else int(whole + part, base)
         if not digits:
             return Fraction(0)
         if len(exponent) > 8:  # over any range, whatever the digits
@@ -72,5 +73,21 @@ def rounded(value: Fraction) -> Fraction | None:
 def written(value: Fraction) -> bytes:
     """As printf's %.17Lf without the zeros at the end."""
     whole, part = divmod(round(abs(value) * 10**17), 10**17)
-    digits = (b"%d.%017d" % (whole, part)).rstrip(b"0").rstrip(b".")
+    digits = (b"%b.%017d" % (_digits(whole), part)).rstrip(b"0").rstrip(b".")
     return b"-" + digits if value < 0 and digits != b"0" else digits
+
+
+# Python converts no more than 4,300 digits at once
+
+
+def _number(digits: bytes) -> int:
+    value = 0
+    for at in range(0, len(digits), _PIECE):
+        piece = digits[at : at + _PIECE]
+        value = value * 10 ** len(piece) + int(piece)
+    return value
+
+
+def _digits(value: int) -> bytes:
+    rest, last = divmod(value, 10**_PIECE)
+    return b"%b%0*d" % (_digits(rest), _PIECE, last) if rest else b"%d" % last

@@ -35,7 +35,7 @@ def faults_of_pool(pool: Mapping[str, Any]) -> Iterator[str]:
     if pool.get("on_shard_down") == "miss":
         yield f'pool {name} has on_shard_down = "miss": a shard that is down would log its users out'
     if pool.get("hash_tag") != "{}":
-        yield f'pool {name} has hash_tag = "{pool.get("hash_tag")}": records and users share one by "{{}}"'
+        yield f'pool {name} has hash_tag = "{pool.get("hash_tag")}": users and sessions share shards by {{}}'
     for shard in pool.get("shards", ()):
         if shard.get("protocol", "redis") != "redis":
             yield f"shard {shard['name']} of pool {name} is {shard['protocol']}: it runs no scripts"
