@@ -4,7 +4,8 @@
     CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "/etc/shardproxy.toml"}}
 
 LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED:
-settings of redis-py's. A location has one client in a process, which its threads share. Imports nothing of Django.
+settings of redis-py's. A location has one client in a process, which its threads share.
+Imports nothing of Django.
 """
 
 import threading

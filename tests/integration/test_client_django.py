@@ -10,7 +10,6 @@ from servers import RedisNode, shards_of, toml
 
 @pytest.fixture
 def cache(nodes3: list[RedisNode], tmp_path: Path) -> Iterator[Any]:
-    django = pytest.importorskip
     from django.conf import settings
 
     config = tmp_path / "shardproxy.toml"
