@@ -22,6 +22,8 @@ from shardproxy.handlers.base import Answer, Server, on_memcached
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
+BUSY_PAUSE = 0.02  # seconds
+
 
 class Turn(asyncio.Lock):
     """At one key: whoever holds it."""
@@ -111,30 +113,33 @@ async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> 
     told = memcached_node(server, node)
     if not server.config.pool[server.topology.pools[0].name].memcached_keys:
         raise Refused(errors.memcached_keys(told.where()))
-    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ends: asyncio.Queue[str] = asyncio.Queue()  # what comes that is no key
 
     def line(frame: bytes) -> None:
         found = dumped(frame)
         if found is not None:
             add(found[0])
-        elif not ended.done():
-            ended.set_result("" if frame.startswith(b"END") else frame.strip().decode(errors="replace"))
+        else:
+            ends.put_nowait(frame.strip().decode(errors="replace"))
 
     def lost(*_: object) -> None:
-        if not ended.done():
-            ended.set_result("nothing more: the connection is lost")
+        ends.put_nowait("nothing more: the connection is lost")
 
     try:
-        link = server.reactor.open_link(node, stream=True, on_frame=line, on_lost=lost)
+        link = server.reactor.open_link(node, proto=2, stream=True, on_frame=line, on_lost=lost)
     except ConnectionError as error:
         raise Refused(str(error)) from None
+    said = "BUSY"  # its crawler does one thing at a time
     try:
-        link.send(b"lru_crawler metadump all\r\n")
         async with asyncio.timeout(LISTING):
-            said = await ended
+            while said.startswith("BUSY"):
+                link.send(b"lru_crawler metadump all\r\n")
+                said = await ends.get()
+                if said.startswith("BUSY"):
+                    await asyncio.sleep(BUSY_PAUSE)
     except TimeoutError:
         said = f"nothing more within {LISTING:g} s"
     finally:
         link.close()
-    if said:
+    if said != "END":
         raise Refused(errors.memcached_said(said).replace("{}", told.where(), 1))
