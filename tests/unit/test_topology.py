@@ -135,6 +135,19 @@ def test_a_stand_in_speaks_the_protocol_of_the_home() -> None:
         assert (stand_in and stand_in.name) == {"a": "c", "b": None, "c": "a"}[pool.home(key).name]
 
 
+def test_a_shard_that_drains_leaves_its_keys_to_its_like() -> None:
+    config = three()
+    config.shards["a"].protocol = config.shards["b"].protocol = "memcached"
+    made = topology(main=config)
+    before, after = made.pool("main"), made.with_draining({"main": ["a"]}).pool("main")
+    for key in (b"%d" % i for i in range(200)):
+        home = before.home(key).name
+        assert after.home(key).name == ("b" if home == "a" else home)
+    for names in (["c"], ["a", "b"]):
+        with pytest.raises(ValueError, match=rf"no shard would be left for its keys \({', '.join(names)}\)"):
+            made.with_draining({"main": names})
+
+
 def test_json_there_and_back_with_fingerprints_and_no_credentials() -> None:
     made = topology(3, main=three(), old=three(distribution="ketama", hash="md5", hash_tag=""))
     data = made.as_json()
