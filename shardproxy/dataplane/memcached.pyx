@@ -92,10 +92,10 @@ cdef bint time_of(Node *node, const char *p, size_t n, bint ms, bint absolute, i
     if left <= 0:
         time[0] = -1
         return True
-    if not absolute or not node.clock_known:
-        time[0] = (left + 999) // 1000 + 1
-        if time[0] <= RELATIVE_MOST:
-            return True
+    # from now on, as long as that can be said: `ahead` is as old as the connection, and clocks are set
+    time[0] = (left + 999) // 1000 + 1
+    if time[0] <= RELATIVE_MOST:
+        return True
     # its clock shows whole seconds: less than one more than `ahead` says
     time[0] = (now + left + node.ahead // 1000 + 999) // 1000 + 1
     return time[0] <= LAST
