@@ -1,7 +1,7 @@
 """One app in every framework, for tests of sessions: /ACTION?name=value, the answer {"user", "data"}.
 
-Actions: show, untouched, set, delete, push (inside a list), login, logout, renew, save (set, then an explicit save).
-Of the query, `_status` is the response's, `_raise` raises after the action, `_cache` is a Cache-Control of its own.
+Actions: show, untouched, set, delete, push (inside a list), login, logout, renew, save (set, saved at once).
+Of the query, `_status` is the response's, `_raise` raises after the action, `_cache` is its Cache-Control.
 `during` runs inside the request, between reading and saving: what other requests do meanwhile.
 """
 
@@ -148,7 +148,8 @@ def set_up_django() -> None:
     if settings.configured:
         return
     settings.configure(
-        SECRET_KEY="of the tests", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, LOGGING_CONFIG=None, USE_TZ=True,
+        SECRET_KEY="of the tests", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, LOGGING_CONFIG=None,
+        USE_TZ=True,
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3",
                                "NAME": "file:webapps?mode=memory&cache=shared"}},
         INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes",

@@ -47,8 +47,9 @@ def call_wsgi(app: Any, request: httpx.Request) -> httpx.Response:
         "REQUEST_METHOD": request.method, "SCRIPT_NAME": "", "PATH_INFO": request.url.path,
         "QUERY_STRING": request.url.query.decode("ascii"), "SERVER_NAME": request.url.host,
         "SERVER_PORT": str(request.url.port or 80), "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": PEER[0],
-        "wsgi.version": (1, 0), "wsgi.url_scheme": request.url.scheme, "wsgi.input": io.BytesIO(request.read()),
-        "wsgi.errors": io.StringIO(), "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False,
+        "wsgi.version": (1, 0), "wsgi.url_scheme": request.url.scheme, "wsgi.errors": io.StringIO(),
+        "wsgi.input": io.BytesIO(request.read()), "wsgi.multithread": True, "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
     }  # fmt: skip
     for name, value in request.headers.raw:
         key = name.decode("latin-1").upper().replace("-", "_")

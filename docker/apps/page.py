@@ -25,7 +25,8 @@ def page(framework: str, user: str | None, session: Mapping[str, Any]) -> str:
     login = (
         '<form method="post" action="/logout"><button>log out</button></form>'
         if user
-        else '<form method="post" action="/login"><input name="user" value="ann"><button>log in</button></form>'
+        else '<form method="post" action="/login"><input name="user" value="ann"><button>log in</button>'
+        "</form>"
     )
     return f"""<!doctype html><meta charset="utf-8"><title>shardproxy sessions</title>
 <p>Answered by <b>{shown["framework"]}</b>. Reload: another one answers.

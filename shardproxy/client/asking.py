@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -25,16 +26,18 @@ from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core import misses
 from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
+LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
 RANDOM_TRIES = 16
 SCRIPTS_MOST = 1024  # texts that are kept
+DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
+SERVES, AGAIN = object(), object()  # see in_trouble
 
 
 class Layout:
@@ -79,6 +82,7 @@ class Asker:
         self.settings, self.coding = settings, settings.coding
         self.pack = self.coding.packer()
         self.table = table or _table()
+        self.proto = 3 if str(settings.common.get("protocol") or DEFAULT_PROTOCOL) == "3" else 2
         self.scripts: dict[str, Any] = {}  # texts by SHA1: what a restarted node has to be taught again
         self._learned = False
         self._tokens, self._counted = TOKENS, 0
@@ -133,7 +137,7 @@ class Asker:
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
-        started = 0.0
+        started, looks = 0.0, 0
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -143,11 +147,12 @@ class Asker:
                 return self.everywhere(layout, plan.everywhere, plan, args, decode)
             shard = layout.shards[plan.shard]
             if layout.troubled:
-                served = self.in_trouble(layout, plan)
-                if served is None:
+                looks += 1
+                instead = self.in_trouble(layout, plan, looks <= LOOKS)
+                if instead is AGAIN:
                     continue
-                if served is not True:
-                    return served
+                if instead is not SERVES:
+                    return instead
             batch = Batch(shard, self.pack(args), 1, not plan.command.reads, decode)
             self.exchange([batch], plan.waits)
             if batch.error is None:
@@ -266,7 +271,11 @@ class Asker:
             return
         except (RedisError, OSError) as error:
             self._failed(shard, error, connecting=True)
-            batch.error = errors.down(shard.name, shard.address, _reason(error))
+            batch.error = (
+                errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
+                if isinstance(error, (TimeoutError, RedisTimeoutError))
+                else errors.down(shard.name, shard.address, _reason(error))
+            )
             return
         batch.connection = connection
         try:
@@ -453,28 +462,33 @@ class Asker:
 
     # --- while not all is well ---
 
-    def in_trouble(self, layout: Layout, plan: Plan) -> Any:
-        """True: its shard serves; None: look again; else the reply instead. Raises ShardError."""
-        if self.try_due():
-            return None
+    def in_trouble(self, layout: Layout, plan: Plan, patient: bool) -> Any:
+        """SERVES: its shard does; AGAIN: look again; else the reply instead. Raises ShardError.
+
+        patient: it may wait for what a trial finds, or make one.
+        """
+        if patient and self.try_due():
+            return AGAIN
         pool = layout.router.pool
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
         if mode == "serve":
-            return True
+            return SERVES
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
-        if mode == "hold":
+        if mode == "hold" and patient:
             address, limit = shard.node.address, time.monotonic() + pool.timeout
             while pool is self.nodes.pool and time.monotonic() < limit:
                 if self.nodes.claim_node(address):
                     self.trial(address)
-                    return None
+                    return AGAIN
                 time.sleep(HELD_FOR)
             if pool is not self.nodes.pool:
-                return None
+                return AGAIN
         if mode == "miss" and plan.command.reads:
-            frame = misses.reply(plan.command.name, plan.items or [], 2)
+            from shardproxy.core import misses  # seldom needed, and slow to import
+
+            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
             if frame is not None:
                 reader = self.coding.reader()
                 reader.feed(frame)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from redis._parsers.encoders import Encoder
 from redis.commands import CoreCommands, RedisModuleCommands
 from redis.exceptions import ExecAbortError, RedisError, ResponseError, WatchError
 from redis.utils import safe_str, truncate_text
@@ -21,7 +20,7 @@ from shardproxy.client.asking import Asker, Batch, Layout
 from shardproxy.client.connection import Connection, Shard
 from shardproxy.client.errors import ShardError
 from shardproxy.client.routing import Plan
-from shardproxy.client.sync import EMPTY_RESPONSE, NEVER_DECODE, OURS, ShardedScript
+from shardproxy.client.sync import EMPTY_RESPONSE, NEVER_DECODE, OURS
 
 if TYPE_CHECKING:
     from shardproxy.client.sync import ShardedRedis
@@ -46,13 +45,25 @@ class Lane:
         self.writes = False
 
 
-class ShardedPipeline(RedisModuleCommands, CoreCommands):
-    """See `ShardedRedis.pipeline`. `execute` answers a list and empties it."""
+class Round:
+    """What is sent at once: a lane a shard; splits: parts of commands to several; asks: the others."""
 
-    _is_async_client: Literal[False] = False
+    __slots__ = ("asks", "batches", "lanes", "layout", "splits")
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.lanes: dict[int, Lane] = {}
+        self.splits: dict[int, tuple[Plan, list[Any]]] = {}
+        self.asks: list[int] = []
+        self.batches: list[Batch] = []
+
+
+class PipelineBase:
+    """Of both clients; what is awaited in the asyncio client's is done here in the sync one's way."""
+
     _event_dispatcher: Any = None
 
-    def __init__(self, client: "ShardedRedis", transaction: bool) -> None:
+    def __init__(self, client: Any, transaction: bool) -> None:
         self.client, self.transaction = client, transaction
         self.asker: Asker = client.asker
         self.response_callbacks: Any = client.response_callbacks
@@ -61,31 +72,19 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
         self.explicit_transaction = False
         self._held: tuple[Shard, Connection] | None = None  # where WATCH was sent
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.reset()
-
-    def __del__(self) -> None:
-        if getattr(self, "_held", None) is not None:
-            self.reset()
-
     def __len__(self) -> int:
         return len(self.command_stack)
 
     def __bool__(self) -> bool:
         return True
 
-    def get_encoder(self) -> Encoder:
+    def get_encoder(self) -> Any:
         return self.client.get_encoder()
 
-    def register_script(self, script: Any) -> ShardedScript:
+    def register_script(self, script: Any) -> Any:
         return self.client.register_script(script)
 
-    def reset(self) -> None:  # type: ignore[override]  # not the command
+    def reset(self) -> Any:
         """Forgets what was gathered, and watches nothing any more."""
         self.command_stack = []
         self.watching = self.explicit_transaction = False
@@ -104,7 +103,7 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
             raise RedisError("Commands without an initial WATCH have already been issued")
         self.explicit_transaction = True
 
-    def discard(self) -> None:
+    def discard(self) -> Any:
         self.reset()
 
     def watch(self, *names: Any) -> Any:
@@ -113,7 +112,7 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
             raise RedisError("Cannot issue a WATCH after a MULTI")
         return self.execute_command("WATCH", *names)
 
-    def unwatch(self) -> bool:  # type: ignore[override]  # as redis-py's Pipeline
+    def unwatch(self) -> Any:
         return bool(self.execute_command("UNWATCH")) if self.watching else True
 
     # --- gathering ---
@@ -246,16 +245,29 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
         asker = self.asker
         if asker.layout.troubled:
             asker.try_due()
+        found = self._sorted(calls, pending, results)
+        for number in found.asks:
+            args, options = calls[number]
+            try:
+                results[number] = asker.ask(args, NEVER_DECODE not in options)
+            except RedisError as error:
+                results[number] = error
+        asker.exchange(found.batches)
+        return self._given(found, results)
+
+    def _sorted(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> Round:
+        """These calls by where they go; what is refused has its result already."""
+        asker = self.asker
         layout = asker.layout
+        found = Round(layout)
         commands, locate, key_of = layout.commands, layout.router.locate, layout.router.key
         pack, troubled = asker.pack, layout.troubled
-        lanes: dict[int, Lane] = {}
-        splits: dict[int, tuple[Plan, list[Any]]] = {}
+        lanes = found.lanes
         for number in pending:
             args, options = calls[number]
             command = commands.get(args[0])
             if command is None or not 0 < command.key_at < len(args) or troubled or options.get(NEVER_DECODE):
-                self._add(layout, lanes, splits, number, calls[number], results)
+                self._add(found, number, calls[number], results)
                 continue
             key = args[command.key_at]
             at = locate(key if type(key) is bytes else key_of(key))
@@ -270,12 +282,15 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
             lane.owners.append((number, 0))
             if not command.reads:
                 lane.writes = True
-        batches = [
+        found.batches = [
             Batch(lane.shard, b"".join(lane.data), len(lane.owners), lane.writes) for lane in lanes.values()
         ]
-        asker.exchange(batches)
-        again: dict[int, None] = {}
-        for lane, batch in zip(lanes.values(), batches, strict=True):
+        return found
+
+    def _given(self, found: Round, results: list[Any]) -> list[int]:
+        """Replies to their calls; answers those that may be sent again."""
+        splits, again = found.splits, dict[int, None]()
+        for lane, batch in zip(found.lanes.values(), found.batches, strict=True):
             if not splits and len(batch.replies) == len(lane.owners):
                 for (number, _), reply in zip(lane.owners, batch.replies, strict=True):
                     if number >= 0:
@@ -293,22 +308,15 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
             results[number] = _merged(plan, parts)
         return list(again)
 
-    def _add(
-        self,
-        layout: Layout,
-        lanes: dict[int, Lane],
-        splits: dict[int, tuple[Plan, list[Any]]],
-        number: int,
-        call: Call,
-        results: list[Any],
-    ) -> None:
-        """A call that is not simply one key's: to its lanes, or its result at once."""
+    def _add(self, found: Round, number: int, call: Call, results: list[Any]) -> None:
+        """A call that is not simply one key's: to its lanes, or to those that are asked by themselves."""
         args, options = call
+        layout, lanes, splits = found.layout, found.lanes, found.splits
         asker = self.asker
         try:
             plan = asker.plan(args)
             if asker.layout is not layout or options.get(NEVER_DECODE) or plan.waits is not None:
-                results[number] = asker.ask(args, NEVER_DECODE not in options)
+                found.asks.append(number)
                 return
             if plan.split is not None:
                 shards, parts = plan.split.shards, plan.split.parts
@@ -322,7 +330,7 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
                 shards, parts = [plan.shard], [list(args)]
             if layout.troubled and any(layout.router.pool.mode(layout.router.pool.shards[at]) != "serve"
                                        for at in shards):  # fmt: skip
-                results[number] = asker.ask(args)
+                found.asks.append(number)
                 return
             if plan.split is not None or plan.everywhere is not None:
                 splits[number] = plan, [None] * len(shards)
@@ -355,12 +363,8 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
         while True:
             if asker.layout.troubled:
                 asker.try_due()
-            layout = asker.layout
-            shard, reads = self._place(layout, calls)
-            sent = [call for call in calls if EMPTY_RESPONSE not in call[1]]
-            loads = [] if self.watching else self._loads(sent)
-            frames = [*loads, ("MULTI",), *(args for args, _ in sent), ("EXEC",)]
-            batch = Batch(shard, b"".join(map(asker.pack, frames)), len(frames), not reads)
+            batch, loads = self._framed(calls)
+            shard = batch.shard
             if self._held is not None:
                 asker.exchange_on(batch, self._held[1])
                 if batch.error is None:
@@ -369,15 +373,28 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
             else:
                 asker.exchange([batch])
             if batch.error is None:
-                return self._finished(calls, batch.replies[len(loads) :], raise_on_error)
-            if self.watching:
-                kind = type(batch.error).__name__
-                if isinstance(batch.error, errors.UnknownOutcomeError):
-                    raise batch.error
-                raise WatchError(f"A {kind} occurred while watching one or more keys") from batch.error
+                return self._finished(calls, batch.replies[loads:], raise_on_error)
+            self._unless_watching(batch.error)
             tries += 1
             if not batch.again or not asker.may_retry(tries, 0):
                 raise batch.error
+
+    def _framed(self, calls: Sequence[Call]) -> tuple[Batch, int]:
+        """SCRIPT LOADs, and how many there are of them, MULTI, the calls, EXEC. Raises refusals."""
+        shard, reads = self._place(self.asker.layout, calls)
+        sent = [call for call in calls if EMPTY_RESPONSE not in call[1]]
+        loads = [] if self.watching else self._loads(sent)
+        frames = [*loads, ("MULTI",), *(args for args, _ in sent), ("EXEC",)]
+        data = b"".join(map(self.asker.pack, frames))
+        return Batch(shard, data, len(frames), not reads), len(loads)
+
+    def _unless_watching(self, error: Exception) -> None:
+        """What was watched is not any more: the caller begins again. Raises WatchError."""
+        if self.watching:
+            if isinstance(error, errors.UnknownOutcomeError):
+                raise error
+            kind = type(error).__name__
+            raise WatchError(f"A {kind} occurred while watching one or more keys") from error
 
     def _place(self, layout: Layout, calls: Sequence[Call]) -> tuple[Shard, bool]:
         """The one shard of all keys, and whether all of it only reads. Raises refusals."""
@@ -443,6 +460,27 @@ class ShardedPipeline(RedisModuleCommands, CoreCommands):
         if len(results) != len(calls):
             raise ResponseError("Wrong number of response items from pipeline execution")
         return self._checked(calls, results, raise_on_error)
+
+
+class ShardedPipeline(PipelineBase, RedisModuleCommands, CoreCommands):
+    """See `ShardedRedis.pipeline`. `execute` answers a list and empties it."""
+
+    _is_async_client: Literal[False] = False
+
+    def __init__(self, client: "ShardedRedis", transaction: bool) -> None:
+        super().__init__(client, transaction)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reset()
+
+    def __del__(self) -> None:
+        if getattr(self, "_held", None) is not None:
+            self.reset()
 
 
 def annotated(error: Exception, number: int, args: Sequence[Any]) -> Exception:

@@ -8,6 +8,7 @@ here: what asks several shards, or goes wrong, is in `asking`. Threads may share
 a fork; it has no thread of its own, and connects when it is first used.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -87,11 +88,14 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             settings = shards
         else:
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
-        name, address = next((shard.name, shard.node.address) for shard in settings.pool.shards)
-        redis_py = redis.Redis(**settings.reach(name, address))  # checks its settings, and never connects
         self.asker = Asker(settings, on_transition)
         self._pack = self.asker.pack
-        self.response_callbacks: Any = redis_py.response_callbacks
+
+    @functools.cached_property
+    def response_callbacks(self) -> Any:
+        """What redis-py makes of replies, by command: a dict that ignores case."""
+        first = self.asker.layout.shards[0]
+        return redis.Redis(connection_pool=first.pool).response_callbacks
 
     @classmethod
     def from_config(

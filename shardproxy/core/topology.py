@@ -352,9 +352,9 @@ class Topology(msgspec.Struct, frozen=True):
 
         return type(self)(self.generation + 1, tuple(map(with_nodes, pools)))
 
-    def as_json(self) -> bytes:
+    def as_json(self, **more: str) -> bytes:
         """For PROXY TOPOLOGY and for workers: the records as they are, and each pool's ring fingerprint."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
+        document: dict[str, Any] = more | msgspec.to_builtins(self)
         for shown, pool in zip(document["pools"], self.pools, strict=True):
             shown["fingerprint"] = pool.ring.fingerprint
         return msgspec.json.encode(document)

@@ -6,7 +6,7 @@ there) is what the pool's policy says and nothing else; a write gets the error.
 """
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_READONLY, MERGE_ARRAY, MERGE_SUM, Row
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request
@@ -26,12 +26,25 @@ cdef void remember(Engine e, Request *r, const Row *row) noexcept:
     cdef int i, n
     if row.flags & FLAG_READONLY:
         return
+    if memcmp(row.name, "move", 5) == 0 or memcmp(row.name, "copy", 5) == 0:
+        reach(e, r)
     n = find_keys(e, r, row)
     if n < 0 and 0 < row.first < r.argc:
         e.positions[0] = row.first
         n = 1
     for i in range(n):
         remember_key(e, r.argv[e.positions[i]], r.argl[e.positions[i]])
+
+
+cdef void reach(Engine e, Request *r) noexcept:
+    """MOVE, COPY: into another database, if there is a number of one."""
+    cdef bytes last = r.argv[r.argc - 1][:r.argl[r.argc - 1]]
+    if last.isdigit() and len(last) < 6:
+        e.databases.add(int(last))
+    elif r.argc > 4:            # COPY source destination DB number REPLACE
+        last = r.argv[4][:r.argl[4]]
+        if last.isdigit() and len(last) < 6:
+            e.databases.add(int(last))
 
 
 cdef void remember_key(Engine e, const char *key, size_t n) noexcept:

@@ -262,6 +262,7 @@ cdef class ClientHandle:
     def db(self, int value):
         cdef Client *c = self.at()
         if c != NULL and c.db != value:
+            self.engine.databases.add(value)
             tune(self.engine, c, c.proto, <unsigned short>value)
 
     @property

@@ -394,6 +394,7 @@ cdef class Engine:
     cdef dict numbers                       # (shard, address) -> node number
     cdef dict written                       # node number -> keys written elsewhere
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
+    cdef set databases                      # those that clients have used
     cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
     cdef Stale *stale                       # NULL: stale_while_down is not set
     cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one

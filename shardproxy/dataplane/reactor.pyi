@@ -75,6 +75,9 @@ class Reactor:
     def take_written(self, address: str) -> tuple[list[bytes], bool]:
         """Keys written or deleted on stand-ins while it is out, and whether there were more; forgotten."""
 
+    def used_databases(self) -> list[int]:
+        """Those that clients have used since the start."""
+
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 

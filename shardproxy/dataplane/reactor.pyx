@@ -101,6 +101,7 @@ cdef class Reactor(Engine):
         self.numbers = {}
         self.written = {}
         self.written_bytes = {}
+        self.databases = {0}
         self.ghosts = {}
         self.asks = {}
         self.links = {}
@@ -480,6 +481,9 @@ cdef class Reactor(Engine):
                 overflow = self.written_bytes.pop(number, 0) < 0
                 return list(self.written.pop(number, ())), overflow
         return [], False
+
+    def used_databases(self):
+        return list(self.databases)
 
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])

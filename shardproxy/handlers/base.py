@@ -75,6 +75,7 @@ class Server(Protocol):
     topology: "Topology"
     commands: "CommandTable"
     reactor: "Reactor"
+    missed: dict[str, set[str]]  # by shard: changes of "functions", "scripts" while its node was away
     started: float  # seconds since 1970
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none

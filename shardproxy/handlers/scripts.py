@@ -71,6 +71,7 @@ async def flush(server: Server, call: "Call") -> bytes:
     await server.everywhere("forget scripts")
     answers = await ask_all(server, call, *call.args)
     await server.everywhere("forget scripts")  # what was sent meanwhile
+    await tell_missed(server, "scripts", answers)
     return all_or_error("SCRIPT FLUSH", answers) or reply.OK
 
 
@@ -101,6 +102,7 @@ def debug(server: Server, call: "Call") -> bytes:
 async def change(server: Server, call: "Call") -> bytes:
     """By all, or an error that names those that have not."""
     answers = await ask_all(server, call, *call.args)
+    await tell_missed(server, "functions", answers)
     if error := all_or_error(call.row.name.replace("|", " ").upper(), answers):
         return error
     return _alike(call, answers)
@@ -123,6 +125,20 @@ async def stats(server: Server, call: "Call") -> bytes:
     if not good:
         return answers[0].frame if answers else reply.error(errors.NO_SHARDS)
     return next((frame for frame in good if b"duration_ms" in frame), good[0])
+
+
+async def tell_missed(server: Server, what: str, answers: list[Answer]) -> None:
+    """Who was not there for a change makes up for it before it is admitted again: proxy/returns."""
+    done = {answer.shard for answer in answers if not answer.frame.startswith(ABSENT)}
+    missed = [each.name for each in server.topology.pools[0].shards if each.name not in done]
+    if missed and done:
+        await server.everywhere("missed", what, missed)
+
+
+@part("missed")
+def missed(server: Server, what: str, shards: list[str]) -> None:
+    for shard in shards:
+        server.missed.setdefault(shard, set()).add(what)
 
 
 def _alike(call: "Call", answers: list[Answer]) -> bytes:

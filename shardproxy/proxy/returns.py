@@ -1,7 +1,8 @@
 """How a node that was out comes back: the fenced sequence, and what is swept after it.
 
  1. our old connections to the node are killed there by id, since bytes in its socket buffers would run later;
-    what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node;
+    what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node, and
+    its functions and scripts are made those of the others when these have changed;
  2. the fence: no worker has anything of its keys in flight, and all have said so;
  3. inside it the rest of 1; or the whole database goes, if nobody else has been using it;
  4. it is up, and its keys come back to it;
@@ -19,7 +20,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -47,6 +48,7 @@ class Taken(NamedTuple):
     ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
+    missed: Sequence[str] = ()  # what has changed on the others meanwhile: "functions", "scripts"
 
 
 class Known(msgspec.Struct, array_like=True, frozen=True):
@@ -67,6 +69,9 @@ class Fleet(Protocol):
     def set_topology(self, topology: Topology) -> Awaitable[bool]:
         """Swaps it in before it returns. True: every live worker serves by it, and where it puts a shard into
         "hold" none has anything of its keys in flight elsewhere."""
+
+    async def databases(self) -> set[int]:
+        """Those that clients have used: no others are looked into, nor emptied."""
 
     async def take(self, address: str) -> list[Taken]:
         """From all workers; who cannot be asked stands there with `overflow`. Raises NodeRefuses: not now."""
@@ -124,13 +129,14 @@ class Returns:
     ) -> None:
         self._fleet, self._way, self._run_id, self._log = fleet, way, run_id.encode(), log
         self._ghosts: dict[str, set[int]] = {}
+        self._missed: dict[str, set[str]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
         self._debts: dict[str, Owed] = {}  # of each node
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
-        for each in (self._ghosts, self._owed, self._unswept, self._debts):
+        for each in (self._ghosts, self._missed, self._owed, self._unswept, self._debts):
             each.pop(address, None)
 
     def move(self, old: str, new: str) -> None:
@@ -208,6 +214,7 @@ class Returns:
         async with self._line(address) as line:
             await self._collect(pool, address)
             await self._kill_ghosts(line, address, away_for)
+            await self._make_up(line, pool, address)
             flush = self._flushes(pool, address)
             unused = flush and await self._unused(line, pool, address)
             if not unused:
@@ -221,10 +228,12 @@ class Returns:
                 raise NodeRefuses("the policy of its pool has just changed")
             await self._collect(pool, address)
             await self._kill_ghosts(line, address, away_for)
+            await self._make_up(line, pool, address)
             if self._flushes(pool, address) and not flush:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
             if unused:
-                await call(line, ("FLUSHDB", "ASYNC"))
+                async for _ in self._databases(line):
+                    await call(line, ("FLUSHDB", "ASYNC"))
             if pool.removes:
                 await self._tell_use(line)
             while self._to_delete(pool, address, deleted) or self._must_look_through(address):
@@ -254,6 +263,7 @@ class Returns:
             for taken in await self._fleet.take(each):
                 owed.add(map(bytes, taken.keys), taken.overflow and pool.on_return == "invalidate")
                 self._ghosts.setdefault(each, set()).update(taken.ghosts)
+                self._missed.setdefault(each, set()).update(taken.missed)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
         """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
@@ -284,6 +294,24 @@ class Returns:
                 raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
         self._ghosts.pop(address, None)
 
+    async def _make_up(self, line: Line, pool: Pool, address: str) -> None:
+        """For what it missed: its code is made that of the others."""
+        missed = self._missed.get(address, set())
+        if "scripts" in missed:
+            await call(line, ("SCRIPT", "FLUSH"))
+            missed.discard("scripts")
+        others = [each.node.address for each in pool.shards if each.node.state == "up" and not each.draining]
+        for other in others if "functions" in missed else ():
+            with contextlib.suppress(NodeRefuses):
+                if other == address:
+                    continue
+                async with self._line(other) as there:
+                    dump = await call(there, ("FUNCTION", "DUMP"))
+                if isinstance(dump, bytes):
+                    await call(line, ("FUNCTION", "RESTORE", dump, "FLUSH"))
+                missed.discard("functions")
+                return
+
     def _to_delete(self, pool: Pool, address: str, deleted: Collection[bytes]) -> list[bytes]:
         """Keys that are known: its own, those it stood in for, its debts."""
         if not pool.removes:
@@ -299,7 +327,7 @@ class Returns:
 
     async def _delete(self, line: Line, pool: Pool, address: str, deleted: set[bytes]) -> None:
         keys = self._to_delete(pool, address, deleted)
-        await unlink(line, keys)
+        await self._unlink(line, keys)
         deleted.update(keys)
         if self._must_look_through(address):
             await self._pay(line, pool, address)
@@ -310,7 +338,7 @@ class Returns:
             if debt.everything:
                 await self._look_through(line, address)
             else:
-                await unlink(line, debt.keys)
+                await self._unlink(line, debt.keys)
         except BaseException:
             self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
             raise
@@ -410,21 +438,39 @@ class Returns:
             if owed.everything:
                 await self._look_through(line, where)
             else:
-                await unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
+                await self._unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
 
     async def _look_through(self, line: Line, address: str) -> None:
         """Deletes every key of a node that is not its to serve."""
-        cursor = b"0"
-        while True:
-            found = await call(line, ("SCAN", cursor, "COUNT", BATCH))
-            assert isinstance(found, list)
-            cursor, keys = found
-            pool, shard = self._place(address)
-            if not pool.removes:
-                return  # since a moment ago
-            await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
-            if cursor == b"0":
-                return
+        async for _ in self._databases(line):
+            cursor = b""
+            while cursor != b"0":
+                found = await call(line, ("SCAN", cursor or b"0", "COUNT", BATCH))
+                assert isinstance(found, list)
+                cursor, keys = found
+                pool, shard = self._place(address)
+                if pool.removes:  # else since a moment ago it does not
+                    await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
+
+    async def _unlink(self, line: Line, keys: Collection[bytes]) -> None:
+        """In every database: nobody remembers which one a key was written in."""
+        if keys:
+            async for _ in self._databases(line):
+                await unlink(line, keys)
+
+    async def _databases(self, line: Line) -> AsyncIterator[int]:
+        """One after the other, each selected; then the first again."""
+        used = await self._fleet.databases()
+        for number in sorted(used):
+            if used == {0} or await _selects(line, number):
+                yield number
+        if used != {0}:
+            await call(line, ("SELECT", 0))
+
+
+async def _selects(line: Line, number: int) -> bool:
+    """False: it has no such database."""
+    return bool((await line.ask(("SELECT", number)))[0] == b"OK")
 
 
 async def call(line: Line, request: Sequence[str | bytes | int]) -> object:

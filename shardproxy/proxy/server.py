@@ -88,6 +88,7 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
+        self.missed: dict[str, set[str]] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         hidden = password_variables(config)
@@ -466,12 +467,17 @@ class Proxy:
     async def take(self, address: str) -> list[Taken]:
         return [self.taken(address)]
 
+    async def databases(self) -> set[int]:
+        return set(self.reactor.used_databases())
+
     def taken(self, address: str) -> Taken:
         """What this worker remembers of a node that is out; it forgets it."""
         keys, overflow = self.reactor.take_written(address)
         if sum(map(len, keys)) > TAKE_MOST:
             keys, overflow = [], True
-        return Taken(self.reactor.take_ghosts(address), keys, overflow)
+        shards = [shard.name for shard in self.topology.pools[0].shards if shard.node.address == address]
+        missed = [what for shard in shards for what in self.missed.pop(shard, ())]
+        return Taken(self.reactor.take_ghosts(address), keys, overflow, missed)
 
     # --- what handlers ask (handlers.base.Server) ---
 
@@ -489,6 +495,7 @@ class Proxy:
             return await self._clients()
         parts: dict[str, Callable[[], Any]] = {
             "nodes": self.reactor.nodes,
+            "databases": self.reactor.used_databases,
             "process": self._process,
             "worker": self._worker,
             "denials": self.access_log.entries,

@@ -106,6 +106,7 @@ class Supervisor:
         self.stopping = False
         inherits = taken is not None and taken.knows
         self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
+        self._databases = {0}  # that clients have used, as far as the workers have been asked
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
@@ -359,6 +360,11 @@ class Supervisor:
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
         return behind
+
+    async def databases(self) -> set[int]:
+        for used in (await self.broadcast("databases")).values():
+            self._databases.update(used)
+        return self._databases
 
     async def take(self, address: str) -> list[Taken]:
         living = [slot for slot in self.slots if slot.alive]

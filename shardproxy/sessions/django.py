@@ -79,6 +79,7 @@ class SessionStore(SessionBase):
     """The engine: a `Session` of ours, in Django's words. session_key is the cookie's value."""
 
     visit: Visit | None = None
+    _had_user = False  # django.contrib.auth's key was there when it was loaded, or saved
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -96,8 +97,12 @@ class SessionStore(SessionBase):
 
     @property
     def bound(self) -> Session:
-        """Ours, loaded if it was not."""
+        """Ours, loaded if it was not: `incr`, `append`, `authenticated_at`, `handle` and the like."""
         return cast(Session, self._get_session())
+
+    async def abound(self) -> Session:
+        """The same, awaited. What reaches the store is this engine's a… methods, not this one's own."""
+        return cast(Session, await self._aget_session())
 
     @property
     def user_id(self) -> str | None:
@@ -131,6 +136,7 @@ class SessionStore(SessionBase):
                 for name in (USER, BACKEND, HASH):  # who it is is said by `user_id` alone
                     session.pop(name, None)
             session.update(auth)
+            self._had_user = USER in session
         return session
 
     def _get_session(self, no_load: bool = False) -> Any:
@@ -185,7 +191,7 @@ class SessionStore(SessionBase):
             if wanted is not None and str(wanted) != session._user_id:
                 session.update({USER: str(wanted)})
                 yield from operations.login(rules, session, str(wanted), remember=_remembers(session, rules))
-            elif wanted is None and session._user_id is not None:
+            elif wanted is None and self._had_user and session._user_id is not None:
                 # the auth keys were taken away by hand: a change of privilege like any other
                 data = dict(session)
                 yield from operations.destroy(rules, session)
@@ -202,6 +208,7 @@ class SessionStore(SessionBase):
 
     def _saved(self, nothing: Any) -> None:
         self._session_key = self._session_cache.cookie
+        self._had_user = USER in self._session_cache
 
     def _times(self, session: Session) -> float | None:
         """Timeouts of its own, if `set_expiry` has asked for some; its age."""
@@ -219,6 +226,18 @@ class SessionStore(SessionBase):
         return age
 
     # --- the end, and a new id ---
+
+    def login(self, user_id: str, remember: bool = False) -> None:
+        """For apps without django.contrib.auth: as `Session.login`."""
+        self._saved(self._run(self._logging_in(self._get_session(), user_id, remember)))
+
+    async def alogin(self, user_id: str, remember: bool = False) -> None:
+        self._saved(await self._arun(self._logging_in(await self._aget_session(), user_id, remember)))
+
+    def _logging_in(self, session: Session, user_id: str, remember: bool) -> Plan:
+        for name in (USER, BACKEND, HASH):
+            session.pop(name, None)
+        yield from operations.login(self.configured.store.rules, session, user_id, remember)
 
     def delete(self, session_key: str | None = None) -> None:
         if key := session_key or self.session_key:

@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.data import SessionData
-from shardproxy.core.sessions.errors import SessionUnavailable
+from shardproxy.core.sessions.errors import SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Event, Plan, Rules, SessionInfo
 from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
-from shardproxy.sessions.executors import Awaiting, AwaitingMemory, Blocking, Memory
+from shardproxy.sessions.executors import FAULTS, Awaiting, AwaitingMemory, Blocking, Memory
+from shardproxy.sessions.fitness import Verdict, examine
 
 log = logging.getLogger("shardproxy.sessions")
 
@@ -163,6 +164,8 @@ class BaseStore:
     grace, bound    seconds an old id works after the new one was seen, and after its renewal at most
     touch           the part of idle after which a read extends it
     max_sessions    of one user; when_full: "oldest", what would expire first ends; "reject", TooManySessions
+    check           before the first use, the place is asked whether it is fit for sessions: True, UnfitPool
+                    if not; "warn", a warning; False, it is not asked
     on_event        is told of sessions created, renewed, destroyed, revoked, in conflict, suspicious
 
     counters: how often what happened, since it was made.
@@ -184,6 +187,7 @@ class BaseStore:
         touch: float = 0.1,
         max_sessions: int | None = None,
         when_full: Literal["oldest", "reject"] = "oldest",
+        check: bool | Literal["warn"] = True,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         if fail not in ("error", "anonymous"):
@@ -191,6 +195,7 @@ class BaseStore:
         keyring = Keyring(secrets)
         codec = Codec(keyring, chance.token_bytes, format, compress_over, encrypt, max_size)
         self.fail = fail
+        self._check, self._checked = check, not check
         self._on_event = on_event
         self.rules = Rules(
             keyring, codec, chance.token_bytes, {**CLASSES, **(classes or {})}, prefix, grace, bound, touch,
@@ -214,6 +219,14 @@ class BaseStore:
             except Exception as error:  # the application's own: no reason to lose a session
                 log.error("on_event raised %s", type(error).__name__)
 
+    def _judged(self, verdict: Verdict) -> None:
+        """What `examine` has found: said once; UnfitPool as often as it is asked."""
+        for warning in verdict.warnings + (verdict.faults if self._check == "warn" else []):
+            log.warning("sessions: %s", warning)
+        if verdict.faults and self._check != "warn":
+            raise UnfitPool("; ".join(verdict.faults))
+        self._checked = verdict.known
+
     def _failed(self, session: SessionData, error: SessionUnavailable) -> None:
         """A read that failed: what `fail` says."""
         self.rules.counters["unavailable"] += 1
@@ -231,6 +244,7 @@ class SessionStore(BaseStore):
     def __init__(self, client: Any, secrets: Sequence[str | bytes], **options: Any) -> None:
         super().__init__(secrets, **options)
         self._executor: Blocking | Memory = client if isinstance(client, Memory) else Blocking(client)
+        self._checked |= self._executor.client is None
 
     def new(self, device: Mapping[str, Any] | None = None) -> Session:
         """An empty session; nothing is stored before data is."""
@@ -257,6 +271,11 @@ class SessionStore(BaseStore):
         """The sessions of a user, the latest seen first."""
         return list(self._run(operations.list_sessions(self.rules, user_id)))
 
+    def find(self, handle: str) -> SessionInfo | None:
+        """One session of a user by its public handle; None: it is gone. ValueError: no handle."""
+        found: SessionInfo | None = self._run(operations.find(self.rules, handle))
+        return found
+
     def revoke(self, handle: str) -> bool:
         """Ends one session of a user at once; whether it was there. ValueError: no handle."""
         return bool(self._run(operations.revoke(self.rules, handle)))
@@ -265,7 +284,23 @@ class SessionStore(BaseStore):
         """Ends all sessions of a user at once, but `except_`; how many were listed."""
         return int(self._run(operations.revoke_all(self.rules, user_id, except_)))
 
+    def check(self) -> None:
+        """Asks whether the place is fit for sessions, as the first use does otherwise. UnfitPool."""
+        asking = examine(self._executor.client)
+        try:
+            step = next(asking)
+            while True:
+                try:
+                    reply = step()
+                except FAULTS as error:
+                    reply = error
+                step = asking.send(reply)
+        except StopIteration as done:
+            self._judged(done.value)
+
     def _run(self, plan: Plan) -> Any:
+        if not self._checked:
+            self.check()
         try:
             call = next(plan)
             while True:
@@ -287,6 +322,7 @@ class AsyncSessionStore(BaseStore):
         self._executor: Awaiting | AwaitingMemory = (
             client if isinstance(client, AwaitingMemory) else Awaiting(client)
         )
+        self._checked |= self._executor.client is None
 
     def new(self, device: Mapping[str, Any] | None = None) -> AsyncSession:
         """See `SessionStore.new`."""
@@ -306,6 +342,11 @@ class AsyncSessionStore(BaseStore):
         """See `SessionStore.list_sessions`."""
         return list(await self._run(operations.list_sessions(self.rules, user_id)))
 
+    async def find(self, handle: str) -> SessionInfo | None:
+        """See `SessionStore.find`."""
+        found: SessionInfo | None = await self._run(operations.find(self.rules, handle))
+        return found
+
     async def revoke(self, handle: str) -> bool:
         """See `SessionStore.revoke`."""
         return bool(await self._run(operations.revoke(self.rules, handle)))
@@ -314,7 +355,23 @@ class AsyncSessionStore(BaseStore):
         """See `SessionStore.revoke_all`."""
         return int(await self._run(operations.revoke_all(self.rules, user_id, except_)))
 
+    async def check(self) -> None:
+        """See `SessionStore.check`."""
+        asking = examine(self._executor.client)
+        try:
+            step = next(asking)
+            while True:
+                try:
+                    reply = await step()
+                except FAULTS as error:
+                    reply = error
+                step = asking.send(reply)
+        except StopIteration as done:
+            self._judged(done.value)
+
     async def _run(self, plan: Plan) -> Any:
+        if not self._checked:
+            await self.check()
         try:
             call = next(plan)
             while True:

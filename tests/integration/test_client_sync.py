@@ -14,10 +14,10 @@ from redis.exceptions import (
     ResponseError,
     WatchError,
 )
+from servers import RedisNode, redis_nodes, shards_of, until
 
 from shardproxy import ShardedRedis
 from shardproxy.config import ConfigError
-from tests.servers import RedisNode, redis_nodes, shards_of, until
 
 SCRIPT = "return {KEYS[1], ARGV[1], redis.call('incr', KEYS[1])}"
 

@@ -97,6 +97,21 @@ def test_it_goes_and_comes_back_twice(proxy: ProxyProcess, nodes: list[RedisNode
             each.close()
 
 
+def test_what_is_in_another_database_comes_back_no_older(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
+    with proxy.raw() as raw:
+        one, two = on(raw, "a", 2)
+        raw.ask("SELECT", 5)
+        for key in (one, two):
+            assert raw.ask("SET", key, "before") == b"+OK\r\n"
+        nodes[0].pause()
+        raw.ask("GET", one)
+        comes_to(raw, "a", "out")
+        assert raw.ask("SET", one, "meanwhile") == b"+OK\r\n"
+        nodes[0].resume()
+        comes_to(raw, "a", "up")
+        assert raw.value("MGET", one, two) == [None, "before"]
+
+
 def test_a_second_outage_finds_nothing_of_the_first(proxy: ProxyProcess, nodes: list[RedisNode]) -> None:
     with proxy.raw() as raw:
         keys = on(raw, "a", 5)

@@ -41,6 +41,7 @@ class Fleet:
         )
         self.topology = Topology.from_config(config)
         self.taken: dict[str, list[Taken]] = {}
+        self.used = {0}
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.returns = Returns(
             self,  # type: ignore[arg-type]  # it needs no more of a fleet
@@ -48,6 +49,9 @@ class Fleet:
             RUN_ID,
             lambda event, **fields: self.logged.append((event, fields)),
         )
+
+    async def databases(self) -> set[int]:
+        return self.used
 
     async def take(self, address: str) -> list[Taken]:
         return self.taken.pop(address, [])
@@ -141,6 +145,35 @@ async def test_flush_and_the_sweep_after_it(nodes: list[RedisNode], why: str) ->
     assert keys_of(nodes[0]) == set()
     assert keys_of(nodes[1]) == {key.decode() for key in others}
     assert fleet.events("node_returns")[0]["flushed"]
+
+
+@pytest.mark.parametrize("how", ["remembered", "overflow", "moved"])
+async def test_every_database_that_clients_use(nodes: list[RedisNode], how: str) -> None:
+    """And no other one: that is somebody else's."""
+    fleet = Fleet(nodes)
+    fleet.used = {0, 5, 99}  # it has no 99
+    (mine,) = homed(fleet, "a", 1)
+    for node in nodes:
+        with node.raw() as raw:
+            for database in (0, 5, 7):
+                raw.ask("SELECT", database)
+                raw.ask("SET", mine, "old")
+    fleet.put(nodes[0], "out")
+    if how == "moved":
+        fleet.returns.owe_all(nodes[1].address)
+        fleet.put(nodes[0], "up")
+        await fleet.returns.tidy(nodes[1].address)
+        changed = nodes[1:2]
+    else:
+        fleet.wrote(nodes[0], mine, overflow=how == "overflow")
+        await fleet.back(nodes[0])
+        changed = nodes
+    for node in nodes:
+        with node.raw() as raw:
+            left = [number for number in (0, 5, 7) if raw.ask("SELECT", number) and raw.value("EXISTS", mine)]
+        assert left == ([7] if node in changed else [0, 5, 7])
+    for node in nodes:
+        ask(node, "FLUSHALL")
 
 
 async def test_more_than_is_remembered_is_as_flush(nodes: list[RedisNode]) -> None:

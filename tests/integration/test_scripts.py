@@ -12,6 +12,9 @@ from redis.exceptions import NoScriptError
 from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
 
 SET = "return redis.call('SET', KEYS[1], ARGV[1])"
+OTHER_LIBRARY = (
+    "#!lua name=other\nredis.register_function('get', function(k) return redis.call('GET', k[1]) end)"
+)
 LIBRARY = (
     "#!lua name=lib\nredis.register_function('put', function(k, a) return redis.call('SET', k[1], a[1]) end)"
 )
@@ -322,6 +325,38 @@ def test_functions_are_on_every_node(proxy: ProxyProcess, nodes: list[RedisNode]
         with Raw(nodes[1].port) as there:
             there.ask("FUNCTION", "FLUSH")
         assert b"was done, but not on shard 'b'" in raw.ask("FUNCTION", "DELETE", "lib")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_deleted_while_a_node_was_away_is_not_there_when_it_is_back(workers: int) -> None:
+    pool = 'kind = "cache"\non_shard_down = "rehash"\ntimeout = "500ms"\nhealth = { interval = "300ms" }'
+    with (
+        redis_nodes(2) as nodes,
+        ProxyProcess(toml(shards_of(nodes), top=f"workers = {workers}", pool=pool)) as proxy,
+        proxy.raw() as raw,
+    ):
+
+        def state() -> str:
+            return str(json.loads(raw.value("PROXY", "NODES"))[0]["state"])
+
+        for turn in ("another", "none"):
+            until(lambda: state() == "up")
+            assert raw.value("FUNCTION", "LOAD", "REPLACE", LIBRARY) == "lib"
+            raw.ask("SCRIPT", "LOAD", SET)
+            assert on_nodes(nodes, "SCRIPT", "EXISTS", sha(SET)) == [[1]] * 2
+            nodes[0].pause()
+            until(lambda: everywhere(raw) and state() == "out")
+            if turn == "another":
+                assert raw.value("FUNCTION", "LOAD", OTHER_LIBRARY) == "other"
+                assert raw.ask("FUNCTION", "DELETE", "lib") == b"+OK\r\n"
+            else:
+                assert raw.ask("FUNCTION", "FLUSH") == b"+OK\r\n"
+            assert raw.ask("SCRIPT", "FLUSH") == b"+OK\r\n"
+            nodes[0].resume()
+            until(lambda: state() == "up")
+            one, two = on_nodes(nodes, "FUNCTION", "LIST")
+            assert one == two and len(one) == (turn == "another")
+            assert on_nodes(nodes, "SCRIPT", "EXISTS", sha(SET)) == [[0]] * 2
 
 
 def test_a_node_without_functions_is_given_the_others() -> None:

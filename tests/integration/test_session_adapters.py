@@ -1,7 +1,7 @@
 """Every adapter, over a Redis and in memory: what its users count on, item by item.
 
-The same app in each framework (tests/webapps.py), asked by a browser over no network (tests/webdrive.py). What
-other requests do in the meantime runs inside a request, between its reading and its saving.
+The same app in each framework (tests/webapps.py), asked by a browser over no network (tests/webdrive.py).
+What other requests do in the meantime runs inside a request, between its reading and its saving.
 """
 
 import logging
@@ -32,7 +32,7 @@ FRAMEWORKS = ["fastapi", "flask", "django", "django_asgi", "wsgi"]
 
 
 class Fresh:
-    """A client of asyncio whose connections outlive no command: each test, and browser, has a loop of its own."""
+    """A client of asyncio whose connections outlive no command: each browser has a loop of its own."""
 
     def __init__(self, port: int, **options: Any) -> None:
         self.port, self.options = port, options
@@ -43,7 +43,7 @@ class Fresh:
 
 
 class Place:
-    """Where sessions are: two stores over it that block and await; `calls` of either, by name of the script."""
+    """Where sessions are: two stores over it that block and await; `calls`: the scripts they have run."""
 
     def __init__(self, node: RedisNode | None, **options: Any) -> None:
         self.calls: list[str] = []

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import redis
-from servers import ProxyProcess, RedisNode, shards_of, toml
+from click.testing import CliRunner, Result
+from servers import ProxyProcess, RedisNode, shards_of, toml, until
 
+from shardproxy.cli import main
 from shardproxy.sessions import SessionStore
 
 SECRETS = ["the newest secret of all", "an older secret, still good"]
@@ -204,7 +206,31 @@ def test_off_and_unfit(nodes3: list[RedisNode], proxy: ProxyProcess, tables: str
         ProxyProcess(toml(shards_of([node]), top=tables, pool=DURABLE)) as unfit,
         unfit.raw() as raw,
     ):
-        assert raw.ask("SESSION.LOAD", "x").startswith(b"-SESSIONUNFIT node ")
+        until(lambda: raw.ask("SESSION.LOAD", "x").startswith(b"-SESSIONUNFIT node "))  # once it is known
     everybody = '[users]\ndefault = "on nopass ~* &* +@all +@session"'
     with ProxyProcess(toml(shards_of(nodes3), top=everybody)) as off, off.raw() as raw:
         assert raw.ask("SESSION.LOAD", "x").startswith(b"-ERR sessions are off")
+
+
+def test_operators_list_and_end_sessions(door: ProxyProcess, client: Any) -> None:
+    def run(*args: str) -> Result:
+        return CliRunner().invoke(main, ["sessions", *args])
+
+    where = ("-c", str(door.config_path))
+    made = create(client, "USER", "dora", "DEVICE", '{"agent": "Fire\\u001bfox"}', "SET", "a", '"private"')
+    listed = run("list", *where, "dora")
+    assert listed.exit_code == 0, listed.output
+    assert made["handle"] in listed.output and "Fire fox" in listed.output
+    assert "private" not in listed.output and made["cookie"] not in listed.output
+    assert made["handle"] in run("show", *where, made["handle"]).output
+    assert run("revoke", *where, made["handle"]).output == "1 session ended\n"
+    assert client.execute_command("SESSION.LOAD", made["cookie"]) is None
+    for gone in (
+        ("list", *where, "dora"),
+        ("show", *where, made["handle"]),
+        ("revoke", *where, "--user", "dora"),
+    ):
+        done = run(*gone)
+        assert (done.exit_code, done.output) == (1, "Error: no session\n")
+    assert run("revoke", *where).exit_code == 2
+    assert run("show", *where, "nonsense").exit_code == 2

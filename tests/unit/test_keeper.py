@@ -72,6 +72,9 @@ class FakeFleet:
         done.set_result(self.acknowledge)
         return done
 
+    async def databases(self) -> set[int]:
+        return {0}
+
     async def take(self, address: str) -> list[Taken]:
         return []
 

@@ -231,12 +231,12 @@ class Model:
             return [state]
         if args[1] not in (b"", self.records[record][b"v"]):
             return [b"CONFLICT"]
-        if no := self._try(record, args[5:]):
+        if no := self._try(record, args[6:]):
             return [no]
         whole = found.get(b"h") or b""
         handle, renew_at = whole[:8], _int(self.now + found.renewal)
         ttl = min(found.idle, found.left)
-        version = int(self.records[record][b"v"]) + 1
+        version = int(self.records[record][b"v"]) + int(args[5])
         self.records[fresh] = self.records[record] | {
             b"h": handle + args[3],
             b"r": renew_at,
@@ -244,7 +244,7 @@ class Model:
             b"v": b"%d" % version,
         }
         self._expire(fresh, ttl)
-        results = self._apply(fresh, args[5:])
+        results = self._apply(fresh, args[6:])
         self._remove(record)
         self.records[record] = {b"p": args[2] + b" " + whole[8:]}
         if g := found.get(b"g"):

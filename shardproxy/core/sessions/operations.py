@@ -277,7 +277,7 @@ def save(rules: Rules, session: SessionData, optimistic: bool = False, renew: bo
         if changes:
             yield from _create(rules, session, "anonymous", None)
         return
-    due = renew and session.renewal_due
+    due = renew and session.renewal_due and not session._timeouts
     if due or changes or session._timeouts:
         yield from _write(rules, session, changes, optimistic, due)
 
@@ -286,7 +286,11 @@ def renew(rules: Rules, session: SessionData) -> Plan:
     """A new id now, for equal privilege; saves, too. The old one works for a little while."""
     if session.unavailable:
         raise SessionUnavailable("the session could not be read: it cannot be renewed")
-    if session._identity is not None:
+    if session._identity is None:
+        yield from save(rules, session)
+    else:
+        if session._timeouts:
+            yield from save(rules, session, renew=False)
         yield from _write(rules, session, session._changes(), False, True)
 
 
@@ -304,23 +308,22 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
         expected = session._version if optimistic or here or rebound else ""
         steps = _steps(rules, session, target, sent, rebound)
         if fresh:
-            args = [who.hash, expected, target.hash, text(rules.chance(6)), rules.bound, *steps]
+            nonce = text(rules.chance(6))
+            args = [who.hash, expected, target.hash, nonce, rules.bound, int(bool(changes)), *steps]
             reply = yield Call("renew", keys, args)
         else:
             times = " ".join(map(str, session._timeouts.ms)) if session._timeouts else ""
             reply = yield Call("save", keys, [who.hash, expected, str(rules.touch), times, *steps])
         status = reply[0]
         if status == b"OK":
-            _written(rules, session, target, sent, reply, args[3] if fresh else None)
+            _written(rules, session, target, sent, reply, nonce if fresh else "")
             return
         if status == b"MOVED":  # a parallel request was faster: that one's id is ours, with our changes
             session._identity, session._cookie_changed = _follow(rules, who, reply[1]), True
+            yield from _refresh(rules, session, changes, optimistic)
             fresh = False
             if not changes and not session._timeouts:
-                yield from _refresh(rules, session, changes)
                 return
-            if expected != "":
-                yield from _refresh(rules, session, changes, optimistic)
         elif status == b"KIND":
             raise NotANumber("incr of what is no integer (or too large), append to what is no list")
         elif status == b"OPAQUE" or (status == b"CONFLICT" and not optimistic):
@@ -348,7 +351,7 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
     found, record = yield from _read(rules, session._identity, again=True)
     if record is None:
         raise SessionGone("the session has ended")
-    if optimistic and record.version != session._version + 1:  # + 1: the renewal
+    if optimistic and record.version != session._version:
         rules.event("conflict", session.handle, session.user_id)
         raise SessionConflict("another request has changed the session")
     _adopt(session, found, record)
@@ -360,7 +363,10 @@ def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Cha
     ours = {change.name for change in changes if change.what in ("set", "del")}
     for name in (record.fields.keys() | session._stored.keys()) - ours:
         if name in record.fields:
-            session._values[name], session._stored[name] = record.fields[name]
+            value, data = record.fields[name]
+            if session._stored.get(name) == data and not any(change.name == name for change in changes):
+                continue  # who holds the value may still change it
+            session._values[name], session._stored[name] = value, data
         else:
             session._values.pop(name, None)
             session._stored.pop(name, None)
@@ -404,7 +410,7 @@ def _steps(
 
 
 def _written(
-    rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: Any
+    rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: str
 ) -> None:
     now, ttl, version, results, renew_at = reply[1:6]
     key = rules.record_key(who.tag, who.hash)
@@ -412,16 +418,16 @@ def _written(
     for field, data in zip(results[::2], results[1::2], strict=True):
         name = field.decode("utf-8", "surrogatepass")
         found[name[1:]] = rules.codec.open(key, name, data)
-    if session._timeouts and session._meta and nonce is None:
+    if session._timeouts and session._meta:
         absolute, idle, renewal = session._timeouts.ms
         session._meta = session._meta._replace(absolute=absolute, idle=idle, renewal=renewal)
         session._timeouts = None
-    if int(version) == session._version + 1:
+    if int(version) == session._version + (1 if changes or not nonce else 0):
         session._version = int(version)  # else others' changes have not been seen: optimistic saves must fail
     session._now, session._ttl, session._renew_at = int(now), int(ttl), int(renew_at)
     session._saved(changes, found)
     rules.counters["saves"] += 1
-    if nonce is not None:
+    if nonce:
         session._identity, session._nonce, session._cookie_changed = who, nonce, True
         rules.event("renewed", session.handle, session.user_id)
 
@@ -657,3 +663,10 @@ def sessions_of_tag(rules: Rules, tag: str) -> Plan:
                 SessionInfo(tag + member[:HANDLE], meta.kind, meta.created / 1000, seen, when / 1000, device)
             )
     return found
+
+
+def find(rules: Rules, handle: str) -> Plan:
+    """SessionInfo of a session of some user, by its public name; None: it is gone. ValueError: no handle."""
+    tag, _ = split_handle(handle)
+    found = yield from sessions_of_tag(rules, tag)
+    return next((each for each in found if each.handle == handle), None)
