@@ -27,7 +27,7 @@ from shardproxy.dataplane.counters cimport FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Node, Upstream, wall_us
-from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, too_large
+from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, rewind, too_large
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport charge, node_of, room_for_keys
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
@@ -405,11 +405,13 @@ cdef size_t command_at(const char *p, size_t n, char *key, size_t *size) noexcep
 cdef void meta_again(Engine e, Client *c, const Entry *entry, const char *p, size_t n) noexcept:
     cdef char key[KEY_MOST + 2]
     cdef size_t size = 0, at = 0, length
+    cdef Entry anew = entry[0]
     cdef uint32_t i, k, total = entry.total
     cdef int node = -1, other, parts = 0, part
     cdef bint displaced = False
     cdef Fan *f
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN its shard is down, and its keys have no other place in common\r\n")
+    rewind(e, &anew)
     memset(e.shares, 0, e.node_count * sizeof(uint32_t))
     if room_for_keys(e, <int>total) < 0:
         deliver_error(e, entry, False)

@@ -365,6 +365,26 @@ def test_evictions_meanwhile() -> None:
         assert restarts, "none of the counters was evicted"
 
 
+def test_a_node_that_stands_still() -> None:
+    """Nobody who waits for his turn waits longer than a request may take, whoever is before him."""
+    with (
+        MemcachedNode() as node,
+        ProxyProcess(toml({"m": node.url}, pool='timeout = "300ms"')) as proxy,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(proxy.raw()) for _ in range(20)]
+        assert [raw.value("INCR", "n") for raw in clients] == list(range(1, 21))
+        node.pause()
+        for raw in clients:
+            raw.send(pack("INCR", "n"))
+        replies = [raw.frame() for raw in clients]
+        node.resume()
+        assert all(reply.startswith((b"-TIMEOUT shard 'm'", b"-SHARDDOWN shard 'm'")) for reply in replies)
+        assert all(b"has not run" in reply for reply in replies if b"-TIMEOUT" in reply), replies
+        until(lambda: clients[0].ask("EXPIRE", "n", 100) == b":1\r\n")
+        assert clients[0].value("INCR", "n") == 21
+
+
 def test_a_node_that_restarts() -> None:
     """What was under way answers an error or a right value; then it begins empty."""
     with MemcachedNode() as node, ProxyProcess(toml({"m": node.url})) as proxy, proxy.raw() as raw:

@@ -149,7 +149,28 @@ def test_a_time_that_memcached_cannot_keep() -> None:
 
 def test_a_counter_is_counted_by_the_node_where_it_can() -> None:
     asked, value = ended("INCR k", [b"VA 1 c7 f0 t-1 s1\r\n9\r\n"], [b"HD\r\n"])
-    assert (asked, value) == ([b"mg k v c f t s\r\n", b"ma k C7 MI D1\r\n"], 10)
+    assert (asked, value) == ([b"mg k v c f t s h\r\n", b"ma k C7 MI D1\r\n"], 10)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "INCR k",
+            "INCRBYFLOAT k 1",
+            "APPEND k v",
+            "SETRANGE k 0 v",
+            "GETDEL k",
+            "GETSET k v",
+            "GETEX k PERSIST",
+        ),
+        *("SET k v KEEPTTL", "SET k v NX GET", "EXPIRE k 5", "EXPIRE k -1 NX", "PERSIST k"),
+    ],
+)
+def test_who_compares_and_swaps_reads_under_the_nodes_lock(command: str) -> None:
+    """See items.read: else value and CAS may be of two different moments."""
+    asked, _ = ended(command, [b"SERVER_ERROR stop\r\n"])
+    assert b" c" in asked[0] and b" h" in asked[0]
 
 
 def test_a_counter_that_gets_shorter_is_written_again_with_its_flags() -> None:
@@ -167,7 +188,7 @@ def test_a_rewrite_expires_at_the_second_at_which_it_would_have() -> None:
         [b"HD c7 t49\r\n", clock % 1_800_000_001, b"HD c7 t49\r\n"],
         [b"HD\r\n"],
     )
-    assert asked[1] == b"mg k c t\r\nstats\r\nmg k c t\r\n"
+    assert asked[1] == b"mg k c t h\r\nstats\r\nmg k c t h\r\n"
     assert (asked[3], value) == (b"ms k 1 MS T1800000050 C7\r\n9\r\n", 9)
 
 
