@@ -20,17 +20,16 @@ from redis.exceptions import RedisError, ResponseError
 from shardproxy.client import errors, merging
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
-from shardproxy.client.asking import RANDOM_TRIES, Asker, Batch, Layout
+from shardproxy.client.asking import AGAIN, RANDOM_TRIES, SERVES, Asker, Batch, Layout
 from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.follower import AsyncFollower
 from shardproxy.client.health import Transition
 from shardproxy.client.merging import Scans
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core import misses
 from shardproxy.core.commands import CommandTable, learn
 from shardproxy.core.errors import NO_SHARDS
-from shardproxy.core.topology import Pool, Shard, Topology
+from shardproxy.core.topology import Pool
 
 if TYPE_CHECKING:
     from shardproxy.client.aio_pubsub import AsyncShardedPubSub
@@ -55,7 +54,7 @@ class AsyncAsker(Asker):
         self.listeners: weakref.WeakSet[AsyncShardedPubSub] = weakref.WeakSet()  # told of new layouts
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.follower: AsyncFollower | None = None
+        self.watcher: AsyncFollower | None = None  # where proxies say what there is
         super().__init__(settings, on_transition, table)
         self._delay, self._backoff = self._backoff, None
         _ALIVE.add(self)
@@ -71,6 +70,7 @@ class AsyncAsker(Asker):
                 *key, self.reach(each), self.coding, pool.reset_after
             )
             made.nodes, made.shares = self.nodes, self.large > 0
+            made.memcached = self.table if each.protocol == "memcached" else None
         self._shards = shards  # type: ignore[assignment]
         self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))  # type: ignore[arg-type]
         for key, shard in before.items():
@@ -78,17 +78,6 @@ class AsyncAsker(Asker):
                 shard.retire()
         for listener in list(self.listeners):
             listener.moved()
-
-    def reach(self, shard: Shard) -> dict[str, Any]:
-        """As redis-py's settings."""
-        found = self.settings.reach(shard.name, shard.node.address)
-        return found | {"ssl": True} if shard.tls else found
-
-    def follow(self, topology: Topology) -> None:
-        """What a proxy has said."""
-        name = topology.pools[0].name
-        self.settings = self.settings._replace(topology=topology, pool_name=name)
-        self.apply(topology, followed=True)
 
     async def learn_commands(self) -> bool:
         """As `learn`."""
@@ -110,8 +99,8 @@ class AsyncAsker(Asker):
     async def ready(self) -> None:
         """To be awaited before anything else: it is this loop's, and there is a topology."""
         self.enter()
-        if self.follower is not None and self.follower.following.topology is None:
-            await self.follower.first()
+        if self.watcher is not None and self.watcher.following.topology is None:
+            await self.watcher.first()
 
     async def call(self, args: Sequence[Any], decode: bool = True) -> Any:
         """As `ask`."""
@@ -126,11 +115,11 @@ class AsyncAsker(Asker):
                 return await self.of_everyone(layout, plan.everywhere, plan, args, decode)
             started = started or time.monotonic()
             if layout.troubled:
-                served = await self.despite_trouble(layout, plan, started)
-                if served is None:
+                instead = await self.despite_trouble(layout, plan, started)
+                if instead is AGAIN:
                     continue
-                if served is not True:
-                    return served
+                if instead is not SERVES:
+                    return instead
             batch = self._batch(plan.shard, args, not plan.command.reads, decode, layout)
             await self.exchange([batch], plan.waits)
             if batch.error is None:
@@ -251,6 +240,8 @@ class AsyncAsker(Asker):
             batch.error = type(reply.error)(*reply.error.args)
         elif reply.late:
             batch.error = errors.timed_out(shard.name, shard.address, shard.timeout or 0.0, batch.writes)
+        elif reply.slow:
+            batch.error = errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
         elif reply.sent:
             batch.error = errors.lost(shard.name, shard.address, reply.reason, batch.writes)
         else:
@@ -300,11 +291,14 @@ class AsyncAsker(Asker):
     async def of_all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """As `all`."""
         layout = self.layout
-        batches = [
-            self._batch(at, args, writes, decode, layout)
-            for at in range(len(layout.shards))
-            if at not in layout.router.absent
-        ]
+        asked = [at for at in range(len(layout.shards)) if at not in layout.router.absent]
+        others = [at for at in asked if layout.shards[at].memcached is None]
+        if len(asked) > len(others) > 0:
+            from shardproxy.core.memcached import PROGRAMS
+
+            if layout.router.command(args[0]).name not in PROGRAMS:
+                asked = others  # what memcached cannot do, the others do
+        batches = [self._batch(at, args, writes, decode, layout) for at in asked]
         await self.exchange(batches)
         return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
 
@@ -355,7 +349,7 @@ class AsyncAsker(Asker):
     # --- while not all is well ---
 
     async def despite_trouble(self, layout: Layout, plan: Plan, started: float) -> Any:
-        """As `in_trouble`: True: its shard serves; None: look again; else the reply that it gets instead."""
+        """As `in_trouble`."""
         if (
             time.monotonic() >= self.nodes.trial_at
             and (due := self.nodes.claim(time.monotonic())) is not None
@@ -365,13 +359,15 @@ class AsyncAsker(Asker):
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
         if mode == "serve":
-            return True
+            return SERVES
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
         if mode == "hold" and await self._verdict(pool, shard.node.address, started + pool.timeout):
-            return None
+            return AGAIN
         if mode == "miss" and plan.command.reads:
-            frame = misses.reply(plan.command.name, plan.items or [], 2)
+            from shardproxy.core import misses  # seldom needed, and slow to import
+
+            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
             if frame is not None:
                 reader = self.coding.reader()
                 reader.feed(frame)
@@ -406,6 +402,8 @@ class AsyncAsker(Asker):
     def redis_of(self, shard: Any) -> Redis:
         """redis-py's client of its node."""
         self.enter()
+        if shard.memcached is not None:
+            raise TypeError(f"shard {shard.name} is a memcached node: redis-py does not speak its protocol")
         found: AsyncShard = shard
         return found.redis
 
@@ -422,23 +420,31 @@ class AsyncAsker(Asker):
             )
         self.forget()
         self._loop = loop
-        if self.follower is not None:
-            self.follower.start()
+        if self.watcher is not None:
+            self.watcher.start()
 
-    def close(self) -> None:
-        for task in list(self._trials.values()):
+    async def aclose(self) -> None:
+        """Everything ends, and may begin again; nothing of it is left in the loop then."""
+        if self._loop is not asyncio.get_running_loop():
+            self.forget()
+            return
+        tasks = [*self._trials.values(), *(self.watcher.stop() if self.watcher is not None else ())]
+        for shard in self._shards.values():
+            tasks += shard.stop()  # type: ignore[attr-defined]  # ours are AsyncShards
+        for task in tasks:
             task.cancel()
-        if self.follower is not None:
-            self.follower.close()
-        super().close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for shard in self._shards.values():
+            await shard.aclose()  # type: ignore[attr-defined]
         self._loop = None
+        await asyncio.sleep(0)  # transports close in the loop's next turn
 
     def forget(self) -> None:
         """What belongs to a loop that is not there any more is not touched again."""
         self._loop = None
         self._trials.clear()
-        if self.follower is not None:
-            self.follower.forget()
+        if self.watcher is not None:
+            self.watcher.forget()
         for shard in self._shards.values():
             shard.forget()  # type: ignore[attr-defined]
 

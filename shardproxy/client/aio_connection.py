@@ -32,13 +32,20 @@ Dial: TypeAlias = Callable[[Callable[[], asyncio.Protocol]], Awaitable[object]]
 class Lost(Exception):
     """The connection is gone, or the time is over, before the reply came.
 
-    sent: the node may have read the request. late: the connection is well, the reply may still come. error:
-    what the node said against the greeting.
+    sent: the node may have read the request. late: the connection is well, the reply may still come. slow: it
+    could not be connected to in time. error: what the node said against the greeting.
     """
 
-    def __init__(self, reason: str, sent: bool, late: bool = False, error: RedisError | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        sent: bool,
+        late: bool = False,
+        error: RedisError | None = None,
+        slow: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.sent, self.late, self.error = reason, sent, late, error
+        self.reason, self.sent, self.late, self.error, self.slow = reason, sent, late, error, slow
 
 
 class Owner(Protocol):
@@ -94,6 +101,7 @@ class Connection(asyncio.Protocol):
         self.loop, self.owner, self.timeout, self.patience = loop, owner, timeout, patience
         self.lost: str | None = None  # why it is of no more use
         self.error: RedisError | None = None  # what the node said against the greeting
+        self.slow = False  # it could not be connected to in time
         self.ended: Callable[[], None] | None = None  # called when it is lost
         self.up = False  # the greeting was answered: requests may be written
         self.owed: deque[Waiter | Many] = deque()
@@ -116,7 +124,8 @@ class Connection(asyncio.Protocol):
     async def open(self, dial: Dial, greeting: Sequence[bytes], check: Callable[[list[Any]], None]) -> None:
         """Connects and greets; then what has been asked meanwhile is written. Who calls limits the time.
 
-        Raises what dial and check do (RedisError: what the node said), and Lost; it is closed then.
+        Raises what dial and check do (RedisError: what the node said), and Lost; it is closed then. Who
+        cancels it closes it, and says why.
         """
         try:
             await dial(lambda: self)
@@ -130,7 +139,7 @@ class Connection(asyncio.Protocol):
                     raise replies
                 check(replies)
                 self._greeting = None
-        except BaseException as error:
+        except Exception as error:
             self.close(str(error) or type(error).__name__, error if isinstance(error, RedisError) else None)
             raise
         if self.lost is not None:
@@ -153,7 +162,7 @@ class Connection(asyncio.Protocol):
             self._answer(self._greeting.popleft(), Lost(reason, False, error=error))
         sent = len(self.owed) - self._unsent
         for number, place in enumerate(self.owed):
-            self._answer(place, Lost(reason, number < sent, error=error))
+            self._answer(place, Lost(reason, number < sent, error=error, slow=self.slow))
         self.owed.clear()
         self.out.clear()
         self.resume_writing()

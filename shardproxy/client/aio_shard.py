@@ -7,6 +7,7 @@ closed, never kept; what happens to them is evidence for `Nodes`, which decides.
 """
 
 import asyncio
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.health import Nodes
 from shardproxy.client.wire import Coding, pack
+from shardproxy.core.commands import CommandTable
 
 KEPT = 16  # private connections that nobody uses now
 REFUSED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, socket.gaierror)
@@ -35,6 +37,7 @@ class AsyncShard:
         self.answered = self.judged = 0  # see asking.Asker._failed
         self.timeout: float | None = reach.get("socket_timeout")
         self.nodes: Nodes | None = None  # who is told of failures
+        self.memcached: CommandTable | None = None  # it is one; the table of its commands
         self.shares = True  # calls share a connection
         self._reach, self._coding = reach, coding
         self._patience = max(patience, 2 * (self.timeout or 0.0))
@@ -131,7 +134,7 @@ class AsyncShard:
         if connection.lost is not None:
             if connection.error is None or not isinstance(connection.error, AuthenticationError):
                 self.failed(connection.lost, refused)
-            raise Lost(connection.lost, False, error=connection.error)
+            raise Lost(connection.lost, False, error=connection.error, slow=connection.slow)
 
     async def _greeted(self, connection: Connection) -> bool:
         """Whether it was refused; if `connection.lost`, it has failed."""
@@ -141,21 +144,29 @@ class AsyncShard:
         limit = self._like.socket_connect_timeout
         try:
             async with asyncio.timeout(limit):
-                requests, optional = await self._greeting()
+                requests, optional, dial = list[bytes](), set[int](), self._dial
+                if self.memcached is None:
+                    requests, optional = await self._greeting()
+                else:
+                    dial = functools.partial(self._dial_memcached, connection, self.memcached)
 
                 def check(replies: list[Any]) -> None:
                     for number, reply in enumerate(replies):
                         if isinstance(reply, Exception) and number not in optional:
                             raise reply
 
-                await connection.open(self._dial, requests, check)
+                await connection.open(dial, requests, check)
         except TimeoutError:
+            connection.slow = True
             connection.close(f"it could not be connected to within {limit or 0:g} s")
         except REFUSED as error:
             connection.close(_reason(error))
             return True
         except (OSError, Lost, RedisError) as error:
             connection.close(_reason(error))
+        except BaseException:
+            connection.close("its call was given up")
+            raise
         return False
 
     async def _dial(self, factory: Any) -> None:
@@ -172,6 +183,14 @@ class AsyncShard:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in (like.socket_keepalive_options or {}).items():
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    async def _dial_memcached(self, connection: Connection, table: CommandTable, factory: Any) -> None:
+        """What is above it talks RESP with a translator."""
+        from shardproxy.client.aio_memcached import Translator
+
+        made = Translator(connection, table, self.name, self.address)
+        await self._dial(lambda: made)
+        await made.look()
 
     async def _greeting(self) -> tuple[list[bytes], set[int]]:
         """What redis-py says first, and which of it may be refused."""
@@ -237,12 +256,18 @@ class AsyncShard:
             if not each.owed:
                 each.close("its shard is not there any more")
 
-    def close(self, reason: str = "the client is closed") -> None:
-        """All of its connections, at once."""
-        for task in list(self._opening):
-            task.cancel()
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Closes all of its connections at once; the tasks that have to end yet."""
+        opening = list(self._opening)
         for each in list(self._all):
-            each.close(reason)
+            each.close("the client is closed")
+        return opening
+
+    async def aclose(self) -> None:
+        """What redis-py has opened here."""
+        if self._redis is not None:
+            await self._redis.aclose()
+            await self._redis.connection_pool.disconnect()
 
     def forget(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begins anew, in another loop: what belongs to the old one is left to it."""

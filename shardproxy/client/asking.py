@@ -9,6 +9,7 @@ have changed something and was not answered is never sent again (UnknownOutcomeE
 snapshot: router and shards, swapped together; who works with an old one finds its connections closed.
 """
 
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -30,10 +31,12 @@ from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Shard as ShardRecord
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
 LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
+ASKED_EVERY = 0.05  # seconds between trials while proxies are waited for
 RANDOM_TRIES = 16
 SCRIPTS_MOST = 1024  # texts that are kept
 DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
@@ -91,6 +94,7 @@ class Asker:
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
+        self.follower: Any = None  # a Follower, or the asyncio client's
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -103,15 +107,39 @@ class Asker:
         for each in pool.shards:
             key = (each.name, each.node.address)
             known = self._shards.get(key)
-            shards[key] = known or Shard(*key, self.settings.reach(*key), self.coding)
+            shards[key] = known or self._shard(each)
         gone = [shard for key, shard in self._shards.items() if key not in shards]
         self._shards = shards
         self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))
         for shard in gone:
             shard.close()
 
+    def _shard(self, shard: ShardRecord) -> Shard:
+        memcached = None
+        if shard.protocol == "memcached":
+            from shardproxy.client.memcached import connect
+
+            memcached = functools.partial(connect, table=self.table)
+        return Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
+
+    def reach(self, shard: ShardRecord) -> dict[str, Any]:
+        """How its node is reached, as redis-py's settings."""
+        found = self.settings.reach(shard.name, shard.node.address)
+        return found | {"ssl": True} if shard.tls else found
+
+    def follow(self, topology: Topology) -> None:
+        """A snapshot that a proxy has told."""
+        name = topology.pools[0].name
+        self.settings = self.settings._replace(topology=topology, pool_name=name)
+        self.apply(topology, followed=True)
+
+    def look(self, doubt: bool = False) -> None:
+        """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
+        if self.follower is not None and (doubt or time.monotonic() >= self.follower.next):
+            self.follower.look(doubt)
 
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
@@ -132,12 +160,15 @@ class Asker:
     def close(self) -> None:
         for shard in self._shards.values():
             shard.close()
+        if self.follower is not None:
+            self.follower.close()
 
     # --- one call ---
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
         started, looks = 0.0, 0
+        self.look()
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -190,6 +221,7 @@ class Asker:
         retries = self._retries if self._retries is not None else pool.retries
         if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
             return False
+        self.look(doubt=True)
         answered = sum(shard.answered for shard in self.layout.shards)
         earned = max(answered - self._counted, 0) * pool.retry_budget
         self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
@@ -391,8 +423,14 @@ class Asker:
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
+        self.look()
         layout, data = self.layout, self.pack(args)
         asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
+        if any(shard.memcached for shard in asked) and not all(shard.memcached for shard in asked):
+            from shardproxy.core.memcached import PROGRAMS
+
+            name = layout.router.command(args[0]).name  # what memcached cannot do, the others do
+            asked = [shard for shard in asked if shard.memcached is None or name in PROGRAMS]
         batches = [Batch(shard, data, 1, writes, decode) for shard in asked]
         self.exchange(batches)
         return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
@@ -474,6 +512,8 @@ class Asker:
         mode = pool.mode(shard)
         if mode == "serve":
             return SERVES
+        if patient and self.follower is not None and self.follower.look(doubt=True):
+            return AGAIN
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
         if mode == "hold" and patient:
@@ -481,7 +521,11 @@ class Asker:
             while pool is self.nodes.pool and time.monotonic() < limit:
                 if self.nodes.claim_node(address):
                     self.trial(address)
-                    return AGAIN
+                    if self.follower is None:
+                        return AGAIN
+                if self.follower is not None:  # who says what is out, and where its keys are then
+                    self.follower.look(doubt=True)
+                    time.sleep(ASKED_EVERY)
                 time.sleep(HELD_FOR)
             if pool is not self.nodes.pool:
                 return AGAIN

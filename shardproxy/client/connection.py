@@ -122,8 +122,16 @@ class Connection:
 class Shard:
     """One shard's node: its connections that nobody uses now, and how to make more. Threads share it."""
 
-    def __init__(self, name: str, address: str, reach: dict[str, Any], coding: Coding) -> None:
-        self.name, self.address = name, address
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        reach: dict[str, Any],
+        coding: Coding,
+        memcached: Callable[..., Connection] | None = None,
+    ) -> None:
+        """memcached: what connects to a node that is one (client/memcached)."""
+        self.name, self.address, self.memcached = name, address, memcached
         self.idle: deque[Connection] = deque()  # pop and append are atomic
         self.pid = os.getpid()
         self.answered = 0  # requests, about: threads count together without a lock
@@ -183,6 +191,8 @@ class Shard:
         self.idle.append(connection)
 
     def connect(self) -> Connection:
+        if self.memcached is not None:
+            return self.memcached(self.name, self.address, self._reach, self._coding)
         settings = dict(self.pool.connection_kwargs)
         settings["retry"] = Retry(NoBackoff(), 0)  # whether again, we say
         link: Any = self.pool.connection_class(**settings)

@@ -152,6 +152,7 @@ class PipelineBase:
 
     def _shard_of(self, args: Sequence[Any]) -> Shard:
         """Of WATCH: its keys share one, and it serves."""
+        self.asker.look()
         layout = self.asker.layout
         found = {layout.router.locate(layout.router.key(key)) for key in args[1:]}
         if len(found) != 1:
@@ -243,6 +244,7 @@ class PipelineBase:
     def _round(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
         """Sends these calls once; answers those that may be sent again, with why in their results."""
         asker = self.asker
+        asker.look()
         if asker.layout.troubled:
             asker.try_due()
         found = self._sorted(calls, pending, results)
@@ -360,6 +362,7 @@ class PipelineBase:
     def _run_transaction(self, calls: Sequence[Call], raise_on_error: bool) -> list[Any]:
         asker = self.asker
         tries = 0
+        asker.look()
         while True:
             if asker.layout.troubled:
                 asker.try_due()

@@ -16,6 +16,8 @@ from redis.commands import list_or_args
 from redis.exceptions import PubSubError
 
 from shardproxy.client.connection import Shard
+from shardproxy.client.errors import refusal
+from shardproxy.core.errors import not_on_memcached
 
 if TYPE_CHECKING:
     from shardproxy.client.sync import ShardedRedis
@@ -48,6 +50,8 @@ class ShardedPubSub:
     reset = close
 
     def _part(self, shard: Shard) -> PubSub:
+        if shard.memcached is not None:
+            raise refusal(not_on_memcached("subscribe", shard.name))
         found = self._parts.get(shard)
         if found is None:
             found = self._parts[shard] = PubSub(shard.pool, **self._options)
@@ -62,7 +66,8 @@ class ShardedPubSub:
 
     def _all(self) -> list[Shard]:
         layout = self.client.asker.layout
-        return [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
+        ready = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
+        return [shard for shard in ready if shard.memcached is None]
 
     @property
     def subscribed(self) -> bool:
@@ -91,6 +96,7 @@ class ShardedPubSub:
     def _each(
         self, verb: str, where: Callable[[Any], list[Shard]], args: Any, handlers: dict[str, Any]
     ) -> None:
+        self.client.asker.look()
         wanted: dict[Shard, tuple[list[Any], dict[str, Any]]] = {}
         for name in list_or_args(args[0], args[1:]) if args else ():
             for shard in where(getattr(name, "name", name)):  # redis-py's Subscription has its own

@@ -10,6 +10,7 @@ a fork; it has no thread of its own, and connects when it is first used.
 
 import functools
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -110,6 +111,25 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         settings = Settings.from_config(source, pool, **redis_settings)
         return cls(settings, on_transition=on_transition)
 
+    @classmethod
+    def from_url(
+        cls, url: str, *, on_transition: Callable[[Transition], None] | None = None, **redis_settings: Any
+    ) -> Self:
+        """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
+
+        Shards and the states of their nodes are what the proxies say: asked by a call every few seconds, and
+        when one fails. The URL's login is for the proxies; the nodes', if they want one, is in the settings.
+        Raises ValueError.
+        """
+        from shardproxy.client.follower import Follower, settings_of
+        from shardproxy.client.following import Following, read_url
+
+        proxies = read_url(url)
+        client = cls(settings_of(redis_settings), on_transition=on_transition)
+        following = Following(proxies, random.randrange(len(proxies.addresses)))
+        client.asker.follower = Follower(following, redis_settings, client.asker.follow)
+        return client
+
     def __repr__(self) -> str:
         shards = ", ".join(f"{shard.name}={shard.address}" for shard in self.asker.layout.shards)
         return f"<{type(self).__name__} {self.asker.settings.pool_name}: {shards}>"
@@ -131,6 +151,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """The reply, as redis-py gives it. Raises redis-py's exceptions, ShardError and PartialError."""
         asker, name = self.asker, args[0]
+        if asker.follower is not None:
+            asker.look()
         layout = asker.layout
         command = layout.commands.get(name)
         decode = NEVER_DECODE not in options
@@ -202,8 +224,11 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         It shares the shard's settings and no connection of this client. Raises KeyError.
         """
+        self.asker.look()
         for shard in self.asker.layout.shards:
             if shard.name == name:
+                if shard.memcached is not None:
+                    raise TypeError(f"shard {name} is a memcached node: redis-py does not speak its protocol")
                 return redis.Redis(connection_pool=shard.pool)
         raise KeyError(name)
 
@@ -212,6 +237,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         Raises PartialError when some fail.
         """
+        self.asker.look()
         found = self.asker.all(args)
         failed = {name: reply for name, reply in found.items() if isinstance(reply, Exception)}
         callback = self.response_callbacks.get(args[0])

@@ -28,6 +28,7 @@ SETTINGS = [
     {"virtual_nodes": 7},
     {"hash_tag": ""},
     {"hash_tag": "$$"},
+    {"distribution": "ch3", "hash_tag": "{}"},
     *(
         {"distribution": distribution, "hash": hash, "hash_tag": tag}
         for distribution in ("ketama", "modula")
@@ -97,9 +98,14 @@ async def test_the_same_stand_ins_under_every_combination_of_shards_down() -> No
     """Each with the state that the proxy has found, which the library is told."""
     keys = random_keys(KEYS)
     pool = {"kind": "cache", "on_shard_down": "rehash", "timeout": "20s"}
-    more = (
-        'health.interval = "100ms"\nhealth.fail_open_ratio = 1.0\nhealth.failures = 1\nhealth.successes = 1\n'
-    )
+    health = {
+        "interval": "100ms",
+        "fail_open_ratio": 1.0,
+        "successes": 1,
+        "wait": "100ms",
+        "wait_most": "100ms",
+    }
+    more = "".join(f"health.{key} = {value!r}\n" for key, value in health.items())
     with redis_nodes(5 if LONG else 3) as mortal:
         config = table(mortal, pool).replace("[pool.main.shards]", more + "[pool.main.shards]")
         async with both(config) as (proxy, through, direct):
@@ -188,3 +194,40 @@ async def test_messages_meet(nodes: list[RedisNode]) -> None:
                 messages.close()
 
         await asyncio.to_thread(compare)
+
+
+async def test_following_a_proxy() -> None:
+    """Its shards and its verdicts: when it drains or loses a shard, the client goes where the proxy does."""
+    pool = {"kind": "cache", "on_shard_down": "rehash", "on_return": "invalidate", "timeout": "5s"}
+    more = 'health.interval = "100ms"\nhealth.successes = 1\n'
+    with redis_nodes(3) as mortal:
+        config = table(mortal, pool).replace("[pool.main.shards]", more + "[pool.main.shards]")
+        async with both(config) as (proxy, through, _):
+            port = proxy.addresses[0].rpartition(":")[2]
+            with ShardedRedis.from_url(f"shardproxy://127.0.0.1:{port}") as following:
+                keys = [f"key:{number}" for number in range(200)]
+
+                def agree(shards: set[str]) -> None:
+                    following.asker.look(doubt=True)
+                    following.mset(dict.fromkeys(keys, "x"))
+                    assert through.mget(keys) == [b"x"] * len(keys)
+                    pipe = following.pipeline(transaction=False)
+                    for key in keys:
+                        pipe.get(key)
+                    assert pipe.execute() == [b"x"] * len(keys)
+                    assert {following.locate(key).shard for key in keys} == shards
+
+                await asyncio.to_thread(agree, {"a", "b", "c"})
+                mortal[1].kill()
+                async with asyncio.timeout(60):
+                    while proxy.topology.pools[0].shard("b").node.state != "out":
+                        await asyncio.sleep(0.02)
+                    while following.topology.pools[0].shard("b").node.state != "out":
+                        await asyncio.to_thread(following.asker.look, True)
+                        await asyncio.sleep(0.05)
+                await asyncio.to_thread(agree, {"a", "c"})
+            nobody = ShardedRedis.from_url("shardproxy://127.0.0.1:1")
+            with pytest.raises(redis.ConnectionError, match="no proxy"):
+                nobody.get("x")
+            with pytest.raises(ValueError, match="a URL of proxies"):
+                ShardedRedis.from_url("redis://127.0.0.1:1")
