@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
+
+# No test watches the clock of a busy machine
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ SETTINGS = [
     {"virtual_nodes": 7},
     {"hash_tag": ""},
     {"hash_tag": "$$"},
+    {"distribution": "ch3", "hash_tag": "{}"},
     *(
         {"distribution": distribution, "hash": hash, "hash_tag": tag}
         for distribution in ("ketama", "modula")
