@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from servers import RedisNode
 
 from shardproxy.sessions import SessionGone, SessionStore, SessionUnavailable, Timeouts
@@ -262,7 +264,8 @@ def test_who_was_overtaken_by_a_renewal_can_renew_again(store: SessionStore) -> 
 def test_an_outage_is_no_logout(client: Any, redis: RedisNode) -> None:
     """Django's cache sessions: any exception on load was an empty session, and the next save a logout."""
     with RedisNode() as node:
-        patient, hasty = redis_py.Redis(port=node.port), redis_py.Redis(port=node.port, socket_timeout=0.2)
+        patient = redis_py.Redis(port=node.port)
+        hasty = redis_py.Redis(port=node.port, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
         store = SessionStore(patient, SECRETS)
         strict, lenient = (
             SessionStore(hasty, SECRETS, fail=fail, check=False) for fail in ("error", "anonymous")
