@@ -261,6 +261,48 @@ def test_who_was_overtaken_by_a_renewal_can_renew_again(store: SessionStore) -> 
         assert dict(store.load(cookie)) == {"x": 1} and store.load(cookie).cookie == two.cookie
 
 
+class Twice:
+    """A client that hears no first answer, and sends again: redis-py does so when a connection breaks."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        self.client.execute_command(*args, **options)
+        return self.client.execute_command(*args, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"encrypt": True}, {"format": "msgpack"}])
+def test_what_a_client_sends_twice_is_done_once(client: Any, options: dict[str, Any]) -> None:
+    other = SessionStore(client, SECRETS, **options)
+    warm = other.load(None)  # the node knows the scripts, as a NOSCRIPT is no answer to lose
+    warm.update(n=1, log=[1])
+    warm.login("7")
+    warm.incr("n")
+    warm.save(optimistic=True)
+    warm.renew()
+    warm.destroy()
+    store = SessionStore(Twice(client), SECRETS, **options)
+    session = store.load(None)
+    session["n"], session["log"] = 1, []
+    session.save()
+    session.login("42")
+    session.incr("n")
+    session.append("log", "x")
+    session.save()
+    assert dict(store.load(session.cookie)) == {"n": 2, "log": ["x"]} == dict(session)
+    session["seen"] = True
+    session.save(optimistic=True)
+    request = store.load(session.cookie)
+    request.incr("n")
+    request.renew()
+    found = store.load(request.cookie)
+    assert dict(found) == {"n": 3, "log": ["x"], "seen": True} and found.cookie == request.cookie
+    assert store.load(session.cookie).cookie == request.cookie and len(store.list_sessions("42")) == 1
+    found.destroy()
+    assert store.load(request.cookie).is_new and not client.zrange(client.keys("u:*")[0], 1, -1)
+
+
 def test_an_outage_is_no_logout(client: Any, redis: RedisNode) -> None:
     """Django's cache sessions: any exception on load was an empty session, and the next save a logout."""
     with RedisNode() as node:

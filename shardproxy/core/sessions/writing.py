@@ -54,7 +54,10 @@ def renew(rules: Rules, session: SessionData) -> Plan:
 def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool, fresh: bool) -> Plan:
     codec = rules.codec
     # Steps that a script cannot do, as it cannot read the field: done here, if nobody has changed the record
-    here = not codec.plain_json and any(change.what in ("incr", "append") for change in changes)
+    counted = any(change.what in ("incr", "append") for change in changes)
+    here = counted and not codec.plain_json
+    # A client that heard no answer may send it again: then it must not be done twice
+    token = text(rules.chance(6)) if counted or optimistic else ""
     for _ in range(TRIES):
         who = session._identity
         assert who is not None
@@ -63,7 +66,7 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
         sent = [_whole(codec, session, each) for each in changes] if here else changes
         rebound = fresh and bool(codec.encrypt)
         expected = session._version if optimistic or here or rebound else ""
-        steps = _steps(rules, session, target, sent, rebound)
+        steps = _steps(rules, session, target, sent, rebound, token)
         if fresh:
             nonce = text(rules.chance(6))
             args = [who.hash, expected, target.hash, nonce, rules.bound, int(bool(changes)), *steps]
@@ -143,9 +146,17 @@ def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Cha
 
 
 def _steps(
-    rules: Rules, session: SessionData, target: Identity, changes: Iterable[Change], rebound: bool = False
+    rules: Rules,
+    session: SessionData,
+    target: Identity,
+    changes: Iterable[Change],
+    rebound: bool = False,
+    token: str = "",
 ) -> list[str | bytes | int]:
-    """Arguments for `apply`: how many steps, then three of each. rebound: every field, for another key."""
+    """Arguments for `apply`: how many steps, then three of each.
+
+    rebound: every field, for another key. token: of a save that must not be done twice.
+    """
     key, codec = rules.record_key(target.tag, target.hash), rules.codec
     steps: list[str | bytes | int] = []
     done = set()
@@ -163,6 +174,8 @@ def _steps(
     size = sum(map(len, session._stored.values())) + sum(len(change.data) for change in changes)
     if size > codec.max_size or len(session._values) > FIELDS:
         raise SessionTooLarge(f"a session of {size} bytes, {len(session._values)} fields: over the limit")
+    if token:
+        steps += ["once", "t", token]
     rules.counters["bytes_saved"] += sum(len(each) for each in steps if isinstance(each, bytes))
     return [len(steps) // 3, *steps]
 
