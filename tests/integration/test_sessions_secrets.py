@@ -200,7 +200,12 @@ def test_device_data_and_lists(client: Any) -> None:
     assert not store.revoke("A" * 28)
 
 
-@settings(max_examples=int(os.environ.get("SESSIONS_EXAMPLES", "60")), deadline=None, database=None)
+@settings(
+    max_examples=int(os.environ.get("SESSIONS_EXAMPLES", "60")),
+    deadline=None,
+    database=None,
+    derandomize="SESSIONS_EXAMPLES" not in os.environ,
+)
 @given(st.data())
 def test_cookies_that_are_not_ours_are_nobody(data: st.DataObject) -> None:
     store = MemorySessionStore([OLD])

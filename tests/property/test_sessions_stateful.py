@@ -144,6 +144,7 @@ def check(client: Any, examples: int = EXAMPLES, **options: Any) -> None:
             phases=PHASES,
             report_multiple_bugs=False,
             database=None,
+            derandomize="SESSIONS_EXAMPLES" not in os.environ,
             suppress_health_check=list(HealthCheck),
         ),
     )

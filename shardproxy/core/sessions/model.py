@@ -133,7 +133,7 @@ class Model:
     def _apply(self, key: str, args: Args) -> list[bytes]:
         fields, results = self.records[key], []
         for what, field, value in _steps(args):
-            if what == b"set":
+            if what in (b"set", b"once"):
                 fields[field] = value
             elif what == b"del":
                 fields.pop(field, None)
@@ -176,6 +176,15 @@ class Model:
         if state != b"OK":
             return [state]
         fields = self.records[record]
+        if args[-3] == b"once" and fields.get(args[-2]) == args[-1]:
+            found_now = [
+                each
+                for what, field, _ in _steps(args[4:])
+                if what in (b"incr", b"append")
+                for each in (field, fields.get(field, b""))
+            ]
+            left = _int(self._ttl(record))
+            return [state, _int(self.now), left, int(fields[b"v"]), found_now, fields[b"r"]]
         if args[1] not in (b"", fields[b"v"]):
             return [b"CONFLICT"]
         if no := self._try(record, args[4:]):
@@ -196,7 +205,10 @@ class Model:
         record, user = keys
         hash, handle, schema, times, absolute, idle, renewal, kind, whose, most, then, replaced = args[:12]
         if record in self.records:
-            return [b"EXISTS"]
+            own = self.records[record]
+            if own.get(b"h") != handle:
+                return [b"EXISTS"]
+            return [b"OK", _int(self.now), _int(self._ttl(record)), own.get(b"e", b""), []]
         ttl, epoch, evicted = min(int(absolute), int(idle)), b"", []
         if whose:
             self._prune(user)

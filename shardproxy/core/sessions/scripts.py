@@ -76,11 +76,16 @@ local function try(key, at)
   end
 end
 
+-- The last step "once" has a token: a client that heard no answer has sent this again, and it was done
+local function twice(key)
+  return ARGV[#ARGV - 2] == 'once' and redis.call('HGET', key, ARGV[#ARGV - 1]) == ARGV[#ARGV]
+end
+
 local function apply(key, at)
   local results = {}
   for i = at + 1, at + ARGV[at] * 3, 3 do
     local what, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if what == 'set' then redis.call('HSET', key, field, value)
+    if what == 'set' or what == 'once' then redis.call('HSET', key, field, value)
     elseif what == 'del' then redis.call('HDEL', key, field)
     elseif what == 'incr' then redis.call('HINCRBY', key, field, value)
     else
@@ -117,6 +122,16 @@ return {state, int(now), int(ttl), redis.call('HGETALL', record)}
 local state, f = look(ARGV[1])
 if state == 'MOVED' then return {state, f[4]} end
 if state ~= 'OK' then return {state} end
+if twice(record) then
+  local found = {}
+  for i = 6, 5 + ARGV[5] * 3, 3 do
+    if ARGV[i] == 'incr' or ARGV[i] == 'append' then
+      found[#found + 1] = ARGV[i + 1]
+      found[#found + 1] = redis.call('HGET', record, ARGV[i + 1]) or ''
+    end
+  end
+  return {state, int(now), int(redis.call('PTTL', record)), tonumber(f[6]), found, f[7]}
+end
 if ARGV[2] ~= '' and ARGV[2] ~= f[6] then return {'CONFLICT'} end
 local no = try(record, 5)
 if no then return {no} end
@@ -137,7 +152,11 @@ return {state, int(now), int(ttl), version, results, renew_at}
     # class, user or '', max sessions or 0, what then ("oldest" or "reject"), member it replaces or '', steps
     # → OK now ttl epoch evicted | EXISTS | FULL
     "create": """
-if redis.call('EXISTS', record) == 1 then return {'EXISTS'} end
+if redis.call('EXISTS', record) == 1 then
+  local own = redis.call('HMGET', record, 'h', 'e')
+  if own[1] ~= ARGV[2] then return {'EXISTS'} end
+  return {'OK', int(now), int(redis.call('PTTL', record)), own[2] or '', {}}
+end
 local ttl, epoch, evicted = math.min(ARGV[5], ARGV[6]), '', {}
 local member = string.sub(ARGV[2], 1, 8) .. ARGV[1]
 if ARGV[9] ~= '' then
