@@ -251,9 +251,8 @@ def _parse(rules: Rules, who: Identity, reply: Sequence[Any]) -> Record:
     try:
         for name, data in zip(flat[::2], flat[1::2], strict=True):
             if name[:1] == b".":
-                fields[name[1:].decode("utf-8", "surrogatepass")] = opened(
-                    key, name.decode("utf-8", "surrogatepass"), data
-                )
+                field = name.decode("utf-8", "surrogatepass")
+                fields[field[1:]] = opened(key, field, data)
             else:
                 own[name] = data
         meta, handle = Meta.parse(own[b"m"]), own[b"h"].decode("ascii")
