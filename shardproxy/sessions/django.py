@@ -198,7 +198,7 @@ class SessionStore(SessionBase):
                 session.update(data)
                 yield from operations.save(rules, session)
             elif session.is_new:
-                yield from operations._create(rules, session, "anonymous", None)
+                yield from operations.create(rules, session)
             else:
                 yield from operations.save(rules, session, renew=session.sendable)
             if age is not None and age <= 0:  # "it will expire", said of the past

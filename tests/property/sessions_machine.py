@@ -22,13 +22,14 @@ from shardproxy.core.sessions.errors import (
 )
 from shardproxy.core.sessions.model import Model
 from shardproxy.core.sessions.operations import Call
+from shardproxy.core.sessions.writing import next_of
 from shardproxy.sessions import SessionStore, Timeouts
 from shardproxy.sessions.executors import Blocking
 
 IDLE, ABSOLUTE, RENEWAL, BOUND = 1800, 28800, 900, 300
 TIMES = Timeouts(idle=IDLE, absolute=ABSOLUTE, renewal=RENEWAL)
 CLASSES = {"anonymous": TIMES, "signed_in": TIMES, "remember_me": TIMES}
-NEAR = 5000  # ms by which the clocks of the two may differ
+NEAR = 30000  # ms by which the clocks of the two may differ
 SLACK = 20  # seconds in which the oracle has no opinion
 _NUMBERS = re.compile(rb"\d+")
 
@@ -396,7 +397,7 @@ class World:
 
     def _cookie_after(self, request: Request, call: Call) -> str:
         who = request.session._identity
-        return self.rules.keyring.cookie(operations._next(self.rules, who, request.session._nonce))
+        return self.rules.keyring.cookie(next_of(self.rules, who, request.session._nonce))
 
     def _ended(self, members: list[bytes], call: Call) -> None:
         for member in members:

@@ -7,5 +7,8 @@ cookies     where the cookie may go and what goes with it
 data        what one request has of a session: a dictionary that knows its changes
 scripts     each operation as one Lua script
 model       the same scripts in Python, on a dictionary
-operations  what a store does, as generators of calls of those scripts
+rules       what all operations need
+reading     from a cookie to a record
+writing     creating, saving, renewal
+operations  what a store does, as generators of calls of those scripts; login and the end
 """

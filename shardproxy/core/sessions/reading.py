@@ -1,0 +1,136 @@
+"""Reading sessions: from a cookie to a record, along the pointers that old ids have become."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shardproxy.core.sessions.data import SessionData
+from shardproxy.core.sessions.errors import SessionUnavailable
+from shardproxy.core.sessions.keyring import Identity
+from shardproxy.core.sessions.records import HANDLE, SCHEMA, Meta, Undecodable
+from shardproxy.core.sessions.rules import AGAIN, HOPS, NEVER, Call, Plan, Record, Rules
+
+
+def load(rules: Rules, session: SessionData, cookie: str) -> Plan:
+    """Fills an empty session with what its cookie stands for: 1 call, 2 with an id that was just renewed.
+
+    A cookie that is not ours costs none; one whose session is gone leaves the session empty, and its id is
+    never taken over.
+    """
+    who = rules.keyring.identify(cookie)
+    if who is None:
+        rules.suspicious(cookie, "a cookie that no secret has made")
+        return
+    session._presented = who
+    yield from _read_into(rules, session, who)
+
+
+def reload(rules: Rules, session: SessionData) -> Plan:
+    """Reads it again; what was changed and not saved is lost. Whether it is still there."""
+    who = session._identity
+    session._forget()
+    if who is not None and not (yield from _read_into(rules, session, who, again=True)):
+        session._empty()
+    return session._identity is not None
+
+
+def alive(rules: Rules, session: SessionData, touch: bool = False) -> Plan:
+    """Whether it still is valid; what this request has of it stays. touch: its idle time begins again.
+
+    To be asked more often than `bound`, so that no renewal is missed.
+    """
+    if session._identity is None:
+        return False
+    found, record = yield from read(
+        rules, session._identity, again=True, touch=rules.touch if touch else NEVER
+    )
+    if record is not None:
+        session._identity, session._nonce = found, record.nonce
+        session._now, session._ttl, session._renew_at = record.now, record.ttl, record.renew_at
+    return record is not None
+
+
+def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = False) -> Plan:
+    found, record = yield from read(rules, who, again)
+    rules.counters["loads"] += 1
+    if record is None:
+        rules.counters["misses"] += 1
+        return False
+    session._cookie_changed |= found != who
+    adopt(session, found, record)
+    session.user_id = record.user_id
+    if record.user_id is not None:
+        session.device = record.device  # else this request's stays, for a login
+    session._values = {name: value for name, (value, _) in record.fields.items()}
+    session._stored = {name: plain for name, (_, plain) in record.fields.items()}
+    return True
+
+
+def adopt(session: SessionData, who: Identity, record: Record) -> None:
+    session._identity, session._meta = who, record.meta
+    session.handle, session._nonce = who.tag + record.handle, record.nonce
+    session._version, session._renew_at = record.version, record.renew_at
+    session._now, session._ttl = record.now, record.ttl
+
+
+def read(rules: Rules, who: Identity, again: bool = False, touch: float | None = None) -> Plan:
+    """Where the session is now, and its record; None: it is gone, or not ours to read."""
+    at, least = who, str(rules.touch if touch is None else touch)
+    for _ in range(HOPS):
+        how = AGAIN if again else int(at is not who)
+        reply = yield Call("load", rules.keys(at), (at.hash, least, how, rules.grace))
+        if reply[0] == b"MOVED":
+            at = follow(rules, at, reply[1])
+            continue
+        if reply[0] != b"OK":
+            if reply[0] == b"REVOKED":
+                rules.counters["revoked_ids"] += 1
+            elif reply[0] == b"DAMAGED":
+                rules.suspicious(rules.keyring.cookie(who), "a damaged record")
+            return at, None
+        try:
+            return at, _parse(rules, at, reply)
+        except Undecodable as error:
+            rules.suspicious(rules.keyring.cookie(who), f"a record that cannot be read: {error}")
+            return at, None
+    return at, None
+
+
+def follow(rules: Rules, at: Identity, pointer: bytes) -> Identity:
+    """Where an old id leads to: "hash-of-the-next nonce" → the next one."""
+    hash, _, nonce = pointer.decode("utf-8", "replace").partition(" ")
+    id = at.secret.next_id(at.id, nonce)
+    for secret in rules.keyring.secrets:
+        if secret.hash_of(id) == hash:
+            return Identity(secret, at.tag, id)
+    # Made with a secret that is not known here: nothing can be said of the session
+    raise SessionUnavailable("a session was renewed with a secret that this store does not have")
+
+
+def _parse(rules: Rules, who: Identity, reply: Sequence[Any]) -> Record:
+    """A record that `load` has answered. Undecodable."""
+    flat, key = reply[3], rules.record_key(who.tag, who.hash)
+    fields, own = {}, {}
+    opened = rules.codec.open
+    try:
+        for name, data in zip(flat[::2], flat[1::2], strict=True):
+            if name[:1] == b".":
+                fields[name[1:].decode("utf-8", "surrogatepass")] = opened(
+                    key, name.decode("utf-8", "surrogatepass"), data
+                )
+            else:
+                own[name] = data
+        meta, handle = Meta.parse(own[b"m"]), own[b"h"].decode("ascii")
+        numbers = int(own[b"v"]), int(own[b"r"]), int(reply[1]), int(reply[2])
+        user_id = opened(key, "u", own[b"u"])[0] if b"e" in own else None
+        device = opened(key, "d", own[b"d"])[0] if b"d" in own else {}
+    except (KeyError, ValueError) as error:
+        raise Undecodable(type(error).__name__) from None
+    if meta.schema > SCHEMA:
+        raise SessionUnavailable("a session was written by a newer release")
+    if user_id is not None and not (isinstance(user_id, str) and rules.keyring.owns(who.tag, user_id)):
+        raise Undecodable("the record of another user, or of a secret that is no longer here")
+    version, renew_at, now, ttl = numbers
+    return Record(
+        meta, handle[:HANDLE], handle[HANDLE:], version, renew_at, user_id,
+        device if isinstance(device, dict) else {}, fields, now, ttl,
+    )  # fmt: skip
