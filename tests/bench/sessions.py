@@ -262,12 +262,20 @@ PAIRS = [(FlaskBare, FlaskSession, OursOnFlask), (AsgiBare, Starsessions, OursOn
 # --- what is measured ---
 
 
-def cpu(contender: Contender, requests: int) -> float:
-    """Microseconds of this process a request that reads and writes."""
+def cpu(contender: Contender, requests: int, path: str) -> float:
+    """Microseconds of this process a request; # in the path: another each time."""
     began = time.process_time()
     for number in range(requests):
-        contender.ask(f"/set/n/{number}")
+        contender.ask(path.replace("#", str(number)))
     return (time.process_time() - began) / requests * 1e6
+
+
+def compared(trio: Sequence[Contender], rounds: int, requests: int, path: str) -> list[str]:
+    """Of the peer and of ours, without the bare app's; ours with the ratio. Rounds alternate."""
+    samples = [[cpu(each, requests, path) for each in trio] for _ in range(rounds)]
+    peer, ours = (statistics.median(sample[number] - sample[0] for sample in samples) for number in (1, 2))
+    ratio = statistics.median((ours - bare) / (peer - bare) for bare, peer, ours in samples)
+    return [f"{peer:.0f}", f"{ours:.0f} ({ratio:.2f})"]
 
 
 def round_trips(work: Callable[[], object]) -> int:
@@ -395,23 +403,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     with RedisNode() as server, redis.Redis(port=server.port) as node:
-        costs = [["", "CPU µs a load+save", "of the peer's", "round trips: read", "read and write",
+        costs = [["", "CPU µs: read", "read and write", "round trips: read", "read and write",
                   "writes of 10 reads", "bytes stored"]]  # fmt: skip
         for kinds in PAIRS:
             trio = [kind(server.port) for kind in kinds]
             for each in trio:
                 each.ask("/seed")
-                cpu(each, options.requests // 4)
-            samples = [[cpu(each, options.requests) for each in trio] for _ in range(options.rounds)]
-            spent = [statistics.median(sample[number] - sample[0] for sample in samples) for number in (1, 2)]
-            ratio = statistics.median((ours - bare) / (peer - bare) for bare, peer, ours in samples)
+                cpu(each, options.requests // 4, "/set/n/#")
+            spent = {
+                path: compared(trio, options.rounds, options.requests, path) for path in ("/read", "/set/n/#")
+            }
             for number, each in enumerate(trio[1:]):
                 node.flushall()
                 each.cookie = ""
                 each.ask("/seed")
                 each.ask("/read")
                 costs.append([
-                    each.name, f"{spent[number]:.0f}", f"{ratio:.2f}" if number else "",
+                    each.name, *(column[number] for column in spent.values()),
                     str(round_trips(lambda each=each: each.ask("/read"))),  # type: ignore[misc]
                     str(round_trips(lambda each=each: each.ask("/set/n/1"))),  # type: ignore[misc]
                     str(writes(node, lambda each=each: [each.ask("/read") for _ in range(10)])),  # type: ignore[misc]
@@ -420,11 +428,11 @@ def main() -> None:
             for each in trio:
                 close(each)
         print(markdown(costs[0], costs[1:]), "\n")
-        compared = [kind for kinds in PAIRS for kind in kinds[1:]]
+        racing = [kind for kinds in PAIRS for kind in kinds[1:]]
         rows = [
-            [name, *(race(kind, server.port, node, run) for kind in compared)] for name, run in RACES.items()
+            [name, *(race(kind, server.port, node, run) for kind in racing)] for name, run in RACES.items()
         ]
-        print(markdown(["", *(kind.name for kind in compared)], rows))
+        print(markdown(["", *(kind.name for kind in racing)], rows))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,8 @@ class Codec:
     def open(self, key: str, field: str, data: bytes) -> tuple[Any, bytes]:
         """What is stored → its value, and what `plain` makes of it. Undecodable."""
         try:
+            if self.plain_json and data[0] >= 8:  # most fields
+                return self._json(data), data
             flags = data[0] if data[0] < 8 else 0
             if self.encrypt is True and not flags & ENCRYPTED:
                 raise Undecodable("not encrypted")
