@@ -114,12 +114,12 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
 
         Shards and the states of their nodes are what the proxies say, from the first call on. The URL's login
-        is for the proxies; the nodes', if they want one, is in redis_settings. Raises ValueError.
+        is for the proxies; the nodes' is in redis_settings. Raises ValueError.
         """
         proxies = read_url(url)
         client = cls(settings_of(redis_settings), on_transition=on_transition, pipelining=pipelining)
         following = Following(proxies, random.randrange(len(proxies.addresses)))
-        client.asker.follower = AsyncFollower(following, redis_settings, client.asker.follow)
+        client.asker.watcher = AsyncFollower(following, redis_settings, client.asker.follow)
         return client
 
     def __repr__(self) -> str:
@@ -136,8 +136,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
 
     async def aclose(self) -> None:
         """Closes its connections; whoever still waits gets an error. Used again, it connects again."""
-        self.asker.close()
-        await asyncio.sleep(0)  # transports close in the loop's next turn
+        await self.asker.aclose()
 
     # --- the hot path ---
 
@@ -229,6 +228,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
 
         Raises PartialError when some fail.
         """
+        await self.asker.ready()
         found = await self.asker.of_all(args)
         failed = {name: reply for name, reply in found.items() if isinstance(reply, Exception)}
         callback = self.response_callbacks.get(args[0])

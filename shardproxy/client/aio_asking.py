@@ -29,7 +29,7 @@ from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
 from shardproxy.core.commands import CommandTable, learn
 from shardproxy.core.errors import NO_SHARDS
-from shardproxy.core.topology import Pool, Shard, Topology
+from shardproxy.core.topology import Pool
 
 if TYPE_CHECKING:
     from shardproxy.client.aio_pubsub import AsyncShardedPubSub
@@ -54,7 +54,7 @@ class AsyncAsker(Asker):
         self.listeners: weakref.WeakSet[AsyncShardedPubSub] = weakref.WeakSet()  # told of new layouts
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.follower: AsyncFollower | None = None
+        self.watcher: AsyncFollower | None = None  # where proxies say what there is
         super().__init__(settings, on_transition, table)
         self._delay, self._backoff = self._backoff, None
         _ALIVE.add(self)
@@ -78,17 +78,6 @@ class AsyncAsker(Asker):
         for listener in list(self.listeners):
             listener.moved()
 
-    def reach(self, shard: Shard) -> dict[str, Any]:
-        """As redis-py's settings."""
-        found = self.settings.reach(shard.name, shard.node.address)
-        return found | {"ssl": True} if shard.tls else found
-
-    def follow(self, topology: Topology) -> None:
-        """What a proxy has said."""
-        name = topology.pools[0].name
-        self.settings = self.settings._replace(topology=topology, pool_name=name)
-        self.apply(topology, followed=True)
-
     async def learn_commands(self) -> bool:
         """As `learn`."""
         if self._learned:
@@ -109,8 +98,8 @@ class AsyncAsker(Asker):
     async def ready(self) -> None:
         """To be awaited before anything else: it is this loop's, and there is a topology."""
         self.enter()
-        if self.follower is not None and self.follower.following.topology is None:
-            await self.follower.first()
+        if self.watcher is not None and self.watcher.following.topology is None:
+            await self.watcher.first()
 
     async def call(self, args: Sequence[Any], decode: bool = True) -> Any:
         """As `ask`."""
@@ -425,23 +414,31 @@ class AsyncAsker(Asker):
             )
         self.forget()
         self._loop = loop
-        if self.follower is not None:
-            self.follower.start()
+        if self.watcher is not None:
+            self.watcher.start()
 
-    def close(self) -> None:
-        for task in list(self._trials.values()):
+    async def aclose(self) -> None:
+        """Everything ends, and may begin again; nothing of it is left in the loop then."""
+        if self._loop is not asyncio.get_running_loop():
+            self.forget()
+            return
+        tasks = [*self._trials.values(), *(self.watcher.stop() if self.watcher is not None else ())]
+        for shard in self._shards.values():
+            tasks += shard.stop()  # type: ignore[attr-defined]  # ours are AsyncShards
+        for task in tasks:
             task.cancel()
-        if self.follower is not None:
-            self.follower.close()
-        super().close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for shard in self._shards.values():
+            await shard.aclose()  # type: ignore[attr-defined]
         self._loop = None
+        await asyncio.sleep(0)  # transports close in the loop's next turn
 
     def forget(self) -> None:
         """What belongs to a loop that is not there any more is not touched again."""
         self._loop = None
         self._trials.clear()
-        if self.follower is not None:
-            self.follower.forget()
+        if self.watcher is not None:
+            self.watcher.forget()
         for shard in self._shards.values():
             shard.forget()  # type: ignore[attr-defined]
 

@@ -8,7 +8,6 @@ with their shards.
 """
 
 import asyncio
-import contextlib
 import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
@@ -146,14 +145,13 @@ class AsyncShardedPubSub:
     async def aclose(self) -> None:
         """Ends all subscriptions; messages that have not been read are gone."""
         parts, self._parts = self._parts, {}
-        for part in parts.values():
-            part.close()
-        for part in parts.values():
-            with contextlib.suppress(asyncio.CancelledError):
-                await part.task
         for held in (self.channels, self.patterns, self.shard_channels, self._confirmed, self._messages):
             held.clear()
         self.client.asker.listeners.discard(self)
+        for part in parts.values():
+            part.close()
+        if parts:
+            await asyncio.wait([part.task for part in parts.values()])
 
     close = reset = aclose
 

@@ -241,12 +241,18 @@ class AsyncShard:
             if not each.owed:
                 each.close("its shard is not there any more")
 
-    def close(self, reason: str = "the client is closed") -> None:
-        """All of its connections, at once."""
-        for task in list(self._opening):
-            task.cancel()
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Closes all of its connections at once; the tasks that have to end yet."""
+        opening = list(self._opening)
         for each in list(self._all):
-            each.close(reason)
+            each.close("the client is closed")
+        return opening
+
+    async def aclose(self) -> None:
+        """What redis-py has opened here."""
+        if self._redis is not None:
+            await self._redis.aclose()
+            await self._redis.connection_pool.disconnect()
 
     def forget(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begins anew, in another loop: what belongs to the old one is left to it."""

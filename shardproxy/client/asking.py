@@ -13,7 +13,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -31,10 +31,15 @@ from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
+from shardproxy.core.topology import Shard as ShardRecord
+
+if TYPE_CHECKING:
+    from shardproxy.client.follower import Follower
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
 LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
+ASKED_EVERY = 0.05  # seconds between trials while proxies are waited for
 RANDOM_TRIES = 16
 SCRIPTS_MOST = 1024  # texts that are kept
 DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
@@ -92,7 +97,7 @@ class Asker:
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
-        self.follower: Any = None  # a Follower, or the asyncio client's
+        self.follower: Follower | None = None  # where proxies say what there is
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -105,34 +110,39 @@ class Asker:
         for each in pool.shards:
             key = (each.name, each.node.address)
             known = self._shards.get(key)
-            shards[key] = known or self._shard(*key, each.protocol)
+            shards[key] = known or self._shard(each)
         gone = [shard for key, shard in self._shards.items() if key not in shards]
         self._shards = shards
         self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))
         for shard in gone:
             shard.close()
 
-    def _shard(self, name: str, address: str, protocol: str) -> Shard:
+    def _shard(self, each: ShardRecord) -> Shard:
         memcached = None
-        if protocol == "memcached":
+        if each.protocol == "memcached":
             from shardproxy.client.memcached import connect
 
             memcached = functools.partial(connect, table=self.table)
-        return Shard(name, address, self.settings.reach(name, address), self.coding, memcached)
+        return Shard(each.name, each.node.address, self.reach(each), self.coding, memcached)
 
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
 
+    def reach(self, shard: ShardRecord) -> dict[str, Any]:
+        """How its node is reached, as redis-py's settings."""
+        found = self.settings.reach(shard.name, shard.node.address)
+        return found | {"ssl": True} if shard.tls else found
+
     def follow(self, topology: Topology) -> None:
-        """What a proxy has said."""
+        """A snapshot that a proxy has told."""
         name = topology.pools[0].name
         self.settings = self.settings._replace(topology=topology, pool_name=name)
         self.apply(topology, followed=True)
 
-    def look(self, doubt: bool = False) -> None:
-        """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
-        if self.follower is not None and (doubt or time.monotonic() >= self.follower.next):
-            self.follower.look(doubt)
+    def refresh(self) -> None:
+        """Asks the proxies, if it is time and they are followed; ConnectionError until one has told."""
+        if self.follower is not None and time.monotonic() >= self.follower.next:
+            self.follower.look()
 
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
@@ -151,17 +161,16 @@ class Asker:
         return True
 
     def close(self) -> None:
-        for shard in self._shards.values():
-            shard.close()
         if self.follower is not None:
             self.follower.close()
+        for shard in self._shards.values():
+            shard.close()
 
     # --- one call ---
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
         started, looks = 0.0, 0
-        self.look()
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -185,7 +194,6 @@ class Asker:
                 raise batch.error
             now = time.monotonic()
             started, tries = started or now, tries + 1
-            self.look(doubt=True)
             if not self.may_retry(tries, now - started):
                 raise batch.error
 
@@ -215,6 +223,8 @@ class Asker:
         retries = self._retries if self._retries is not None else pool.retries
         if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
             return False
+        if self.follower is not None:
+            self.follower.look(doubt=True)
         answered = sum(shard.answered for shard in self.layout.shards)
         earned = max(answered - self._counted, 0) * pool.retry_budget
         self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
@@ -416,7 +426,6 @@ class Asker:
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
-        self.look()
         layout, data = self.layout, self.pack(args)
         asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
         if any(shard.memcached for shard in asked) and not all(shard.memcached for shard in asked):
@@ -505,6 +514,8 @@ class Asker:
         mode = pool.mode(shard)
         if mode == "serve":
             return SERVES
+        if patient and self.follower is not None and self.follower.look(doubt=True):
+            return AGAIN
         if mode == "move":
             raise errors.refusal(errors.NO_PLACE)
         if mode == "hold" and patient:
@@ -512,7 +523,11 @@ class Asker:
             while pool is self.nodes.pool and time.monotonic() < limit:
                 if self.nodes.claim_node(address):
                     self.trial(address)
-                    return AGAIN
+                    if self.follower is None:
+                        return AGAIN
+                if self.follower is not None:  # who says what is out, and where its keys are then
+                    self.follower.look(doubt=True)
+                    time.sleep(ASKED_EVERY)
                 time.sleep(HELD_FOR)
             if pool is not self.nodes.pool:
                 return AGAIN

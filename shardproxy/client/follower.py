@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import redis
@@ -23,12 +23,11 @@ from redis.exceptions import ConnectionError, RedisError
 from redis.retry import Retry
 
 from shardproxy.client.following import ASK, WATCH, Following, Heard, Proxies
-from shardproxy.client.settings import Settings
+from shardproxy.client.settings import Settings, check
 from shardproxy.config import Config, PoolConfig, ShardConfig
 from shardproxy.core.topology import Topology
 
 log = logging.getLogger("shardproxy.client")
-NEVER: Final = float("inf")
 TOPOLOGY = ("PROXY", "TOPOLOGY")
 
 
@@ -41,6 +40,7 @@ def placeholder() -> Topology:
 
 def settings_of(common: Mapping[str, Any]) -> Settings:
     """For a client whose shards are not known yet; common: settings of redis-py's, for the nodes."""
+    check(common)
     return Settings(placeholder(), "main", {}, common)
 
 
@@ -91,15 +91,19 @@ class Follower(_Follows):
     def next(self) -> float:
         return self.following.next
 
-    def look(self, doubt: bool = False) -> None:
-        """Asks a proxy if it is time; doubt: a call failed. Raises ConnectionError until one has answered."""
-        first = self.following.topology is None
+    def look(self, doubt: bool = False) -> bool:
+        """Asks a proxy if it is time; doubt: a call failed. Whether there is another snapshot now.
+
+        Raises ConnectionError until one has answered.
+        """
+        before = self.following.topology
+        first = before is None
         if not first and not self.following.wanted(time.monotonic(), doubt):
-            return
+            return False
         if self._pid != os.getpid():
             self._lock, self._pid = threading.Lock(), os.getpid()
         if not self._lock.acquire(blocking=first):
-            return
+            return False
         try:
             if first:
                 self._first()
@@ -107,6 +111,7 @@ class Follower(_Follows):
                 self._ask()
         finally:
             self._lock.release()
+        return self.following.topology is not before
 
     def _first(self) -> None:
         for _ in self.following.proxies.addresses:
@@ -209,11 +214,11 @@ class AsyncFollower(_Follows):
         settings = _proxy_settings(self.following.proxies, address, self._common)
         return redis.asyncio.Redis(**settings, socket_timeout=WATCH / 1000 + ASK, retry=retry)
 
-    def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+    def stop(self) -> "list[asyncio.Task[None]]":
+        """The task that has to be cancelled, if there is one."""
+        task, self._task = self._task, None
         self._wake()
+        return [task] if task is not None else []
 
     def forget(self) -> None:
         """Its loop is not there any more."""

@@ -74,7 +74,15 @@ class Nodes:
             old = self._topology
             self._followed = followed
             new = topology.pool(pool)
-            self._told = {shard.node.address: shard.node for shard in new.shards} if followed else {}
+            before, self._told = self._told, {}
+            if followed:
+                self._told = {shard.node.address: shard.node for shard in new.shards}
+            for address, node in self._told.items():
+                was = before.get(address)
+                if node.state == "up" and was is not None and was.state in ("out", "suspect"):
+                    self._healths.pop(
+                        address, None
+                    )  # they have brought it back: our doubts are of before that
             self._topology = Topology(topology.generation, (new,))
             self._fill(now)
             self._settle(old)
@@ -189,7 +197,7 @@ class Nodes:
             if told is not None:
                 state = "suspect" if state == "out" else state
                 swept = told.swept
-                if told.state in ("out", "suspect"):
+                if told.state in ("out", "suspect") or state == "unknown":
                     state, reason = told.state, told.reason
             if topology.nodes[address].state != state or swept is not None:
                 topology = topology.with_node_state(address, state, reason, swept=swept)

@@ -125,6 +125,7 @@ class PipelineBase:
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """WATCH, and what comes after it: on the connection that watches, if its keys are there."""
+        self.asker.refresh()
         shard: Shard | None
         if args[0] == "WATCH":
             shard = self._shard_of(args)
@@ -152,7 +153,6 @@ class PipelineBase:
 
     def _shard_of(self, args: Sequence[Any]) -> Shard:
         """Of WATCH: its keys share one, and it serves."""
-        self.asker.look()
         layout = self.asker.layout
         found = {layout.router.locate(layout.router.key(key)) for key in args[1:]}
         if len(found) != 1:
@@ -191,6 +191,7 @@ class PipelineBase:
         if not calls and not self.watching:
             return []
         try:
+            self.asker.refresh()
             if self.transaction or self.explicit_transaction:
                 return self._run_transaction(calls, raise_on_error)
             results = self._run(calls)
@@ -244,7 +245,6 @@ class PipelineBase:
     def _round(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
         """Sends these calls once; answers those that may be sent again, with why in their results."""
         asker = self.asker
-        asker.look()
         if asker.layout.troubled:
             asker.try_due()
         found = self._sorted(calls, pending, results)
@@ -362,7 +362,6 @@ class PipelineBase:
     def _run_transaction(self, calls: Sequence[Call], raise_on_error: bool) -> list[Any]:
         asker = self.asker
         tries = 0
-        asker.look()
         while True:
             if asker.layout.troubled:
                 asker.try_due()

@@ -80,7 +80,7 @@ class Settings(NamedTuple):
             if (known := credentials.of(name, shard_name)) is not None:
                 login |= {"username": known[0] or None, "password": known[1]}
             logins[shard_name] = login
-        _check(common)
+        check(common)
         return cls(Topology.from_config(config), name, logins, common)
 
     @classmethod
@@ -156,7 +156,8 @@ def _tls(pool: PoolConfig) -> dict[str, Any]:
     return found
 
 
-def _check(common: Mapping[str, Any]) -> None:
+def check(common: Mapping[str, Any]) -> None:
+    """Raises TypeError for what is no setting of redis-py's, or makes no sense for many nodes."""
     for name in common.keys() & NOT_FOR_US.keys():
         raise TypeError(f"{name} is not a setting of a sharded client: {NOT_FOR_US[name]}")
     if unknown := common.keys() - inspect.signature(redis.Redis).parameters.keys():

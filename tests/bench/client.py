@@ -9,6 +9,7 @@ redis-py; both have the same settings.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import redis
 
 from shardproxy import ShardedRedis
+from tests.bench import client_async
 from tests.servers import redis_nodes, shards_of
 
 KEYS = [f"key:{number}" for number in range(1000)]
@@ -156,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{measure.name:26}{theirs:10.1f}{mine:10.1f}{mine / theirs:8.2f}{measure.goal:8.2f}")
         ours.close()
         plain.close()
+        missed += asyncio.run(client_async.compare(nodes, rounds, part))
     import_ms(OURS)  # writes the bytecode
     beyond = statistics.median(import_ms(OURS) for _ in range(rounds))
     base = statistics.median(import_ms("import redis") for _ in range(rounds))

@@ -207,7 +207,7 @@ async def test_following_a_proxy() -> None:
                 keys = [f"key:{number}" for number in range(200)]
 
                 def agree(shards: set[str]) -> None:
-                    following.asker.look(doubt=True)
+                    following.asker.follower.look(doubt=True)
                     following.mset(dict.fromkeys(keys, "x"))
                     assert through.mget(keys) == [b"x"] * len(keys)
                     pipe = following.pipeline(transaction=False)
@@ -222,7 +222,7 @@ async def test_following_a_proxy() -> None:
                     while proxy.topology.pools[0].shard("b").node.state != "out":
                         await asyncio.sleep(0.02)
                     while following.topology.pools[0].shard("b").node.state != "out":
-                        await asyncio.to_thread(following.asker.look, True)
+                        await asyncio.to_thread(following.asker.follower.look, True)
                         await asyncio.sleep(0.05)
                 await asyncio.to_thread(agree, {"a", "c"})
             nobody = ShardedRedis.from_url("shardproxy://127.0.0.1:1")
