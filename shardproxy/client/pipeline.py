@@ -93,7 +93,8 @@ class PipelineBase:
             self._held[1].close()
             self._held = None
 
-    close = reset
+    def close(self) -> None:
+        self.reset()
 
     def multi(self) -> None:
         """After WATCH: what follows is gathered until `execute`."""
@@ -402,7 +403,9 @@ class PipelineBase:
         """The one shard of all keys, and whether all of it only reads. Raises refusals."""
         found: set[int] = set()
         reads = True
-        for number, (args, _) in enumerate(calls):
+        for number, (args, options) in enumerate(calls):
+            if EMPTY_RESPONSE in options:
+                continue  # it is not sent
             try:
                 plan = self.asker.plan(args)
                 if plan.split is not None:

@@ -54,7 +54,7 @@ def table(nodes: list[RedisNode], pool: dict[str, Any]) -> str:
         *(f"{key} = {value!r}" for key, value in pool.items()),
     ]
     lines.append("[pool.main.shards]")
-    for weight, (name, address) in zip(WEIGHTS, shards_of(nodes).items(), strict=False):
+    for weight, (name, address) in zip(itertools.cycle(WEIGHTS), shards_of(nodes).items(), strict=False):
         lines.append(f'{name} = {{ primary = "redis://{address}", weight = {weight} }}')
     return "\n".join(lines) + "\n"
 

@@ -179,6 +179,7 @@ def test_transactions_on_one_shard(client: ShardedRedis, keys: list[str]) -> Non
     with pytest.raises(ResponseError, match=r"Command # 2 .* WRONGTYPE"):
         client.pipeline().set(key, "text").lpush(key, 1).execute()
     assert client.get(key) == "text"
+    assert client.pipeline().get(key).mget([]).get(key).execute(raise_on_error=False)[1] == []
     with pytest.raises(ResponseError, match=r"Command # 1 .*wrong number of arguments"):
         client.pipeline().execute_command("GET").execute()
 
@@ -235,8 +236,14 @@ def test_scripts_outlive_what_their_nodes_forget(client: ShardedRedis, keys: lis
         client.on_all("SCRIPT FLUSH")
     sha = client.script_load("return 7")
     assert client.script_exists(sha) == [True] and client.evalsha(sha, 0) == 7
-    with pytest.raises(NoScriptError):
-        client.evalsha("0" * 40, 0)
+    script(keys=[keys[0]], args=["x"])
+    client.script_flush()
+    for forgotten in ("0" * 40, sha, script.sha):
+        assert client.script_exists(forgotten) == [False]
+        with pytest.raises(NoScriptError):
+            client.evalsha(forgotten, 1, keys[0], "x")
+    script(keys=[keys[0]], args=["x"])
+    assert client.script_exists(script.sha) == [True]
     with pytest.raises(ClusterCrossSlotError):
         script(keys=keys, args=["x"])
 
