@@ -93,9 +93,6 @@ class PipelineBase:
             self._held[1].close()
             self._held = None
 
-    def close(self) -> None:
-        self.reset()
-
     def multi(self) -> None:
         """After WATCH: what follows is gathered until `execute`."""
         if self.explicit_transaction:
@@ -481,6 +478,9 @@ class ShardedPipeline(PipelineBase, RedisModuleCommands, CoreCommands):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.reset()
+
+    def close(self) -> None:
         self.reset()
 
     def __del__(self) -> None:
