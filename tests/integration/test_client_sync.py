@@ -108,7 +108,7 @@ def test_split_over_the_shards(client: ShardedRedis, nodes: list[RedisNode]) -> 
     wanted = {f"key:{number}": str(number) for number in range(100)}
     assert client.mset(wanted) is True
     assert client.mget(list(wanted)) == list(wanted.values())
-    assert client.mget("key:1", "missing", "key:1") == ["1", None, "1"]
+    assert client.mget("key:1", "missing", "key:1") == ["1", None, "1"] and client.mget([]) == []
     assert client.exists(*wanted) == client.touch(*wanted) == 100
     assert client.dbsize() == 100 and sorted(client.keys()) == sorted(wanted)
     assert client.unlink(*list(wanted)[:50]) == 50 and client.delete(*wanted) == 50
