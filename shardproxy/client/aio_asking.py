@@ -70,6 +70,7 @@ class AsyncAsker(Asker):
                 *key, self.reach(each), self.coding, pool.reset_after
             )
             made.nodes, made.shares = self.nodes, self.large > 0
+            made.memcached = self.table if each.protocol == "memcached" else None
         self._shards = shards  # type: ignore[assignment]
         self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))  # type: ignore[arg-type]
         for key, shard in before.items():
@@ -290,11 +291,14 @@ class AsyncAsker(Asker):
     async def of_all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """As `all`."""
         layout = self.layout
-        batches = [
-            self._batch(at, args, writes, decode, layout)
-            for at in range(len(layout.shards))
-            if at not in layout.router.absent
-        ]
+        asked = [at for at in range(len(layout.shards)) if at not in layout.router.absent]
+        others = [at for at in asked if layout.shards[at].memcached is None]
+        if len(asked) > len(others) > 0:
+            from shardproxy.core.memcached import PROGRAMS
+
+            if layout.router.command(args[0]).name not in PROGRAMS:
+                asked = others  # what memcached cannot do, the others do
+        batches = [self._batch(at, args, writes, decode, layout) for at in asked]
         await self.exchange(batches)
         return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
 
@@ -398,6 +402,8 @@ class AsyncAsker(Asker):
     def redis_of(self, shard: Any) -> Redis:
         """redis-py's client of its node."""
         self.enter()
+        if shard.memcached is not None:
+            raise TypeError(f"shard {shard.name} is a memcached node: redis-py does not speak its protocol")
         found: AsyncShard = shard
         return found.redis
 

@@ -21,6 +21,7 @@ from shardproxy.client import errors
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
 from shardproxy.client.wire import pack
+from shardproxy.core.errors import not_on_memcached
 
 if TYPE_CHECKING:
     from shardproxy.client.aio import AsyncShardedRedis
@@ -191,6 +192,11 @@ class AsyncShardedPubSub:
             # redis-py's Subscription has a name and a handler
             names[self._key(getattr(each, "name", each))] = getattr(each, "handler", None)
         names |= {self._key(name): handler for name, handler in handlers.items()}
+        layout = asker.layout
+        for name in names:
+            shard = layout.shards[layout.router.locate(name)]
+            if shard.memcached is not None and kind.name != "patterns" and not name.startswith(EVERYWHERE):
+                raise errors.refusal(not_on_memcached(kind.subscribe, shard.name))
         asker.listeners.add(self)
         held: dict[Any, Any] = getattr(self, kind.name)
         before = dict(held)
@@ -224,12 +230,16 @@ class AsyncShardedPubSub:
         layout = self.client.asker.layout
         router = layout.router
         shards: list[Any] = layout.shards
-        everywhere = [shard for at, shard in enumerate(shards) if at not in router.absent]
+        everywhere = [
+            shard for at, shard in enumerate(shards) if at not in router.absent and shard.memcached is None
+        ]
         wanted: dict[AsyncShard, dict[str, set[bytes]]] = {}
         for kind in KINDS:
             for shown in getattr(self, kind.name):
                 name = self._key(shown)
                 wide = kind.name == "patterns" or name.startswith(EVERYWHERE)
+                if not wide and shards[router.locate(name)].memcached is not None:
+                    continue
                 for shard in everywhere if wide else [shards[router.locate(name)]]:
                     wanted.setdefault(shard, {}).setdefault(kind.name, set()).add(name)
         for shard, names in wanted.items():

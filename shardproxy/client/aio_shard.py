@@ -7,6 +7,7 @@ closed, never kept; what happens to them is evidence for `Nodes`, which decides.
 """
 
 import asyncio
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.health import Nodes
 from shardproxy.client.wire import Coding, pack
+from shardproxy.core.commands import CommandTable
 
 KEPT = 16  # private connections that nobody uses now
 REFUSED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, socket.gaierror)
@@ -35,6 +37,7 @@ class AsyncShard:
         self.answered = self.judged = 0  # see asking.Asker._failed
         self.timeout: float | None = reach.get("socket_timeout")
         self.nodes: Nodes | None = None  # who is told of failures
+        self.memcached: CommandTable | None = None  # it is one; the table of its commands
         self.shares = True  # calls share a connection
         self._reach, self._coding = reach, coding
         self._patience = max(patience, 2 * (self.timeout or 0.0))
@@ -141,14 +144,18 @@ class AsyncShard:
         limit = self._like.socket_connect_timeout
         try:
             async with asyncio.timeout(limit):
-                requests, optional = await self._greeting()
+                requests, optional, dial = list[bytes](), set[int](), self._dial
+                if self.memcached is None:
+                    requests, optional = await self._greeting()
+                else:
+                    dial = functools.partial(self._dial_memcached, connection, self.memcached)
 
                 def check(replies: list[Any]) -> None:
                     for number, reply in enumerate(replies):
                         if isinstance(reply, Exception) and number not in optional:
                             raise reply
 
-                await connection.open(self._dial, requests, check)
+                await connection.open(dial, requests, check)
         except TimeoutError:
             connection.slow = True
             connection.close(f"it could not be connected to within {limit or 0:g} s")
@@ -176,6 +183,14 @@ class AsyncShard:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in (like.socket_keepalive_options or {}).items():
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    async def _dial_memcached(self, connection: Connection, table: CommandTable, factory: Any) -> None:
+        """What is above it talks RESP with a translator."""
+        from shardproxy.client.aio_memcached import Translator
+
+        made = Translator(connection, table, self.name, self.address)
+        await self._dial(lambda: made)
+        await made.look()
 
     async def _greeting(self) -> tuple[list[bytes], set[int]]:
         """What redis-py says first, and which of it may be refused."""

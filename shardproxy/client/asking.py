@@ -13,7 +13,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -33,9 +33,6 @@ from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
 from shardproxy.core.topology import Shard as ShardRecord
-
-if TYPE_CHECKING:
-    from shardproxy.client.follower import Follower
 
 TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
 LOOKS = 3  # trials that a request makes or waits for, at most
@@ -98,7 +95,7 @@ class Asker:
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
-        self.follower: Follower | None = None  # where proxies say what there is
+        self.follower: Any = None  # a Follower, or the asyncio client's
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -118,13 +115,13 @@ class Asker:
         for shard in gone:
             shard.close()
 
-    def _shard(self, each: ShardRecord) -> Shard:
+    def _shard(self, shard: ShardRecord) -> Shard:
         memcached = None
-        if each.protocol == "memcached":
+        if shard.protocol == "memcached":
             from shardproxy.client.memcached import connect
 
             memcached = functools.partial(connect, table=self.table)
-        return Shard(each.name, each.node.address, self.reach(each), self.coding, memcached)
+        return Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
 
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
@@ -140,10 +137,10 @@ class Asker:
         self.settings = self.settings._replace(topology=topology, pool_name=name)
         self.apply(topology, followed=True)
 
-    def refresh(self) -> None:
-        """Asks the proxies, if it is time and they are followed; ConnectionError until one has told."""
-        if self.follower is not None and time.monotonic() >= self.follower.next:
-            self.follower.look()
+    def look(self, doubt: bool = False) -> None:
+        """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
+        if self.follower is not None and (doubt or time.monotonic() >= self.follower.next):
+            self.follower.look(doubt)
 
     def learn(self) -> bool:
         """Extends the command table by what the nodes know, once; whether that changed anything."""
@@ -162,16 +159,17 @@ class Asker:
         return True
 
     def close(self) -> None:
-        if self.follower is not None:
-            self.follower.close()
         for shard in self._shards.values():
             shard.close()
+        if self.follower is not None:
+            self.follower.close()
 
     # --- one call ---
 
     def ask(self, args: Sequence[Any], decode: bool = True, tries: int = 0) -> Any:
         """The reply, an error of a node as an exception that is returned. Raises ShardError, PartialError."""
         started, looks = 0.0, 0
+        self.look()
         while True:
             layout = self.layout
             plan = self.plan(args)
@@ -224,8 +222,7 @@ class Asker:
         retries = self._retries if self._retries is not None else pool.retries
         if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
             return False
-        if self.follower is not None:
-            self.follower.look(doubt=True)
+        self.look(doubt=True)
         answered = sum(shard.answered for shard in self.layout.shards)
         earned = max(answered - self._counted, 0) * pool.retry_budget
         self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
@@ -418,6 +415,7 @@ class Asker:
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
+        self.look()
         layout, data = self.layout, self.pack(args)
         asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
         if any(shard.memcached for shard in asked) and not all(shard.memcached for shard in asked):

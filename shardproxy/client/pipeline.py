@@ -123,8 +123,8 @@ class PipelineBase:
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """WATCH, and what comes after it: on the connection that watches, if its keys are there."""
-        self.asker.refresh()
         shard: Shard | None
+        self.asker.look()
         if args[0] == "WATCH":
             shard = self._shard_of(args)
         elif args[0] == "UNWATCH":
@@ -189,7 +189,7 @@ class PipelineBase:
         if not calls and not self.watching:
             return []
         try:
-            self.asker.refresh()
+            self.asker.look()
             if self.transaction or self.explicit_transaction:
                 return self._run_transaction(calls, raise_on_error)
             results = self._run(calls)

@@ -96,7 +96,7 @@ class ShardedPubSub:
     def _each(
         self, verb: str, where: Callable[[Any], list[Shard]], args: Any, handlers: dict[str, Any]
     ) -> None:
-        self.client.asker.refresh()
+        self.client.asker.look()
         wanted: dict[Shard, tuple[list[Any], dict[str, Any]]] = {}
         for name in list_or_args(args[0], args[1:]) if args else ():
             for shard in where(getattr(name, "name", name)):  # redis-py's Subscription has its own

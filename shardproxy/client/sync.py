@@ -117,9 +117,9 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     ) -> Self:
         """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
 
-        Shards and the states of their nodes are what the proxies say: they are asked by the first call, then
-        now and then by one in use, and when one fails. The URL's login is for the proxies; the nodes' is in
-        redis_settings. Raises ValueError.
+        Shards and the states of their nodes are what the proxies say: asked by a call every few seconds, and
+        when one fails. The URL's login is for the proxies; the nodes', if they want one, is in the settings.
+        Raises ValueError.
         """
         from shardproxy.client.follower import Follower, settings_of
         from shardproxy.client.following import Following, read_url
@@ -152,7 +152,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         """The reply, as redis-py gives it. Raises redis-py's exceptions, ShardError and PartialError."""
         asker, name = self.asker, args[0]
         if asker.follower is not None:
-            asker.refresh()
+            asker.look()
         layout = asker.layout
         command = layout.commands.get(name)
         decode = NEVER_DECODE not in options
@@ -227,7 +227,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         It shares the shard's settings and no connection of this client. Raises KeyError.
         """
-        self.asker.refresh()
+        self.asker.look()
         for shard in self.asker.layout.shards:
             if shard.name == name:
                 if shard.memcached is not None:
@@ -240,7 +240,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
         Raises PartialError when some fail.
         """
-        self.asker.refresh()
+        self.asker.look()
         found = self.asker.all(args)
         failed = {name: reply for name, reply in found.items() if isinstance(reply, Exception)}
         callback = self.response_callbacks.get(args[0])

@@ -293,6 +293,12 @@ def memcached_too_large(limit: int) -> str:
     return "ERR the value is too large for {}" + most
 
 
+def not_asked(shard: str, address: str, timeout: float) -> str:
+    """As the engine says it. timeout: seconds."""
+    within = f"{round(timeout * 1000)} ms"
+    return f"TIMEOUT shard '{shard}' at {address} could not be asked within {within}; the command has not run"
+
+
 def memcached_keys(where: str) -> str:
     return (
         f"ERR {where} lists its keys only where the pool says memcached_keys = true: each time it looks "

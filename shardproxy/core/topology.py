@@ -131,6 +131,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         drained = {
             number for number, each in enumerate(self.shards) if each.draining and each.name != undrained
         }
+        number = self.ring.locate(key)
+        assert number is not None
+        if number in drained and self.memcached:
+            protocol = self.shards[number].protocol
+            drained |= {other for other, each in enumerate(self.shards) if each.protocol != protocol}
         number = self.ring.locate(key, drained)
         assert number is not None
         return self.shards[number]
@@ -171,8 +176,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.structs.replace(shard, draining=draining, returning=returning)
 
         shards = tuple(map(placed, self.shards))
-        if all(shard.draining for shard in shards):
-            named = ", ".join(shard.name for shard in shards)
+        staying = {shard.protocol for shard in shards if not shard.draining}
+        if stuck := [shard for shard in shards if shard.protocol not in staying]:
+            named = ", ".join(shard.name for shard in stuck)
             raise ValueError(f"pool {self.name}: no shard would be left for its keys ({named})")
         return msgspec.structs.replace(self, shards=shards)
 

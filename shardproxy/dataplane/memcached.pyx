@@ -15,6 +15,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
 from libc.string cimport memchr, memcpy, memset
 
+from shardproxy.core.buffers cimport buf_reserve, buf_tail
 from shardproxy.core.commands cimport FLAG_READONLY, Row
 from shardproxy.core.fanout cimport Fan, fan_widen
 from shardproxy.core.memcached_wire cimport BINARY_MOST, KEY_MOST, from_base64, put_key, read_size
@@ -26,7 +27,7 @@ from shardproxy.dataplane.counters cimport FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Node, Upstream, wall_us
-from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, too_large
+from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, rewind, too_large
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport charge, node_of, room_for_keys
 from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
@@ -219,30 +220,64 @@ cdef bint meta_can(Engine e, Request *r, const Row *row, int keys) noexcept:
 
 # --- sending ---
 
+cdef inline char *decimal(char *to, int64_t value) noexcept nogil:
+    """Writes it there; where it ends."""
+    cdef char digits[20]
+    cdef int n = 0
+    if value < 0:
+        to[0] = c'-'
+        to += 1
+        value = -value
+    while True:
+        digits[n] = <char>(c'0' + value % 10)
+        n += 1
+        value //= 10
+        if value == 0:
+            break
+    while n:
+        n -= 1
+        to[0] = digits[n]
+        to += 1
+    return to
+
+
+cdef inline char *text(char *to, const char *what) noexcept nogil:
+    while what[0]:
+        to[0] = what[0]
+        to += 1
+        what += 1
+    return to
+
+
 cdef int put(Engine e, Upstream *u, const Plan *it, const char *key, size_t n, const char *value, size_t size) noexcept:
-    """One command of the meta protocol."""
-    cdef char line[KEY_MOST + 96]
+    """One command of the meta protocol, right behind the others."""
+    cdef char *to
     cdef bint base64 = False
-    cdef size_t at = 3
-    line[0] = c'm'
-    line[1] = it.verb
-    line[2] = c' '
-    at += put_key(line + 3, key, n, &base64)
-    if it.value:
-        at += snprintf(line + at, 24, " %zu", size)
-    if base64:
-        line[at] = c' '
-        line[at + 1] = c'b'
-        at += 2
-    if it.timed:
-        at += snprintf(line + at, 24, " T%lld", <long long>it.time)
-    at += snprintf(line + at, 16, "%s\r\n", it.flags)
-    if give(e, u, line, at) < 0:
+    cdef size_t written
+    if buf_reserve(&u.out, KEY_MOST + 96 + size) < 0:
+        u.doomed = True
         return -1
+    to = buf_tail(&u.out)
+    to[0] = c'm'
+    to[1] = it.verb
+    to[2] = c' '
+    to += 3
+    to += put_key(to, key, n, &base64)
     if it.value:
-        if give(e, u, value, size) < 0:
-            return -1
-        return give(e, u, "\r\n", 2)
+        to[0] = c' '
+        to = decimal(to + 1, size)
+    if base64:
+        to = text(to, " b")
+    if it.timed:
+        to = decimal(text(to, " T"), it.time)
+    to = text(text(to, it.flags), "\r\n")
+    if it.value:
+        memcpy(to, value, size)
+        to = text(to + size, "\r\n")
+    written = to - buf_tail(&u.out)
+    u.out.len += written
+    u.given += written
+    e.mark_upstream(u)
     return 0
 
 
@@ -370,11 +405,13 @@ cdef size_t command_at(const char *p, size_t n, char *key, size_t *size) noexcep
 cdef void meta_again(Engine e, Client *c, const Entry *entry, const char *p, size_t n) noexcept:
     cdef char key[KEY_MOST + 2]
     cdef size_t size = 0, at = 0, length
+    cdef Entry anew = entry[0]
     cdef uint32_t i, k, total = entry.total
     cdef int node = -1, other, parts = 0, part
     cdef bint displaced = False
     cdef Fan *f
     e.text_size = snprintf(e.text, TEXT, "-SHARDDOWN its shard is down, and its keys have no other place in common\r\n")
+    rewind(e, &anew)
     memset(e.shares, 0, e.node_count * sizeof(uint32_t))
     if room_for_keys(e, <int>total) < 0:
         deliver_error(e, entry, False)

@@ -16,13 +16,13 @@ from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, put_number
 from shardproxy.dataplane.counters cimport ERROR_REPLIES
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
-    STREAM_ABOVE, TEXT, TO_ASK, TO_CLIENT, TO_PART, UP, Client, Engine, Entry, Node, Upstream,
+    GREETING, STREAM_ABOVE, TEXT, TO_ASK, TO_CLIENT, TO_PART, UP, Client, Engine, Entry, Node, Upstream, wall_us,
 )
 from shardproxy.dataplane.links cimport ask_forget, link_frame
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.replies cimport answered, printable
 from shardproxy.dataplane.slots cimport slot_at
-from shardproxy.dataplane.upstreams cimport fit, upstream_ready
+from shardproxy.dataplane.upstreams cimport fit, say, upstream_ready
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *p, size_t n, const void *what, size_t size)
@@ -249,7 +249,7 @@ cdef void rewind(Engine e, Entry *entry) noexcept:
 # --- the greeting ---
 
 cdef void meta_greeted(Engine e, Upstream *u) noexcept:
-    """Replies to a login, if there is one, then to `version`, `mn`, `stats settings` and `stats`."""
+    """Replies to `version`, `mn`, `stats settings` and `stats`; where there is a login, before them to `mn`, refused, and to it."""
     cdef Node *node = e.node_list[u.node]
     cdef size_t used = 0
     cdef int status
@@ -266,7 +266,13 @@ cdef void meta_greeted(Engine e, Upstream *u) noexcept:
         if status != SCAN_DONE:
             return
         text[0] = 0
-        if u.greetings == 5 and not says(p, u.scanned, "STORED\r"):
+        if u.greetings == 6:
+            if says(p, u.scanned, "CLIENT_ERROR unauth"):
+                u.greeted = wall_us()
+                say(e, u, e.greetings[u.node][1][0])
+            else:
+                snprintf(text, TEXT, "it asks for no login, but the configuration gives one")
+        elif u.greetings == 5 and not says(p, u.scanned, "STORED\r"):
             # what it says may quote the login
             snprintf(text, TEXT, "refuses the login")
         elif u.greetings == 4 and not says(p, u.scanned, "VERSION "):
@@ -287,6 +293,7 @@ cdef void meta_greeted(Engine e, Upstream *u) noexcept:
             node.ahead -= u.greeted
         if text[0]:
             upstream_lost(e, u, text, True)
+        if u.state != GREETING:
             return
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0

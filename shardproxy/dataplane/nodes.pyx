@@ -50,7 +50,7 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
         if shard.name in tls:
             e.secured[number] = tls[shard.name]
         login = credentials.get(shard.name, (None, None))
-        e.greetings[number] = (meta_greeting(*login),) * 2 if meta else tuple(greeting(proto, *login) for proto in (2, 3))
+        e.greetings[number] = meta_greeting(*login) if meta else tuple(greeting(proto, *login) for proto in (2, 3))
     for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
         shards[i] = <uint16_t>number
@@ -305,12 +305,15 @@ cdef bint resolve(str address, Node *node, bint names):
 
 
 def meta_greeting(username, password):
-    """The same for a memcached: log in, then ask for its version, for life, for its limits and its clock."""
+    """The same for a memcached: its version, life, limits and clock; and what it is told once it has asked for a login.
+
+    Only then: one that does not ask would keep the password as a value, for everybody to read.
+    """
     login = f"{username or ''} {password}".encode() if password else b""
-    asked = [b"version\r\n", b"mn\r\n", b"stats settings\r\n", b"stats\r\n"]
-    if login:
-        asked.insert(0, b"set login 0 0 %d\r\n%b\r\n" % (len(login), login))
-    return b"".join(asked), len(asked)
+    asked = b"version\r\nmn\r\nstats settings\r\nstats\r\n"
+    if not login:
+        return (asked, 4), (b"", 0)
+    return (b"mn\r\n", 6), (b"set login 0 0 %d\r\n%b\r\n%b" % (len(login), login, asked), 5)
 
 
 def greeting(proto, username, password):

@@ -180,7 +180,6 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
-    cdef const char *why
     cdef Client *c
     u.raised = u.proto == 3 and e.node_list[u.node].speaks == 2
     if u.raised and u.lease & TRACKING:
@@ -204,6 +203,11 @@ cdef void greet(Engine e, Upstream *u) noexcept:
             return
         greeting += tracking[0]
         u.extras += tracking[1]
+    say(e, u, greeting)
+
+
+cdef void say(Engine e, Upstream *u, bytes greeting) noexcept:
+    cdef const char *why
     # small, and the first bytes on a new connection: it always fits
     if pass_on(u, greeting, len(greeting)) != len(greeting):
         if u.tls != NULL:

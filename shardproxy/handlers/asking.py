@@ -174,12 +174,17 @@ async def ask_in_steps(
 ) -> bytes:
     """A command of Redis, run on a memcached node as core/memcached says: what Redis would reply.
 
-    name: of the command table. keys: those it writes. A step that gets no answer ends it with that error.
+    name: of the command table. keys: those it writes. timeout: seconds in all; below 0: as for a client's
+    command, of each step. A step that gets no answer ends it with that error; if none before it has written
+    anything, the command has not run.
     """
     program = memcached.start(name, args, memcached_node(server, node))
+    clock = asyncio.get_running_loop().time
+    due, wrote = clock() + timeout, False
     try:
         step = next(program)
         while True:
+            wrote = wrote or step.writes
             if step.pause:
                 await asyncio.sleep(step.pause)
             frames = await ask_memcached(
@@ -190,13 +195,13 @@ async def ask_in_steps(
                 client=client,
                 write=step.writes,
                 keys=keys,
-                timeout=timeout,
+                timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
             )
             step = program.send([memcached.parse(frame) for frame in frames])
     except StopIteration as done:
         return memcached.encode(done.value, proto)
     except NoAnswer as error:
-        return error.line
+        return error.line if wrote else error.line.replace(b"may still run", b"has not run")
 
 
 def memcached_node(server: "Server", node: int) -> memcached.Node:

@@ -125,6 +125,8 @@ async def keys(server: Server, call: "Call") -> bytes:
 @handles("randomkey")
 async def randomkey(server: Server, call: "Call") -> bytes:
     """From a shard in proportion to its keys; what lives elsewhere now is drawn again."""
+    if others := server.topology.pools[0].memcached:
+        return reply.error(errors.not_on_memcached("randomkey", min(others)))
     nodes = {name: node for node, name in server.reactor.placed()}
     answers = usable(server, await ask_all(server, call, "DBSIZE", write=False))
     if isinstance(answers, bytes):

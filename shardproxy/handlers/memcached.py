@@ -3,7 +3,7 @@
 Rules: commands on one key take their turn within this process, in the order in which they came, so that only
 other workers, other proxies and memcached's own clients can make a compare-and-swap fail. A client has one
 such command at a time, and what it sends later waits: so nobody waits behind more commands than there are
-clients.
+clients, nor longer than a request may take.
 """
 
 import asyncio
@@ -39,25 +39,38 @@ def memcached(server: Server, call: "Call") -> Answer:
 
 async def _in_turn(server: Server, call: "Call") -> bytes:
     keys = [call.args[at] for at in server.commands.keys_of(call.args)]
-    async with _turn(server, call.memcached, keys[0]):
-        return await ask_in_steps(
-            server,
-            call.memcached,
-            call.row.name,
-            call.args,
-            client=call.client,
-            proto=call.proto,
-            keys=keys if call.row.writes else (),
-        )
+    pool, clock = server.config.pool[server.topology.pools[0].name], asyncio.get_running_loop().time
+    limit = (pool.timeouts.write if call.row.writes else pool.timeouts.read) or pool.timeout
+    due = clock() + limit
+    try:
+        async with _turn(server, call.memcached, keys[0], due):
+            return await ask_in_steps(
+                server,
+                call.memcached,
+                call.row.name,
+                call.args,
+                client=call.client,
+                proto=call.proto,
+                keys=keys if call.row.writes else (),
+                timeout=max(due - clock(), 0.001),
+            )
+    except TimeoutError:
+        node = memcached_node(server, call.memcached)
+        return reply.error(errors.not_asked(node.shard, node.address, limit))
 
 
 @asynccontextmanager
-async def _turn(server: Server, node: int, key: bytes) -> AsyncIterator[None]:
+async def _turn(server: Server, node: int, key: bytes, due: float) -> AsyncIterator[None]:
+    """Raises TimeoutError when it has not come by then (by the loop's clock)."""
     turn = server.turns.setdefault((node, key), Turn())
     turn.users += 1
     try:
-        async with turn:
+        async with asyncio.timeout_at(due):
+            await turn.acquire()
+        try:
             yield
+        finally:
+            turn.release()
     finally:
         turn.users -= 1
         if not turn.users:

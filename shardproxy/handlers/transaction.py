@@ -10,7 +10,7 @@ after it.
 import asyncio
 from typing import TYPE_CHECKING
 
-from shardproxy.core import errors, reply
+from shardproxy.core import errors, raising, reply
 from shardproxy.core.resp import RequestParser, Scanner
 from shardproxy.handlers.asking import is_error, pack
 from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
@@ -106,5 +106,7 @@ async def _finish(
             piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
             dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
             frame = await piece.data
+        elif call.proto < call.client.proto:  # since a HELLO 3 among them, which the node has not heard of
+            frame = raising.shape_of(args)(frame, 0)[0]
         results.append(frame)
     return b"*%d\r\n" % len(results) + b"".join(results)

@@ -41,6 +41,10 @@ class MetaLine(Line):
 
     async def _login(self, username: str, password: str) -> None:
         text = f"{username} {password}".encode()
+        (answer,) = await self._exchange(b"mn\r\n", 1)
+        if not answer.startswith(b"CLIENT_ERROR unauth"):
+            # it would keep the password as a value, for everybody to read
+            raise NodeRefuses("it asks for no login, but the configuration gives one")
         (answer,) = await self._exchange(b"set login 0 0 %d\r\n%b\r\n" % (len(text), text), 1)
         if answer != b"STORED\r\n":
             raise NodeRefuses("it refuses the login", answer=answer.decode(errors="replace"))

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from shardproxy.core.sessions.cookies import CookieRules
-from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable
+from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable, UnfitPool
 from shardproxy.sessions.store import AsyncSession, AsyncSessionStore
 from shardproxy.sessions.web import REFUSED, REFUSED_HEADERS, FromBefore, Visit, Web, taken_over
 
@@ -56,11 +56,28 @@ class SessionMiddleware:
         self.web = Web(store, cookie, trusted_proxies, previous)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] in ("http", "websocket"):
+            exchange = Exchange(self, scope, receive, send)
+            await (exchange.http() if scope["type"] == "http" else exchange.websocket())
+        elif scope["type"] == "lifespan":
+            await self.app(scope, self._checking(receive, send), send)
+        else:
             await self.app(scope, receive, send)
-            return
-        exchange = Exchange(self, scope, receive, send)
-        await (exchange.http() if scope["type"] == "http" else exchange.websocket())
+
+    def _checking(self, receive: Receive, send: Send) -> Receive:
+        """A server does not start over a place that is not fit for sessions; UnfitPool says why."""
+
+        async def checked() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.store.check()
+                except UnfitPool as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
+            return message
+
+        return checked
 
 
 class Exchange:
@@ -72,7 +89,7 @@ class Exchange:
         self.session: AsyncSession | None = None
         self.started = self.refused = False
         self.visit = _arrived(self.web, scope)
-        scope["session"], scope[KEY] = NotLoaded(), self
+        scope["session"], scope[KEY] = NOT_LOADED, self
 
     async def load(self) -> AsyncSession:
         """Once; SessionUnavailable."""
@@ -237,6 +254,9 @@ class NotLoaded:
         if name == "mark_accessed":
             raise AttributeError(name)
         self._raise()
+
+
+NOT_LOADED = NotLoaded()
 
 
 async def load_session(connection: Any) -> AsyncSession:

@@ -253,7 +253,7 @@ class SessionStore(BaseStore):
     def load(self, cookie: str | None, device: Mapping[str, Any] | None = None) -> Session:
         """The session of a cookie's value; an empty one when there is none. SessionUnavailable.
 
-        device: what `list_sessions` shows of the device, if the session is created in this request.
+        device: what `list_sessions` shows of the device, if the user logs in in this request.
         """
         session = Session(self, device)
         if cookie:

@@ -350,7 +350,7 @@ async def test_messages(client: AsyncShardedRedis) -> None:
         assert seen == ["for the handler"]
         await messages.unsubscribe()
         await messages.punsubscribe("news.*")
-        assert [each["type"] async for each in messages.listen()] == ["unsubscribe", "punsubscribe"]
+        assert {each["type"] async for each in messages.listen()} == {"unsubscribe", "punsubscribe"}
         assert not messages.subscribed
 
 

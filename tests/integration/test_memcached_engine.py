@@ -283,3 +283,10 @@ def test_a_password(tmp_path: Path) -> None:
                     assert b"refuses the login" in raw.ask("SET", "key", "1")
                     until(lambda proxy=proxy: proxy.events("node_refuses"))
                 assert word not in proxy.log_text()
+    with MemcachedNode() as node:
+        shard = f'primary = "{node.url}"\npassword_file = "{tmp_path / "hunter2"}"\n'
+        with ProxyProcess(f'listen = ["127.0.0.1:0"]\n[pool.main.shards.m]\n{shard}') as proxy:
+            with proxy.raw() as raw:
+                assert b"it asks for no login" in raw.ask("SET", "key", "1")
+            until(lambda: proxy.events("node_refuses"))
+        assert node.stats()["cmd_set"] == "0"  # it has not been told the password

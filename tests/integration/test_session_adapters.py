@@ -455,6 +455,14 @@ def test_revoking_and_the_list_of_devices(place: Place, framework: str) -> None:
     assert [client.get("/show").json()["user"] for client in clients] == [None] * 3
 
 
+def test_the_device_is_that_of_the_login(place: Place, framework: str) -> None:
+    with place.browser(framework) as client:
+        for path, agent in (("/set?a=1", "first"), ("/login?_user=1", "second"), ("/set?a=2", "third")):
+            client.get(path, headers={"user-agent": agent})
+        (listed,) = place.store.list_sessions("1")
+        assert listed.device == {"ip": "127.0.0.1", "user_agent": "second"}
+
+
 def test_remember_me(place: Place, framework: str) -> None:
     with place.browser(framework) as client:
         sent = client.get("/login?_user=1&_remember").headers["set-cookie"].lower()

@@ -14,8 +14,10 @@ from webdrive import WebSocket, browser
 from shardproxy.sessions import (
     AsyncMemorySessionStore,
     AsyncSession,
+    AsyncSessionStore,
     MemorySessionStore,
     SessionUnavailable,
+    UnfitPool,
 )
 from shardproxy.sessions.asgi import SessionMiddleware, SessionNotLoaded, load_session
 
@@ -164,6 +166,43 @@ async def test_a_websocket_may_log_in_before_it_is_accepted_and_not_after() -> N
 
 
 # --- ASGI ---
+
+
+class Told:
+    """A client of asyncio that only answers INFO."""
+
+    def __init__(self, info: str) -> None:
+        self.info = info
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        assert args[0] == "INFO", args
+        return self.info.encode()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
+async def test_a_server_does_not_start_over_a_cache(policy: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+
+    client = Told(f"redis_version:7.0.15\r\nmaxmemory_policy:{policy}\r\n")
+    middleware = SessionMiddleware(app, AsyncSessionStore(client, SECRETS))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    if policy == "noeviction":
+        await middleware({"type": "lifespan"}, receive, send)
+        assert [each["type"] for each in sent] == ["lifespan.startup.complete"]
+    else:
+        with pytest.raises(UnfitPool, match="allkeys-lru"):
+            await middleware({"type": "lifespan"}, receive, send)
+        (failed,) = sent
+        assert failed["type"] == "lifespan.startup.failed" and "allkeys-lru" in failed["message"]
 
 
 def asgi_client(store: Any, endpoint: Any, **options: Any) -> httpx.Client:

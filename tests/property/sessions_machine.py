@@ -152,7 +152,7 @@ class Lineage:
 
     def __init__(self, fields: dict[str, Any], user: str | None, clock: int) -> None:
         self.fields, self.user, self.alive = fields, user, True
-        self.born = self.seen = self.renewed = clock
+        self.born = self.seen = clock
         self.cookies: list[str] = []  # the last one is the current
         self.version = 1
         self.steady = True  # False: a login that was not finished; nobody has its cookie
@@ -216,6 +216,7 @@ class World:
         self.full = False
         self.lineages: list[Lineage] = []
         self.by_key: dict[str, Lineage] = {}
+        self.replaced: dict[str, int] = {}  # records that are pointers: since when
         self.requests: dict[int, Request] = {}
         self.count = 0
 
@@ -330,15 +331,21 @@ class World:
             assert request.what == "optimistic" and request.lineage.version != request.seen  # type: ignore[union-attr]
             self.crash(request)
         except SessionGone:
-            assert request.lineage is None or not request.lineage.alive or self._may_be_over(request.lineage)
+            assert (
+                request.lineage is None
+                or not request.lineage.alive
+                or self._may_be_over(request, request.lineage)
+            )
             self.crash(request)
         except (SessionUnavailable, TooManySessions):
             self.crash(request)
 
-    def _may_be_over(self, lineage: Lineage) -> bool:
+    def _may_be_over(self, request: Request, lineage: Lineage) -> bool:
         """Not by anybody's doing. Who has an old id, and takes longer than it leads on, has lost his way."""
-        idle, age, renewed = (self.clock - each for each in (lineage.seen, lineage.born, lineage.renewed))
-        return idle > IDLE * 0.9 - SLACK or age > ABSOLUTE - SLACK or renewed > BOUND - SLACK
+        idle, age = self.clock - lineage.seen, self.clock - lineage.born
+        key = self.rules.keys(request.session._identity)[0]
+        lost = self.clock - self.replaced.get(key, self.clock) > BOUND - SLACK
+        return idle > IDLE * 0.9 - SLACK or age > ABSOLUTE - SLACK or lost
 
     def _done(self, request: Request, call: Call, reply: Any) -> None:
         """What a call that was carried out means."""
@@ -368,13 +375,15 @@ class World:
                     request.seen = lineage.version
             lineage.seen = self.clock
             if call.script == "renew":
-                self.by_key[call.keys[2]], lineage.renewed = lineage, self.clock
+                self.by_key[call.keys[2]], self.replaced[key] = lineage, self.clock
                 lineage.cookies.append(self._cookie_after(request, call))
         elif call.script == "load":
             lineage = self.by_key[key]
             lineage.seen = self.clock
-            if request.what != "login":  # a save that reads again has seen everything
+            if request.what in ("save", "renew"):  # who reads again has seen everything
                 request.seen = lineage.version
+            elif request.what == "login" and request.lineage not in (None, lineage):
+                request.lineage.fields = run(lineage.fields, request.changes)  # type: ignore[attr-defined, union-attr]
         elif call.script == "destroy":
             lineage = self.by_key[key]
             ours = request.lineage if request.what == "login" else None

@@ -74,6 +74,14 @@ def many(node: Node, data: Sequence[bytes], expected: str, writes: bool = False)
 
 
 def read(node: Node, key: bytes, flags: bytes = b" v c f t s") -> Steps[Item | None]:
+    """What is there.
+
+    With the CAS value goes the flag h, for which the node keeps its lock until it has written all this.
+    Without, when `ma` replaces the item at that moment, it tells the old value with the new one's CAS value
+    (seen: one in 100,000), and who writes what he makes of it takes back a change.
+    """
+    if b" c" in flags:
+        flags += b" h"
     reply = yield from one(node, wire.command(b"mg", key, flags), "VA HD EN")
     if not reply.hit:
         return None
@@ -138,7 +146,7 @@ def remains(node: Node, key: bytes, item: Item) -> Steps[int | None]:
     The node tells how many seconds are left and, between two such answers, what second it is: if they are the
     same, no second has begun meanwhile.
     """
-    look = wire.command(b"mg", key, b" c t")
+    look = wire.command(b"mg", key, b" c t h")
     for _ in range(CLOCK_TRIES):
         before, clock, after = yield Ask(look + b"stats\r\n" + look, 3)
         for reply in (before, after):

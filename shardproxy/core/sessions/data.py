@@ -30,7 +30,7 @@ class SessionData(MutableMapping[str, Any]):
     is_new      nothing is stored (yet)
     unavailable the store could not be asked (`fail = "anonymous"`): reads as empty, a write raises
     user_id     whose it is; None: anonymous. Set by `login` only
-    device      what is known of the device, for `list_sessions`; stored when it is created or logs in
+    device      what is known of the device, for `list_sessions`; stored by `login`
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
     """
 

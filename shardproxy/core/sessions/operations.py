@@ -181,7 +181,9 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
         return False
     session._cookie_changed |= found != who
     _adopt(session, found, record)
-    session.user_id, session.device = record.user_id, record.device
+    session.user_id = record.user_id
+    if record.user_id is not None:
+        session.device = record.device  # else this request's stays, for a login
     session._values = {name: value for name, (value, _) in record.fields.items()}
     session._stored = {name: plain for name, (_, plain) in record.fields.items()}
     return True
@@ -361,10 +363,11 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
 def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Change]) -> None:
     """What the record has now, with this request's changes on it."""
     ours = {change.name for change in changes if change.what in ("set", "del")}
-    for name in (record.fields.keys() | session._stored.keys()) - ours:
+    steps = {change.name for change in changes} - ours
+    for name in (record.fields.keys() | session._stored.keys() | steps) - ours:
         if name in record.fields:
             value, data = record.fields[name]
-            if session._stored.get(name) == data and not any(change.name == name for change in changes):
+            if session._stored.get(name) == data and name not in steps:
                 continue  # who holds the value may still change it
             session._values[name], session._stored[name] = value, data
         else:
@@ -400,7 +403,7 @@ def _steps(
                 steps += ["set", "." + name, codec.seal(key, "." + name, data)]
         if session.user_id is not None:
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
-        if session.device:
+        if session.device and session.user_id is not None:
             steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
     size = sum(map(len, session._stored.values())) + sum(len(change.data) for change in changes)
     if size > codec.max_size or len(session._values) > FIELDS:
@@ -454,7 +457,7 @@ def _create(
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
-    if session.device:
+    if session.device and user_id is not None:  # who is anonymous is on no list
         steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
         steps[0] = (len(steps) - 1) // 3
     whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
