@@ -8,7 +8,6 @@ counters must show after every sample that each request reached a node and found
 from __future__ import annotations
 
 import argparse
-import contextlib
 import getpass
 import json
 import re
@@ -24,12 +23,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.bench import report
+from tests.bench import run as bench
 from tests.bench.peers import NAMES, Nodes, Peer, Shardproxy, Twemproxy
 from tests.bench.processes import BenchError, Process, busy_percent, free_port, need, output_of
 
 KEYS = 10_000
 SIZE = 64
 CLIENTS = 50
+BEGIN, END = "<!-- bench memcached: begin -->", "<!-- bench memcached: end -->"
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,16 @@ class MemcachedTwemproxy(Twemproxy):
 
 
 class MemcachedShardproxy(Shardproxy):
+    """With a deadline that a busy machine does not pass; twemproxy has none."""
+
     language: ClassVar[str] = "resp"
 
     def argv(self) -> list[str]:
-        return replaced(super().argv(), self.home / "shardproxy.toml", '"redis://', '"memcached://')
+        file = self.home / "shardproxy.toml"
+        made = replaced(super().argv(), file, '"redis://', '"memcached://')
+        return replaced(
+            made, file, "[pool.main]\n", '[pool.main]\ntimeout = "20s"\nconnect_timeout = "20s"\n'
+        )
 
 
 def replaced(argv: list[str], file: Path, old: str, new: str) -> list[str]:
@@ -114,7 +121,7 @@ def compiled(home: Path) -> str:
     return program
 
 
-def run(
+def load(
     program: str, peer: Peer, language: str, verb: str, depth: int, requests: int, each: int
 ) -> dict[str, float]:
     words = (language, peer.port, CLIENTS, depth, requests, verb, f"{peer.name}:", KEYS, SIZE, each)
@@ -125,23 +132,13 @@ def run(
     return made
 
 
-def seed(program: str, peer: MemcachedTwemproxy | MemcachedShardproxy) -> None:
-    """Every key, once; tried again on a machine so busy that connections to nodes time out."""
-    for _ in range(4):
-        with contextlib.suppress(BenchError):
-            run(program, peer, peer.language, "seed", 1, KEYS, 1)
-            return
-        time.sleep(1)
-    run(program, peer, peer.language, "seed", 1, KEYS, 1)
-
-
 def sample(
     program: str, peer: MemcachedTwemproxy | MemcachedShardproxy, nodes: Nodes, work: Work, factor: float
 ) -> dict[str, float]:
     """cpu: microseconds of the proxy a request, or a key. Raises BenchError: the nodes saw something else."""
     requests = max(int(work.requests * factor), CLIENTS * work.depth)
     before, cpu = nodes.counters(), peer.cpu_seconds()
-    made = run(program, peer, peer.language, work.verb, work.depth, requests, work.each)
+    made = load(program, peer, peer.language, work.verb, work.depth, requests, work.each)
     cpu = peer.cpu_seconds() - cpu
     grown = {name: after - before[name] for name, after in nodes.counters().items()}
     wanted = int(made["requests"]) * work.each
@@ -163,7 +160,7 @@ def measured(
         for peer in peers:
             peer.start()
             stack.callback(peer.stop)
-            seed(program, peer)
+            load(program, peer, peer.language, "seed", 1, KEYS, 1)
         results: dict[str, dict[str, list[dict[str, float]]]] = {}
         for work in (each for each in WORK if only.search(each.title)):
             results[work.title] = {peer.name: [] for peer in peers}
@@ -201,18 +198,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--factor", type=float, default=1.0, help="multiply the number of requests")
     parser.add_argument("--only", default="", metavar="REGEX", help="only measures whose title matches")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help=f"replace what is between {BEGIN} and {END}"
+    )
     options = parser.parse_args(arguments)
     memcached = output_of(need("memcached", "apt install memcached"), "-V")
     facts = [
-        f"3 nodes of {memcached}, {CLIENTS} clients, {SIZE} B",
-        f"rounds: {options.rounds}, {busy_percent():.0f} % busy before the start",
+        f"3 nodes of {memcached}, one thread each; {CLIENTS} clients, {SIZE} B",
+        f"{busy_percent():.0f} % of the machine busy before the start",
+        *(f"{peer.name} {peer.version()}" for peer in PEERS),
     ]
-    facts += [f"{peer.name} {peer.version()}" for peer in PEERS]
-    print("\n".join(f"- {fact}" for fact in facts), end="\n\n", flush=True)
     try:
-        print(table(measured(options.rounds, options.factor, re.compile(options.only))))
+        made = table(measured(options.rounds, options.factor, re.compile(options.only)))
     except BenchError as error:
         sys.exit(f"bench: {error}")
+    command = " ".join(
+        ["python -m tests.bench.memcached", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    head = f"`{command}`, {time.strftime('%Y-%m-%d')}, rounds: {options.rounds}"
+    text = "\n".join([head, "", *(f"- {fact}" for fact in facts), "", made])
+    print(text)
+    if options.markdown:
+        bench.splice(options.markdown, text, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A command of several steps on memcached is atomic: whatever another does between two of its steps.
 
 Every program is stopped after each of its steps in turn, and another command runs there to its end. Both
-replies and what is left must be those of a Redis that ran the two one after the other, this way or that.
+replies and what is left must be those of a Redis that ran the two one after the other, in either order.
 """
 
 import itertools

@@ -21,7 +21,16 @@ from shardproxy.core.sessions.errors import (
     TooManySessions,
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, Keyring, text
-from shardproxy.core.sessions.records import HANDLE, SCHEMA, Chance, Codec, Meta, Timeouts, Undecodable
+from shardproxy.core.sessions.records import (
+    HANDLE,
+    LETTER_OF_KIND,
+    SCHEMA,
+    Chance,
+    Codec,
+    Meta,
+    Timeouts,
+    Undecodable,
+)
 
 HOPS = 4  # pointers followed from one old id
 TRIES = 8  # of what must see the record unchanged
@@ -108,6 +117,10 @@ class Rules:
             raise ValueError("prefix: the braces of a key belong to its tag")
         if when_full not in ("oldest", "reject"):
             raise ValueError('when_full is "oldest" or "reject"')
+        if any(len(name) < 2 or not name.isidentifier() for name in classes):
+            raise ValueError(
+                "a class of sessions has a name like a Python variable's, of two letters or more"
+            )
         self.keyring, self.codec, self.chance = keyring, codec, chance
         self.classes, self.prefix, self.touch = dict(classes), prefix, touch
         self.grace, self.bound = round(grace * 1000), max(1, round(bound * 1000))
@@ -463,8 +476,8 @@ def _create(
     whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
     reply = yield Call(
         "create", [key, rules.user_key(tag)],
-        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal, kind,
-         whose, room, rules.when_full, replaced, *steps],
+        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
+         LETTER_OF_KIND.get(kind, kind), whose, room, rules.when_full, replaced, *steps],
     )  # fmt: skip
     if reply[0] == b"FULL":
         raise TooManySessions(f"{rules.max_sessions} sessions are open")
@@ -555,8 +568,9 @@ def _leave(
     rules: Rules, session: SessionData, old: Identity, version: int | None, changes: list[Change]
 ) -> Plan:
     """Ends the session that this one has come from; what others saved there meanwhile comes along."""
-    for _ in range(TRIES):
-        reply = yield Call("destroy", rules.keys(old), [old.hash, "" if version is None else version])
+    for attempt in range(2 * TRIES):
+        expected = "" if version is None or attempt >= TRIES else version
+        reply = yield Call("destroy", rules.keys(old), [old.hash, expected])
         if reply[0] == b"MOVED":
             old = _follow(rules, old, reply[1])
         elif reply[0] == b"CONFLICT":
@@ -573,7 +587,7 @@ def _leave(
             yield from save(rules, session, renew=False)
         else:
             return
-    yield Call("destroy", rules.keys(old), [old.hash, ""])
+    raise SessionUnavailable("the session had another id each time it was to be ended")
 
 
 def destroy(rules: Rules, session: SessionData) -> Plan:
@@ -581,13 +595,13 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
     if session.unavailable:
         raise SessionUnavailable("the session could not be read: it cannot be destroyed")
     at = session._identity
-    for _ in range(HOPS):
+    for _ in range(TRIES):
         if at is None:
             break
         reply = yield Call("destroy", rules.keys(at), [at.hash, ""])
-        if reply[0] != b"MOVED":
-            break
-        at = _follow(rules, at, reply[1])
+        at = _follow(rules, at, reply[1]) if reply[0] == b"MOVED" else None
+    if at is not None:
+        raise SessionUnavailable("the session had another id each time it was to be ended")
     if session._identity is not None:
         rules.event("destroyed", session.handle, session.user_id)
     session._empty()
@@ -627,10 +641,15 @@ def revoke_all(rules: Rules, user_id: str, except_: SessionData | None = None) -
     count = 0
     kept = except_._identity if except_ is not None else None
     for tag in rules.keyring.tags_of(user_id):
-        keys, hash = _any(rules, tag), ""
-        if kept is not None and kept.tag == tag:
-            keys, hash = rules.keys(kept), kept.hash
-        reply = yield Call("revoke_all", keys, [hash])
+        for _ in range(TRIES):
+            at = kept if kept is not None and kept.tag == tag else None
+            keys, hash = (rules.keys(at), at.hash) if at is not None else (_any(rules, tag), "")
+            reply = yield Call("revoke_all", keys, [hash])
+            if at is None or reply[0] != b"MOVED":
+                break
+            kept = _follow(rules, at, reply[1])
+        else:
+            raise SessionUnavailable("the session had another id each time the others were to be ended")
         count += len(reply[1])
         yield from _gone(rules, tag, reply[1], user_id)
     return count

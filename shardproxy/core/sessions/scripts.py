@@ -85,7 +85,7 @@ local function apply(key, at)
     elseif what == 'incr' then redis.call('HINCRBY', key, field, value)
     else
       local list = redis.call('HGET', key, field) or '[]'
-      local joint = list == '[]' and '' or ','
+      local joint = string.match(list, '^%[%s*%]$') and '' or ','
       redis.call('HSET', key, field, string.sub(list, 1, -2) .. joint .. value .. ']')
     end
     if what == 'incr' or what == 'append' then
@@ -125,7 +125,7 @@ if ARGV[4] ~= '' then
   local schema, created, kind = string.match(f[1], '^(%d+) (%d+) %d+ %d+ %d+ (.*)$')
   local absolute, idle, renewal = string.match(ARGV[4], '^(%d+) (%d+) (%d+)$')
   redis.call('HSET', record, 'm', schema .. ' ' .. created .. ' ' .. ARGV[4] .. ' ' .. kind)
-  f.left, f.idle, least = created + absolute - now, tonumber(idle), -1
+  f.left, f.idle, least = created + absolute - now, tonumber(idle), -math.huge
   renew_at = int(math.min(tonumber(f[7]), now + renewal))
   redis.call('HSET', record, 'r', renew_at)
 end
@@ -213,13 +213,14 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', user, 0, '+inf')) do
 end
 return {'OK', gone}
 """,
-    # KEYS record to be kept, u; ARGV its hash or '' → OK members that are gone, epoch
+    # KEYS record to be kept, u; ARGV its hash or '' → OK members that are gone, epoch | MOVED pointer
     # An index that is gone has no session alive. A full node cannot take a new epoch: then all of u goes
     "revoke_all": """
 local score = redis.call('ZSCORE', user, 'e')
 if not score then return {'OK', {}, ''} end
 local epoch, state, f = int(math.max(1 - tonumber(score), now)), '', {}
 if ARGV[1] ~= '' then state, f = look(ARGV[1]) end
+if state == 'MOVED' then return {state, f[4]} end
 local kept = state == 'OK' and f[2] and f.member
 local gone = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', user, 0, '+inf')) do
