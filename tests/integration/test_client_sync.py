@@ -294,6 +294,24 @@ def test_messages(client: ShardedRedis) -> None:
         assert list(messages.listen()) == []
 
 
+def test_a_pattern_is_confirmed_once_although_it_is_on_every_shard(client: ShardedRedis) -> None:
+    with client.pubsub() as messages:
+        for _ in range(2):
+            messages.psubscribe("news.*")
+            messages.subscribe("channel")
+            found = [until(lambda: messages.get_message(timeout=1)) for _ in range(2)]
+            assert {each["type"]: each["channel"] for each in found} == {
+                "psubscribe": "news.*", "subscribe": "channel",
+            }  # fmt: skip
+            assert client.publish("news.x", "1") == 1
+            assert until(lambda: messages.get_message(timeout=1))["data"] == "1"
+            messages.punsubscribe()
+            messages.unsubscribe("channel")
+            found = [until(lambda: messages.get_message(timeout=1)) for _ in range(2)]
+            assert {each["type"] for each in found} == {"punsubscribe", "unsubscribe"}
+            assert messages.get_message() is None and not messages.subscribed
+
+
 def test_a_handlers_thread(client: ShardedRedis) -> None:
     seen: list[Any] = []
     messages = client.pubsub()
