@@ -7,7 +7,7 @@ order. A shard that fails raises on the next read; on the one after it redis-py 
 
 import select
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,7 +34,8 @@ class ShardedPubSub:
         self.client, self._options = client, options
         self._parts: dict[Shard, PubSub] = {}
         self._turn = 0
-        self._awaited: dict[tuple[str, Any], int] = {}  # confirmations of what is on several shards
+        # How many shards are to confirm a name, for each time that it was asked for
+        self._awaited: dict[tuple[str, Any], deque[int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -138,17 +139,22 @@ class ShardedPubSub:
         encoder: Any = self.client.get_encoder()
         said = (encoder.decode(encoder.encode(getattr(name, "name", name))) for name in names)
         for name, count in Counter(said).items():
-            self._awaited[verb, name] = self._awaited.get((verb, name), 0) + count
+            self._awaited.setdefault((verb, name), deque()).append(count)
 
     def _confirmed(self, message: Any) -> bool:
         """Whether a message is to be passed on."""
         if not isinstance(message, dict) or not message["type"].endswith("subscribe"):
             return True
-        what = message["type"], message["channel"]
-        left = self._awaited.pop(what, 1) - 1
-        if left > 0:
-            self._awaited[what] = left
-        return left <= 0
+        awaited = self._awaited.get((message["type"], message["channel"]))
+        if not awaited:
+            return True
+        awaited[0] -= 1
+        if awaited[0] > 0:
+            return False
+        awaited.popleft()
+        if not awaited:
+            del self._awaited[message["type"], message["channel"]]
+        return True
 
     def ping(self, message: Any = None) -> None:
         """To every shard with subscriptions; each answers with a message."""

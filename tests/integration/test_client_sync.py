@@ -312,6 +312,16 @@ def test_a_pattern_is_confirmed_once_although_it_is_on_every_shard(client: Shard
             assert messages.get_message() is None and not messages.subscribed
 
 
+def test_left_and_joined_again_before_anything_is_read(client: ShardedRedis) -> None:
+    for join, leave in (("subscribe", "unsubscribe"), ("psubscribe", "punsubscribe")):
+        with client.pubsub() as messages:
+            for verb in (join, leave, join):
+                getattr(messages, verb)("name")
+            found = [until(lambda: messages.get_message(timeout=1))["type"] for _ in range(3)]
+            assert sorted(found) == sorted([join, leave, join])
+            assert messages.get_message() is None and messages.subscribed
+
+
 def test_a_handlers_thread(client: ShardedRedis) -> None:
     seen: list[Any] = []
     messages = client.pubsub()
