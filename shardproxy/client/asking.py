@@ -22,9 +22,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shardproxy.client import errors
 from shardproxy.client.connection import Connection, Shard
-from shardproxy.client.errors import PartialError, ShardError
+from shardproxy.client.errors import PartialError
 from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
+from shardproxy.client.merging import of_all, of_parts
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
 from shardproxy.core.commands import CommandTable, builtin, learn
@@ -381,16 +382,7 @@ class Asker:
                 else batch.error
                 for batch, part in zip(batches, split.parts, strict=True)
             ]
-        failed = [reply for reply in replies if isinstance(reply, Exception)]
-        if not failed:
-            return split.merged(replies)
-        if self.nodes.pool.partial == "nil" and split.merge != "ok" and all(map(_absent, failed)):
-            return split.merged([
-                ([None] * split.homes.count(number) if split.merge == "array" else 0)
-                if isinstance(reply, Exception) else reply
-                for number, reply in zip(split.shards, replies, strict=True)
-            ])  # fmt: skip
-        raise split.partial(replies)
+        return of_parts(split, replies, self.nodes.pool.partial)
 
     def _caught(self, args: Sequence[Any], decode: bool) -> Any:
         """As `ask`, with what it raises as the reply."""
@@ -410,16 +402,16 @@ class Asker:
             return self._scan(layout, args, plan.items or [])
         if what.who == "random":
             return self._random(layout, decode)
-        found = self.all(args, decode, what.writes)
-        failed = {name: reply for name, reply in found.items() if isinstance(reply, Exception)}
-        if not failed:
-            return what.merge(list(found.values()))
-        said = {str(error) for error in failed.values()}
-        if len(failed) == len(found) and len(said) == 1:
-            return next(iter(failed.values()))  # all refuse it in the same words
-        if self.nodes.pool.partial == "nil" and not what.writes and len(failed) < len(found):
-            return what.merge([reply for name, reply in found.items() if name not in failed])
-        raise PartialError({name: found[name] for name in found if name not in failed}, failed)
+        found = of_all(what, self.all(args, decode, what.writes), self.nodes.pool.partial)
+        if plan.command.name == "script|flush":
+            self.scripts.clear()
+        elif plan.command.name == "script|exists" and isinstance(found, list):
+            # 1 when an EVALSHA would find it: it is loaded where it is called
+            shas = (plan.items or [])[2:]
+            return [
+                int(there or self.script(sha) is not None) for there, sha in zip(found, shas, strict=True)
+            ]
+        return found
 
     def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
@@ -579,10 +571,6 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, OSError):
         return cause.strerror or str(cause) or type(cause).__name__
     return str(error)[:200] or type(error).__name__
-
-
-def _absent(error: Exception) -> bool:
-    return isinstance(error, ShardError)
 
 
 _builtin: CommandTable | None = None

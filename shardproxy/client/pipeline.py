@@ -93,8 +93,6 @@ class PipelineBase:
             self._held[1].close()
             self._held = None
 
-    close = reset
-
     def multi(self) -> None:
         """After WATCH: what follows is gathered until `execute`."""
         if self.explicit_transaction:
@@ -126,6 +124,7 @@ class PipelineBase:
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """WATCH, and what comes after it: on the connection that watches, if its keys are there."""
         shard: Shard | None
+        self.asker.look()
         if args[0] == "WATCH":
             shard = self._shard_of(args)
         elif args[0] == "UNWATCH":
@@ -152,7 +151,6 @@ class PipelineBase:
 
     def _shard_of(self, args: Sequence[Any]) -> Shard:
         """Of WATCH: its keys share one, and it serves."""
-        self.asker.look()
         layout = self.asker.layout
         found = {layout.router.locate(layout.router.key(key)) for key in args[1:]}
         if len(found) != 1:
@@ -191,6 +189,7 @@ class PipelineBase:
         if not calls and not self.watching:
             return []
         try:
+            self.asker.look()
             if self.transaction or self.explicit_transaction:
                 return self._run_transaction(calls, raise_on_error)
             results = self._run(calls)
@@ -244,7 +243,6 @@ class PipelineBase:
     def _round(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
         """Sends these calls once; answers those that may be sent again, with why in their results."""
         asker = self.asker
-        asker.look()
         if asker.layout.troubled:
             asker.try_due()
         found = self._sorted(calls, pending, results)
@@ -362,7 +360,6 @@ class PipelineBase:
     def _run_transaction(self, calls: Sequence[Call], raise_on_error: bool) -> list[Any]:
         asker = self.asker
         tries = 0
-        asker.look()
         while True:
             if asker.layout.troubled:
                 asker.try_due()
@@ -403,7 +400,9 @@ class PipelineBase:
         """The one shard of all keys, and whether all of it only reads. Raises refusals."""
         found: set[int] = set()
         reads = True
-        for number, (args, _) in enumerate(calls):
+        for number, (args, options) in enumerate(calls):
+            if EMPTY_RESPONSE in options:
+                continue  # it is not sent
             try:
                 plan = self.asker.plan(args)
                 if plan.split is not None:
@@ -479,6 +478,9 @@ class ShardedPipeline(PipelineBase, RedisModuleCommands, CoreCommands):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.reset()
+
+    def close(self) -> None:
         self.reset()
 
     def __del__(self) -> None:

@@ -7,6 +7,7 @@ order. A shard that fails raises on the next read; on the one after it redis-py 
 
 import select
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,8 @@ class ShardedPubSub:
         self.client, self._options = client, options
         self._parts: dict[Shard, PubSub] = {}
         self._turn = 0
+        # How many shards are to confirm a name, for each time that it was asked for
+        self._awaited: dict[tuple[str, Any], deque[int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +49,7 @@ class ShardedPubSub:
         for part in self._parts.values():
             part.close()
         self._parts.clear()
+        self._awaited.clear()
 
     reset = close
 
@@ -104,6 +108,7 @@ class ShardedPubSub:
         for name, handler in handlers.items():
             for shard in where(name):
                 wanted.setdefault(shard, ([], {}))[1][name] = handler
+        self._await(verb, [name for names, handled in wanted.values() for name in (*names, *handled)])
         for shard, (names, handled) in wanted.items():
             getattr(self._part(shard), verb)(*names, **handled)
 
@@ -119,11 +124,37 @@ class ShardedPubSub:
 
     def _leave(self, verb: str, kind: str, args: Any) -> None:
         names = list_or_args(args[0], args[1:]) if args else []
+        leaving: list[tuple[PubSub, list[Any]]] = []
         for part in self._parts.values():
             held = getattr(part, kind)
             mine = [name for name in names if next(iter(part._normalize_keys({name: None}))) in held]
             if mine or (held and not args):
-                getattr(part, verb)(*mine)
+                leaving.append((part, mine or list(held)))
+        self._await(verb, [name for _, mine in leaving for name in mine])
+        for part, mine in leaving:
+            getattr(part, verb)(*mine)
+
+    def _await(self, verb: str, names: list[Any]) -> None:
+        """What several shards are going to confirm is told once, when the last of them has."""
+        encoder: Any = self.client.get_encoder()
+        said = (encoder.decode(encoder.encode(getattr(name, "name", name))) for name in names)
+        for name, count in Counter(said).items():
+            self._awaited.setdefault((verb, name), deque()).append(count)
+
+    def _confirmed(self, message: Any) -> bool:
+        """Whether a message is to be passed on."""
+        if not isinstance(message, dict) or not message["type"].endswith("subscribe"):
+            return True
+        awaited = self._awaited.get((message["type"], message["channel"]))
+        if not awaited:
+            return True
+        awaited[0] -= 1
+        if awaited[0] > 0:
+            return False
+        awaited.popleft()
+        if not awaited:
+            del self._awaited[message["type"], message["channel"]]
+        return True
 
     def ping(self, message: Any = None) -> None:
         """To every shard with subscriptions; each answers with a message."""
@@ -136,7 +167,7 @@ class ShardedPubSub:
         while True:
             for part in self._ready(limit):
                 message = part.get_message(ignore_subscribe_messages, timeout=0)
-                if message is not None:
+                if message is not None and self._confirmed(message):
                     return message
             if limit is not None and time.monotonic() >= limit:
                 return None

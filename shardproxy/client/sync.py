@@ -157,7 +157,10 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         command = layout.commands.get(name)
         decode = NEVER_DECODE not in options
         if command is None or not 0 < command.key_at < len(args) or layout.troubled:
-            reply = asker.ask(args, decode)
+            try:
+                reply = asker.ask(args, decode)
+            except ResponseError as error:  # refused, as a node would have
+                reply = error
         else:
             key = args[command.key_at]
             router = layout.router

@@ -55,7 +55,7 @@ def table(nodes: list[RedisNode], pool: dict[str, Any]) -> str:
         *(f"{key} = {value!r}" for key, value in pool.items()),
     ]
     lines.append("[pool.main.shards]")
-    for weight, (name, address) in zip(WEIGHTS, shards_of(nodes).items(), strict=False):
+    for weight, (name, address) in zip(itertools.cycle(WEIGHTS), shards_of(nodes).items(), strict=False):
         lines.append(f'{name} = {{ primary = "redis://{address}", weight = {weight} }}')
     return "\n".join(lines) + "\n"
 
@@ -208,7 +208,7 @@ async def test_following_a_proxy() -> None:
                 keys = [f"key:{number}" for number in range(200)]
 
                 def agree(shards: set[str]) -> None:
-                    following.asker.look(doubt=True)
+                    following.asker.follower.look(doubt=True)
                     following.mset(dict.fromkeys(keys, "x"))
                     assert through.mget(keys) == [b"x"] * len(keys)
                     pipe = following.pipeline(transaction=False)
@@ -223,7 +223,7 @@ async def test_following_a_proxy() -> None:
                     while proxy.topology.pools[0].shard("b").node.state != "out":
                         await asyncio.sleep(0.02)
                     while following.topology.pools[0].shard("b").node.state != "out":
-                        await asyncio.to_thread(following.asker.look, True)
+                        await asyncio.to_thread(following.asker.follower.look, True)
                         await asyncio.sleep(0.05)
                 await asyncio.to_thread(agree, {"a", "c"})
             nobody = ShardedRedis.from_url("shardproxy://127.0.0.1:1")

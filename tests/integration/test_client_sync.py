@@ -108,7 +108,7 @@ def test_split_over_the_shards(client: ShardedRedis, nodes: list[RedisNode]) -> 
     wanted = {f"key:{number}": str(number) for number in range(100)}
     assert client.mset(wanted) is True
     assert client.mget(list(wanted)) == list(wanted.values())
-    assert client.mget("key:1", "missing", "key:1") == ["1", None, "1"]
+    assert client.mget("key:1", "missing", "key:1") == ["1", None, "1"] and client.mget([]) == []
     assert client.exists(*wanted) == client.touch(*wanted) == 100
     assert client.dbsize() == 100 and sorted(client.keys()) == sorted(wanted)
     assert client.unlink(*list(wanted)[:50]) == 50 and client.delete(*wanted) == 50
@@ -179,6 +179,7 @@ def test_transactions_on_one_shard(client: ShardedRedis, keys: list[str]) -> Non
     with pytest.raises(ResponseError, match=r"Command # 2 .* WRONGTYPE"):
         client.pipeline().set(key, "text").lpush(key, 1).execute()
     assert client.get(key) == "text"
+    assert client.pipeline().get(key).mget([]).get(key).execute(raise_on_error=False)[1] == []
     with pytest.raises(ResponseError, match=r"Command # 1 .*wrong number of arguments"):
         client.pipeline().execute_command("GET").execute()
 
@@ -235,8 +236,14 @@ def test_scripts_outlive_what_their_nodes_forget(client: ShardedRedis, keys: lis
         client.on_all("SCRIPT FLUSH")
     sha = client.script_load("return 7")
     assert client.script_exists(sha) == [True] and client.evalsha(sha, 0) == 7
-    with pytest.raises(NoScriptError):
-        client.evalsha("0" * 40, 0)
+    script(keys=[keys[0]], args=["x"])
+    client.script_flush()
+    for forgotten in ("0" * 40, sha, script.sha):
+        assert client.script_exists(forgotten) == [False]
+        with pytest.raises(NoScriptError):
+            client.evalsha(forgotten, 1, keys[0], "x")
+    script(keys=[keys[0]], args=["x"])
+    assert client.script_exists(script.sha) == [True]
     with pytest.raises(ClusterCrossSlotError):
         script(keys=keys, args=["x"])
 
@@ -285,6 +292,34 @@ def test_messages(client: ShardedRedis) -> None:
         messages.punsubscribe("news.*")
         until(lambda: not messages.subscribed or messages.get_message())
         assert list(messages.listen()) == []
+
+
+def test_a_pattern_is_confirmed_once_although_it_is_on_every_shard(client: ShardedRedis) -> None:
+    with client.pubsub() as messages:
+        for _ in range(2):
+            messages.psubscribe("news.*")
+            messages.subscribe("channel")
+            found = [until(lambda: messages.get_message(timeout=1)) for _ in range(2)]
+            assert {each["type"]: each["channel"] for each in found} == {
+                "psubscribe": "news.*", "subscribe": "channel",
+            }  # fmt: skip
+            assert client.publish("news.x", "1") == 1
+            assert until(lambda: messages.get_message(timeout=1))["data"] == "1"
+            messages.punsubscribe()
+            messages.unsubscribe("channel")
+            found = [until(lambda: messages.get_message(timeout=1)) for _ in range(2)]
+            assert {each["type"] for each in found} == {"punsubscribe", "unsubscribe"}
+            assert messages.get_message() is None and not messages.subscribed
+
+
+def test_left_and_joined_again_before_anything_is_read(client: ShardedRedis) -> None:
+    for join, leave in (("subscribe", "unsubscribe"), ("psubscribe", "punsubscribe")):
+        with client.pubsub() as messages:
+            for verb in (join, leave, join):
+                getattr(messages, verb)("name")
+            found = [until(lambda: messages.get_message(timeout=1))["type"] for _ in range(3)]
+            assert sorted(found) == sorted([join, leave, join])
+            assert messages.get_message() is None and messages.subscribed
 
 
 def test_a_handlers_thread(client: ShardedRedis) -> None:
