@@ -351,7 +351,7 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
     order(e, u)
     # its queue is taken away whole: what is sent again may come back to this very upstream
     old = u[0]
-    u.head = u.tail = u.late = u.kept = 0
+    u.head = u.tail = u.late = u.kept = u.fence = 0
     u.fifo = NULL
     u.mask = 0
     memset(&u.out, 0, sizeof(Buf))

@@ -194,6 +194,16 @@ cdef bint settled(Engine e) noexcept:
     return True
 
 
+cdef bint answered(Engine e, int node) noexcept:
+    """Whether it owes no reply to what was sent before the last topology; what blocks is not waited for."""
+    cdef Upstream *u = e.node_list[node].first
+    while u != NULL:
+        if u.state == UP and u.head != u.tail and not u.lease & WAITING and <int>(u.head - u.fence) < 0:
+            return False
+        u = u.after
+    return True
+
+
 cdef int node_new(Engine e, str shard, str address, bint may_wait, int follows) except -1:
     """A number that is free, for a node; memory that was another's is used again, never given back."""
     cdef Node *node = NULL

@@ -78,6 +78,9 @@ class Reactor:
     def used_databases(self) -> list[int]:
         """Those that clients have used since the start."""
 
+    def answered(self, address: str) -> bool:
+        """Whether it owes no reply to what was sent before the last topology, given up or not."""
+
     def take_ghosts(self, address: str) -> list[int]:
         """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
 

@@ -28,7 +28,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport ask, ask_meta, due_in, open_link, tell
 from shardproxy.dataplane.memcached cimport install_ops
-from shardproxy.dataplane.nodes cimport install, move, settled
+from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
 from shardproxy.dataplane.permissions cimport install_users
 from shardproxy.dataplane.observing cimport pause, unpause
@@ -484,6 +484,9 @@ cdef class Reactor(Engine):
 
     def used_databases(self):
         return list(self.databases)
+
+    def answered(self, str address):
+        return all(answered(self, number) for (_, where), number in self.numbers.items() if where == address)
 
     def take_ghosts(self, str address):
         return self.ghosts.pop(address, [])

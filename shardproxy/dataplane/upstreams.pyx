@@ -392,7 +392,7 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     upstream_leave(e, u)
     buf_release(&u.out)
     u.base = u.written = u.given = u.again = u.unsent = 0
-    u.head = u.tail = u.late = u.kept = 0
+    u.head = u.tail = u.late = u.kept = u.fence = 0
     shrink(u)
     if u.before != NULL:
         u.before.after = u.after

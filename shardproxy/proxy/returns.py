@@ -37,6 +37,7 @@ OURS = (HEARTBEATS, b"shardproxy:probe:")  # keys of these beginnings are no cli
 KEPT = 86400  # seconds that heartbeats stay
 USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
+SETTLE_STEP = 0.02  # seconds between looks at what is unanswered
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
 KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 PER_KEY = 64  # bytes that a remembered key costs beside its own
@@ -49,6 +50,7 @@ class Taken(NamedTuple):
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
     missed: Sequence[str] = ()  # what has changed on the others meanwhile: "functions", "scripts"
+    unanswered: bool = False  # of a node that is up: it owes replies to what was sent before the last change
 
 
 class Known(msgspec.Struct, array_like=True, frozen=True):
@@ -259,11 +261,29 @@ class Returns:
         """From the workers: of this node, and of others that are out, whose keys it may have stood in for."""
         away = [shard.node.address for shard in pool.shards if pool.elsewhere(shard)]
         for each in {address, *away} if pool.on_return == "invalidate" else {address}:
-            owed = self._owed.setdefault(each, Owed(pool.remember))
-            for taken in await self._fleet.take(each):
-                owed.add(map(bytes, taken.keys), taken.overflow and pool.on_return == "invalidate")
-                self._ghosts.setdefault(each, set()).update(taken.ghosts)
-                self._missed.setdefault(each, set()).update(taken.missed)
+            await self._take(pool, each)
+
+    async def _take(self, pool: Pool, address: str) -> bool:
+        """What the workers know of one; whether it owes replies to what was sent before the last change."""
+        owed, unanswered = self._owed.setdefault(address, Owed(pool.remember)), False
+        for taken in await self._fleet.take(address):
+            owed.add(map(bytes, taken.keys), taken.overflow and pool.on_return == "invalidate")
+            self._ghosts.setdefault(address, set()).update(taken.ghosts)
+            self._missed.setdefault(address, set()).update(taken.missed)
+            unanswered |= taken.unanswered
+        return unanswered
+
+    async def _settle(self, line: Line, pool: Pool, address: str) -> None:
+        """Before keys are deleted on a node that is up: what was sent there for them has run, or never will.
+
+        A request that was given up may be on its way still, on a connection that is slower than this one.
+        """
+        limit = time.monotonic() + pool.health.timeout
+        while await self._take(pool, address):
+            if time.monotonic() > limit:
+                raise NodeRefuses("it has not answered what was sent before its keys moved")
+            await asyncio.sleep(SETTLE_STEP)
+        await self._kill_ghosts(line, address, 0.0)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
         """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
@@ -418,6 +438,7 @@ class Returns:
                 return
             try:
                 async with self._line(address) as line:
+                    await self._settle(line, pool, address)
                     await self._pay(line, pool, address)
             except NodeRefuses as failure:
                 self._log("not_tidied", node=address, reason=str(failure))
@@ -435,6 +456,7 @@ class Returns:
             self._debts.setdefault(where, Owed(pool.remember)).merge(owed)
             return
         async with self._line(where) as line:
+            await self._settle(line, pool, where)
             if owed.everything:
                 await self._look_through(line, where)
             else:

@@ -477,7 +477,8 @@ class Proxy:
             keys, overflow = [], True
         shards = [shard.name for shard in self.topology.pools[0].shards if shard.node.address == address]
         missed = [what for shard in shards for what in self.missed.pop(shard, ())]
-        return Taken(self.reactor.take_ghosts(address), keys, overflow, missed)
+        unanswered = not self.reactor.answered(address)
+        return Taken(self.reactor.take_ghosts(address), keys, overflow, missed, unanswered)
 
     # --- what handlers ask (handlers.base.Server) ---
 
