@@ -185,7 +185,7 @@ cdef class Reactor(Engine):
         cdef uint64_t data
         cdef Client *c
         cdef Upstream *u
-        if self.closed:
+        if self.closed or self.in_tick:
             return
         n = epoll_wait(self.epoll, self.events, EVENTS, 0)
         self.now = monotonic_us()
@@ -357,7 +357,7 @@ cdef class Reactor(Engine):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
         cdef Client *c
-        if self.closed:
+        if self.closed or self.in_tick:
             return
         self.tick()
         self.in_tick = True
@@ -662,6 +662,7 @@ cdef class Reactor(Engine):
         for fd in list(self.listeners):
             self.unlisten(fd)
         self.cron()
+        self.wake()
 
     def idle(self):
         return self.client_count == 0
