@@ -10,6 +10,9 @@ What is below is imported when it is first used: the bare import stays quick.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardproxy.client.aio import AsyncShardedRedis as AsyncShardedRedis
+    from shardproxy.client.errors import PartialError as PartialError
+    from shardproxy.client.sync import ShardedRedis as ShardedRedis
     from shardproxy.config import Config as Config
     from shardproxy.config import ConfigError as ConfigError
     from shardproxy.config import PoolConfig as PoolConfig
@@ -19,14 +22,18 @@ if TYPE_CHECKING:
     from shardproxy.proxy.server import Proxy as Proxy
 
 __version__ = "0.1.0"
-__all__ = ["Config", "ConfigError", "PoolConfig", "Proxy", "ShardConfig", "StartError", "__version__", "load"]
+__all__ = ["AsyncShardedRedis", "Config", "ConfigError", "PartialError", "PoolConfig", "Proxy", "ShardConfig",
+           "ShardedRedis", "StartError", "__version__", "load"]  # fmt: skip
 
 _HOMES = {
+    "AsyncShardedRedis": "shardproxy.client.aio",
     "Config": "shardproxy.config",
     "ConfigError": "shardproxy.config",
+    "PartialError": "shardproxy.client.errors",
     "PoolConfig": "shardproxy.config",
     "Proxy": "shardproxy.proxy.server",
     "ShardConfig": "shardproxy.config",
+    "ShardedRedis": "shardproxy.client.sync",
     "StartError": "shardproxy.proxy.listeners",
     "load": "shardproxy.config",
 }

@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from shardproxy import config_tables as tables
 from shardproxy import config_text as text
+from shardproxy.config_sessions import SESSIONS_RULES, ClassConfig, SessionsConfig, read_secrets
 from shardproxy.config_tables import ConfigError, Mistake, Reader, Record, Rule
 from shardproxy.config_text import Count, Duration, Fraction, Password, Secret, Size, SizeOrNone, Timeout
 from shardproxy.config_users import NAME, USER_RULES, UserConfig, guarded, read_acl_file, users_of
@@ -23,8 +24,9 @@ from shardproxy.core.acl import Users
 
 __all__ = [
     "Config", "ConfigError", "Credentials", "KeyConfig", "Limits", "Log", "Mistake", "NodeTlsConfig",
-    "PoolConfig", "Secret", "ShardConfig", "Source", "TlsConfig", "UserConfig", "default_text",
-    "effective_text", "load", "read_users", "reference", "schema",
+    "PoolConfig", "Secret", "SessionsConfig",
+    "ShardConfig", "Source", "TlsConfig", "UserConfig", "default_text",
+    "effective_text", "load", "read_session_secrets", "read_users", "reference", "schema",
 ]  # fmt: skip
 
 MAX_POINTS = 1 << 20
@@ -228,11 +230,11 @@ class ShardConfig(Record, frozen=True, kw_only=True):
 
     @property
     def protocol(self) -> str:
-        return "redis"
+        return "memcached" if self.primary.startswith("memcached") else "redis"
 
     @property
     def tls(self) -> bool:
-        return self.primary.startswith("rediss://")
+        return self.primary.startswith(("rediss://", "memcacheds://"))
 
 
 class HealthConfig(Record, frozen=True, kw_only=True):
@@ -294,9 +296,12 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         "what becomes of a returning node's content; all but keep: cache only",
     ] = "keep"
     distribution: Annotated[
-        Literal["ring", "ketama", "modula"], "how keys are placed; ketama, modula: as twemproxy does"
+        Literal["ring", "ketama", "modula", "ch3"],
+        "how keys are placed; ketama, modula: as twemproxy does; ch3: as mcrouter does",
     ] = "ring"
-    hash: Annotated[text.KeyHash, "how keys are hashed; auto: xxh64 on a ring, else fnv1a_64"] = "auto"
+    hash: Annotated[
+        text.KeyHash, "how keys are hashed; auto: xxh64 on a ring, ch3 for ch3, else fnv1a_64"
+    ] = "auto"
     hash_tag: Annotated[
         text.HashTag, 'what of a key is between these is hashed alone; auto: "{}" on a ring, else none'
     ] = "auto"
@@ -308,6 +313,10 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         Literal["refuse", "emulate"],
         "RENAME, SUNION and their like over several shards: an error, or in steps that are not atomic",
     ] = "refuse"
+    memcached_keys: Annotated[
+        bool,
+        "SCAN and KEYS on memcached shards too: a snapshot, whose every page looks through the whole node",
+    ] = False
     timeout: Annotated[Timeout, "for a request in all"] = 1.0
     timeouts: TimeoutsConfig = TimeoutsConfig()
     attempt_timeout: Annotated[Duration, "for one try of a request; 0s: as timeout"] = 0.0
@@ -364,9 +373,14 @@ class PoolConfig(Record, frozen=True, kw_only=True):
             '"xxh64", the only one for a ring',
         ),
         Rule(
+            ("hash", "distribution"),
+            lambda it: it.distribution != "ring" and (it.hash == "ch3") != (it.distribution == "ch3"),
+            '"ch3" for ch3, and for nothing else',
+        ),
+        Rule(
             ("virtual_nodes", "distribution"),
             lambda it: it.distribution != "ring" and it.virtual_nodes != 160,
-            "160: ketama and modula place keys as twemproxy does",
+            "160: ketama and modula place keys as twemproxy does, ch3 as mcrouter does",
         ),
         Rule(
             ("virtual_nodes", "shards"),
@@ -392,7 +406,7 @@ class PoolConfig(Record, frozen=True, kw_only=True):
         """What "auto" and 0s stand for, so that the other layers need not know."""
         ring = self.distribution == "ring"
         for key, unset, value in (
-            ("hash", "auto", "xxh64" if ring else "fnv1a_64"),
+            ("hash", "auto", {"ring": "xxh64", "ch3": "ch3"}.get(self.distribution, "fnv1a_64")),
             ("hash_tag", "auto", "{}" if ring else ""),
             ("attempt_timeout", 0.0, self.timeout),
             ("reset_after", 0.0, 5 * self.timeout),
@@ -452,9 +466,12 @@ class Config(Record, frozen=True, kw_only=True):
         "name = rules, or a table; `default` is who has not logged in",
     ] = field(default_factory=dict)
 
+    sessions: SessionsConfig = SessionsConfig()
+
     not_yet: ClassVar[Mapping[str, str]] = {"route": "several pools"}
     rules: ClassVar[tuple[Rule, ...]] = (
         *USER_RULES,
+        *SESSIONS_RULES,
         Rule(("listen",), lambda it: "" if it.listen else "no address", "at least one, " + text.LISTEN),
         Rule(
             ("listen",),
@@ -588,6 +605,17 @@ def read_users(
     return users
 
 
+def read_session_secrets(
+    config: Config, environ: Mapping[str, str] = os.environ, file: str = "configuration"
+) -> tuple[str, ...]:
+    """The secrets of [sessions], the newest first. Raises ConfigError: there are none, or too short ones."""
+    reader = Reader(file, Config)
+    found = read_secrets(config, reader, environ)
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return found
+
+
 def _read_password(
     login: PoolConfig | ShardConfig | UserConfig, where: str, reader: Reader, environ: Mapping[str, str]
 ) -> str:
@@ -651,7 +679,7 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
             where, "a password in a file that others can read", f"password_env, or chmod 600 {file}"
         )
     reads: list[Callable[..., object]] = [partial(read_users, secrets=secrets)]
-    for read in [*reads, Credentials.read] if secrets else reads:
+    for read in [*reads, Credentials.read, read_session_secrets] if secrets else reads:
         try:
             read(config, file=file)
         except ConfigError as error:
@@ -662,6 +690,8 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
 
 
 def _inline_passwords(config: Config) -> Iterator[str]:
+    if config.sessions.secrets:
+        yield "sessions.secrets"
     for name, user in config.users.items():
         if user.password:
             yield tables.join("users", name) + ".password"
@@ -709,7 +739,7 @@ def schema() -> dict[str, Any]:
     made: dict[str, Any] = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string"})
     tls_records = (TlsConfig, KeyConfig, NodeTlsConfig)
     pool_records = (PoolConfig, TimeoutsConfig, HealthConfig, ShardConfig)
-    for record in (Config, Log, Limits, *tls_records, *pool_records, UserConfig):
+    for record in (Config, Log, Limits, *tls_records, *pool_records, UserConfig, SessionsConfig, ClassConfig):
         for key, option in tables.options(record).items():
             if option.help:
                 made["$defs"][record.__name__]["properties"][key]["description"] = option.help

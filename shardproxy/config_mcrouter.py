@@ -1,8 +1,8 @@
 """mcrouter's configuration (JSON with comments) → drafts of shardproxy.toml, as far as its pools go.
 
-What a pool is, is carried over: servers, times, weights. Where a key goes is not mcrouter's hash, except in
-the one case where ours is equal; and of the route handles only a route to a single pool means the same here.
-All the others are named as lost, in every pool that they use.
+What a pool is, is carried over: servers, times, weights. Keys stay where they are by Ch3, mcrouter's default,
+and by Crc32 where ours is equal; its other hashes are not spoken here. Of the route handles only a route to a
+single pool means the same; all the others are named as lost, in every pool that they use.
 """
 
 import json
@@ -16,7 +16,10 @@ from shardproxy.config_import import MEMCACHED_CLIENTS, Draft, Reader, join, wro
 TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|,(?=\s*[}\]])', re.DOTALL)
 ROUTES_TO_A_POOL = ("PoolRoute", "HashRoute")
 # of a pool, and of a PoolRoute; the first ones are carried over, of the others the name is all we know
-KNOWN = ("servers", "protocol", "server_timeout", "connect_timeout", "hash", "weights", "hash_weights")
+KNOWN = (
+    "servers", "protocol", "server_timeout", "connect_timeout", "hash", "weights", "hash_weights",
+    "hash_salt",
+)  # fmt: skip
 ROUTE_KNOWN = ("type", "pool", "hash", "hash_func", "weights", "children")
 SERVER = '"HOST:PORT" or "HOST:PORT:ascii"'
 TIMEOUT_MS = 1000  # --server-timeout, where the file says nothing
@@ -29,7 +32,7 @@ NOTES = {
     '"rehash" sends both to other shards',
     "server_timeout": "server_timeout; of a request in all, retries too",
     "no server_timeout": "mcrouter's --server-timeout, if its command line does not change it",
-    "crc32": "Crc32: every key stays where it is; the names are positions, which is what mcrouter goes by",
+    "same": "every key stays where mcrouter has it; the names are positions, which is what it goes by",
     "ring": "KEYS MOVE: mcrouter's {} is not spoken here. The cache begins cold",
     "weights": f"mcrouter's weights are parts of 1, here they are parts of {WEIGHT_STEPS}",
 }
@@ -122,7 +125,8 @@ def hash_of(said: dict[str, Any]) -> tuple[str, list[float] | None]:
     usable = isinstance(weights, list) and all(
         type(each) in (int, float) and 0 <= each <= 1e9 for each in weights
     )
-    return str(table.get("hash_func", "Ch3")), weights if usable else None
+    salt = " with a salt" if table.get("salt") or said.get("hash_salt") else ""
+    return str(table.get("hash_func", "Ch3")) + salt, weights if usable else None
 
 
 def draft(name: str, pool: Any, routes: list[tuple[str, Route]], reader: Reader, file: str) -> Draft:
@@ -174,10 +178,9 @@ def nodes(made: Draft, pool: dict[str, Any], routes: list[Route], addresses: lis
     said = [(route.hash, route.weights) for route in routes if route.hash != "Ch3"]
     hashed, weights = said[0] if said else hash_of(pool)
     count = len(addresses)
-    if hashed.lower() == "crc32" and count & (count - 1) == 0:
-        # 31 bits of the CRC modulo the number of servers: when that is a power of two, the same as of 32
-        made.set("pool", "distribution", "modula", NOTES["crc32"])
-        made.set("pool", "hash", "crc32a")
+    if same := same_here(hashed, weights, count):
+        made.set("pool", "distribution", same[0], NOTES["same"])
+        made.set("pool", "hash", same[1])
         for number, address in enumerate(addresses):
             made.set("pool.shards", str(number), f"memcached://{address}")
         return
@@ -192,6 +195,14 @@ def nodes(made: Draft, pool: dict[str, Any], routes: list[Route], addresses: lis
             made.set("pool.shards", name, url if weight == 1 else {"primary": url, "weight": weight})
         else:
             made.lost.append(f"server {address}: its weight is 0, so it has no keys")
+
+
+def same_here(hashed: str, weights: list[float] | None, count: int) -> tuple[str, str] | None:
+    """The distribution and the hash by which every key stays where it is; None when there are none."""
+    if hashed.lower() in ("ch3", "weightedch3", "wch3") and all(each == 1 for each in weights or ()):
+        return "ch3", "ch3"
+    # 31 bits of the CRC modulo the number of servers: when that is a power of two, the same as of 32
+    return ("modula", "crc32a") if hashed.lower() == "crc32" and count & (count - 1) == 0 else None
 
 
 def losses(made: Draft, pool: dict[str, Any], routes: list[Route]) -> None:

@@ -14,7 +14,7 @@ from shardproxy import config_text as text
 from shardproxy.config_import import MEMCACHED_CLIENTS, Draft, Reader, join, node_url, wrong
 from shardproxy.core.ring import twemproxy_name
 
-HASHES = tuple(each for each in typing.get_args(text.KeyHash) if each not in ("auto", "xxh64"))
+HASHES = tuple(each for each in typing.get_args(text.KeyHash) if each not in ("auto", "xxh64", "ch3"))
 # of twemproxy, where its file says nothing
 FAILURES, RETRY_MS = 2, 30_000
 WAIT_MOST = 300  # seconds: our own default, which `wait` may not pass
@@ -65,6 +65,12 @@ def number(value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
         raise ValueError("a whole number")
     return int(value)
+
+
+def positive(value: str) -> int:
+    if not (found := number(value)):
+        raise ValueError("a whole number, not 0")
+    return found
 
 
 def boolean(value: str) -> bool:
@@ -136,7 +142,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "redis_db": number,
     "preconnect": boolean,
     "auto_eject_hosts": boolean,
-    "server_connections": number,
+    "server_connections": positive,
     "server_retry_timeout": number,
     "server_failure_limit": number,
     "servers": servers,
@@ -147,6 +153,9 @@ def drafts(file: str, content: str) -> list[Draft]:
     """A draft a pool. Raises ConfigError with every mistake; ModuleNotFoundError without PyYAML."""
     reader = Reader(file)
     pools = {name: pool_of(name, said, reader) for name, said in tree(file, content).items()}
+    listens = [pool["listen"] for pool, _ in pools.values() if "listen" in pool]
+    for twice in sorted({each for each in listens if listens.count(each) > 1}):
+        reader.mistake("", f"pools that listen on {twice}", "an address for each")
     reader.done()
     return [draft(name, pool, unknown, file) for name, (pool, unknown) in pools.items()]
 

@@ -18,11 +18,14 @@ SIZE = 'a size such as "64kb", "1.5mb" or 4096 (bytes)'
 DURATION = 'a duration such as "500ms", "1s" or "1m30s"'
 HOST_PORT = '"HOST:PORT" or "[IPV6]:PORT"'
 LISTEN = '"HOST:PORT", "[IPV6]:PORT", "tls://HOST:PORT" or "unix:///PATH?mode=0660"; "proxy+" before it or "proxy://"'
-NODE = '"redis://HOST:PORT", "rediss://HOST:PORT" or "unix:///PATH"'
+NODE = (
+    '"redis://HOST:PORT", "rediss://HOST:PORT", "memcached://HOST:PORT", "memcacheds://HOST:PORT", '
+    '"unix:///PATH" or "memcached+unix:///PATH"'
+)
+PORTS = {"redis": 6379, "rediss": 6379, "memcached": 11211, "memcacheds": 11211}  # s: over TLS
 NETWORK = 'an address or a network such as "10.0.0.0/8" or "::1"'
 PASSWORD = "a password in quotes, not empty"
 HASH_TAG = 'two characters such as "{}", "" for none, or "auto"'
-NOT_YET = {"memcached": "a memcached shard"}
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _DURATION_PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
@@ -167,15 +170,13 @@ def read_admin(value: object) -> str:
 def read_node(value: object) -> str:
     """A node's URL without its credentials, the port always written: "redis://HOST:PORT" or "unix:///PATH"."""
     scheme, _, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
-    if scheme in NOT_YET:
-        raise ValueError(f"{NODE}; {NOT_YET[scheme]} is not supported yet")
-    if scheme == "unix" and re.fullmatch(r"/[^\0]+", rest):
-        return f"unix://{rest}"
+    if scheme in ("unix", "memcached+unix") and re.fullmatch(r"/[^\0]+", rest):
+        return f"{scheme}://{rest}"
     host, _, database = rest.rpartition("@")[2].partition("/")
-    if scheme not in ("redis", "rediss") or database not in ("", "0"):
-        raise ValueError(f"{NODE}, database 0" if scheme in ("redis", "rediss") else NODE)
+    if scheme not in PORTS or database not in ("", "0"):
+        raise ValueError(f"{NODE}, database 0" if scheme in PORTS else NODE)
     has_port = ":" in host.rpartition("]")[2]
-    return f"{scheme}://" + _host_port(host if has_port else f"{host}:6379", NODE)
+    return f"{scheme}://" + _host_port(host if has_port else f"{host}:{PORTS[scheme]}", NODE)
 
 
 def split_login(url: str) -> tuple[str, str, str]:
@@ -276,7 +277,7 @@ NodeUrl = Annotated[
 HashTag = Annotated[str, Meta(extra=matching(r"auto|[!-~]{2}|", HASH_TAG))]
 KeyHash = Literal[
     "auto", "xxh64", "one_at_a_time", "md5", "crc16", "crc32", "crc32a", "fnv1_64", "fnv1a_64", "fnv1_32",
-    "fnv1a_32", "hsieh", "murmur", "jenkins",
+    "fnv1a_32", "hsieh", "murmur", "jenkins", "ch3",
 ]  # fmt: skip
 Username = Annotated[str, Meta(extra=matching(r"\S+", "a name, no spaces"), examples=["app"])]
 Password = Annotated[

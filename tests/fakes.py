@@ -15,6 +15,7 @@ from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
@@ -96,6 +97,7 @@ class FakeCall:
     answered: dict[int, bytes] = field(default_factory=dict)
     in_exec: bool = False
     held: Any = None
+    memcached: int = -1
 
     @property
     def proto(self) -> int:
@@ -124,6 +126,7 @@ class FakeServer:
     node_info: dict[str, NodeInfo] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     waits: dict[int, asyncio.Future[bool]] = field(default_factory=dict)
+    turns: dict[tuple[int, bytes], Turn] = field(default_factory=dict)
     monitors: Any = None
     clients: list[Any] = field(default_factory=list)
     nodes: list[list[dict[str, Any]]] = field(default_factory=list)

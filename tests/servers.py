@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 import hiredis
 import pytest
@@ -237,6 +238,103 @@ class RedisNode:
     def raw(self) -> Raw:
         return Raw(self.port)
 
+    def keys(self, beginning: str) -> set[str]:
+        with self.raw() as raw:
+            return set(raw.value("KEYS", beginning + "*"))
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address}"
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class MemcachedNode:
+    """A memcached on 127.0.0.1; `options` are as on its command line: ("-m", "2"). As RedisNode."""
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"memcached://{self.address}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> Self:
+        """Returns when it answers; also after `stop` or `kill`, on the same port, and empty."""
+        server = program("memcached", "memcached")
+        user = ("-u", "nobody") if os.getuid() == 0 else ()
+        self.process = subprocess.Popen(
+            [server, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-t", "2", *user, *self.options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        until(self._answers, f"memcached on port {self.port}")
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"memcached ended with exit code {self.process.returncode}")
+        try:
+            return bool(self.say(b"mn\r\n", b"\n"))
+        except OSError:
+            return False
+
+    def say(self, request: bytes, end: bytes) -> bytes:
+        """A request as it is, and what is answered up to these bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as talk:
+            talk.sendall(request)
+            found = b""
+            while not found.endswith(end):
+                data = talk.recv(1 << 16)
+                if not data:
+                    break
+                found += data
+        return found
+
+    def keys(self, beginning: str) -> set[str]:
+        """Those that it has, of text alone."""
+        lines = self.say(b"lru_crawler metadump all\r\n", b"END\r\n").decode().splitlines()
+        found = {unquote(line[4:].partition(" ")[0]) for line in lines if line.startswith("key=")}
+        return {key for key in found if key.startswith(beginning)}
+
+    def stats(self, what: str = "") -> dict[str, str]:
+        lines = self.say(f"stats {what}".strip().encode() + b"\r\n", b"END\r\n").decode().splitlines()
+        return dict(line.split(" ", 2)[1:] for line in lines if line.startswith("STAT "))
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    stop = kill
+
+    def pause(self) -> None:
+        """It keeps its connections and says nothing; its threads do not stop all at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        until(lambda: all(b") T " in (each / "stat").read_bytes() for each in threads.iterdir()))
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -334,9 +432,11 @@ class Relay:
 def toml(
     shards: dict[str, str], listen: Sequence[str] = ("127.0.0.1:0",), top: str = "", pool: str = ""
 ) -> str:
-    """A configuration; shards: name → address; `top` and `pool` are lines of those tables."""
+    """A configuration; shards: name → address, or URL; `top` and `pool` are lines of those tables."""
     lines = [f"listen = {list(listen)!r}", top, "[pool.main]", pool, "[pool.main.shards]"]
-    lines += [f'{name} = "redis://{address}"' for name, address in shards.items()]
+    for name, address in shards.items():
+        url = address if "://" in address else f"redis://{address}"
+        lines.append(f'{name} = "{url}"')
     return "\n".join(lines) + "\n"
 
 

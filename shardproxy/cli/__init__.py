@@ -10,7 +10,7 @@ import click
 
 from shardproxy import __version__
 
-COMMANDS = ("up", "serve", "check", "locate", "commands", "config", "import", "completion")
+COMMANDS = ("up", "serve", "check", "locate", "commands", "config", "import", "sessions", "completion")
 
 
 class Commands(click.Group):

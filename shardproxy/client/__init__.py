@@ -13,6 +13,9 @@
     connection  one socket to one node; a shard's pool of them
     sync        ShardedRedis
     pipeline    its pipelines
+    merging     pure: what the replies of several shards come to
+    following   pure: which proxy is asked for the topology, when, and what comes of it; follower: who asks
+    aio         AsyncShardedRedis; its parts: aio_connection, aio_shard, aio_asking, aio_pipeline, aio_pubsub
 
 Rules: no thread and no socket when it is imported or made; a connection that may still bring a reply is never
 used for another call; a write that may have run is never sent twice.

@@ -77,6 +77,10 @@ def down(shard: str, address: str, why: str) -> ShardDownError:
     return ShardDownError(DOWN.format(shard, address, why), shard, address)
 
 
+def not_asked(shard: str, address: str, seconds: float) -> NotAskedError:
+    return NotAskedError(NOT_ASKED.format(shard, address, round(seconds * 1000)), shard, address)
+
+
 def timed_out(shard: str, address: str, seconds: float, wrote: bool) -> ShardError:
     """wrote: what was sent may change something."""
     text = TIMED_OUT.format(shard, address, round(seconds * 1000))

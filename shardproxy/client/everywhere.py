@@ -34,6 +34,14 @@ def alike(replies: Sequence[Any]) -> Any:
     return replies[0]
 
 
+def settings(replies: Sequence[Any]) -> Any:
+    """CONFIG GET: where shards differ, the first one's, as with the proxy."""
+    found: dict[Any, Any] = {}
+    for reply in reversed(replies):
+        found |= reply if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return found if isinstance(replies[0], dict) else [each for pair in found.items() for each in pair]
+
+
 def joined(replies: Sequence[Any]) -> Any:
     return [each for reply in replies for each in reply]
 
@@ -70,7 +78,6 @@ def total(replies: Sequence[Any]) -> Any:
 
 
 _ALL = Everywhere("all", alike, writes=True)
-_SHOWN = Everywhere("all", alike)
 _FIRST = Everywhere("all", first, writes=True)
 _ANY = Everywhere("any", first)
 
@@ -87,7 +94,7 @@ TABLE: Mapping[str, Everywhere] = {
     **dict.fromkeys(("script|load", "script|flush"), _ALL),
     **dict.fromkeys(("function|load", "function|delete", "function|flush", "function|restore"), _ALL),
     "script|exists": Everywhere("all", known_to_all),
-    "config|get": _SHOWN,
+    "config|get": Everywhere("all", settings),
     **dict.fromkeys(("config|set", "config|resetstat", "config|rewrite"), _ALL),
     **dict.fromkeys(("save", "bgsave", "bgrewriteaof", "memory|purge", "slowlog|reset"), _FIRST),
     "lastsave": Everywhere("all", least),

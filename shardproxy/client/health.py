@@ -8,8 +8,10 @@ client meets by itself makes a node suspect at most, for where it sends a key ot
 node is ever flushed.
 """
 
+import os
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,8 +32,8 @@ class Transition(NamedTuple):
 class Nodes:
     """The nodes of one pool as one client sees them; safe to use from several threads.
 
-    on_change(pool): there is a new snapshot; on_transition(Transition): a node's state has changed. Both are
-    called by the thread that made it so.
+    on_change(pool): there is a new snapshot, called under the lock; on_transition(Transition): a node's
+    state has changed, called after it, by the thread that made it so.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Nodes:
         self._streaks: dict[str, int] = {}
         self._followed = False
         self._told: dict[str, Node] = {}  # what the proxies say, while they are followed
+        self._news: list[Transition] = []
         self._topology = Topology(0, (pool,))
         self._fill(now)
+        _ALIVE.add(self)
 
     @property
     def pool(self) -> Pool:
@@ -70,13 +74,22 @@ class Nodes:
             old = self._topology
             self._followed = followed
             new = topology.pool(pool)
-            self._told = {shard.node.address: shard.node for shard in new.shards} if followed else {}
+            before, self._told = self._told, {}
+            if followed:
+                self._told = {shard.node.address: shard.node for shard in new.shards}
+            for address, node in self._told.items():
+                was = before.get(address)
+                if node.state == "up" and was is not None and was.state in ("out", "suspect"):
+                    self._healths.pop(
+                        address, None
+                    )  # they have brought it back: our doubts are of before that
             self._topology = Topology(topology.generation, (new,))
             self._fill(now)
             self._settle(old)
             self._on_change(self.pool)
+        self._tell()
 
-    def replaced(self) -> None:
+    def forked(self) -> None:
         """After a fork: a lock that another thread held is never given back."""
         self._lock = threading.RLock()
         self._trying.clear()
@@ -133,6 +146,7 @@ class Nodes:
                 if was_out:
                     health.trial_at = now + health.policy.wait * (0.75 + 0.25 * random.random())
             self._settle(old)
+        self._tell()
 
     def _due(self, address: str) -> float:
         health = self._healths[address]
@@ -152,6 +166,12 @@ class Nodes:
             if not evidence.failed:
                 self._streaks[address] = 0
             self._settle(old)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Outside the lock: who is told may call the client."""
+        while self._on_transition is not None and self._news:
+            self._on_transition(self._news.pop(0))
 
     def _fill(self, now: float) -> None:
         pool = self.pool
@@ -177,7 +197,7 @@ class Nodes:
             if told is not None:
                 state = "suspect" if state == "out" else state
                 swept = told.swept
-                if told.state in ("out", "suspect"):
+                if told.state in ("out", "suspect") or state == "unknown":
                     state, reason = told.state, told.reason
             if topology.nodes[address].state != state or swept is not None:
                 topology = topology.with_node_state(address, state, reason, swept=swept)
@@ -192,4 +212,16 @@ class Nodes:
             was = before[address].state if address in before else "unknown"
             if was != node.state:
                 shards = tuple(each.name for each in self.pool.shards if each.node.address == address)
-                self._on_transition(Transition(address, shards, was, node.state, node.reason))
+                self._news.append(Transition(address, shards, was, node.state, node.reason))
+
+
+_ALIVE: weakref.WeakSet[Nodes] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for nodes in list(_ALIVE):
+        nodes.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

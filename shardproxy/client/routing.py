@@ -19,6 +19,7 @@ from shardproxy.client.wire import Coding
 from shardproxy.core.command_rows import Row
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.errors import unknown_subcommand, wrong_arity
+from shardproxy.core.shares import share, spread
 from shardproxy.core.topology import Pool
 
 Args: TypeAlias = Sequence[Any]
@@ -62,7 +63,7 @@ class Split(NamedTuple):
 
     merge: str  # array, sum, ok
     homes: list[int]  # of each key, in the order of the arguments
-    keys: list[Any]  # as they were given
+    keys: Sequence[Any]  # as they were given
     shards: list[int]
     parts: list[list[Any]]
 
@@ -72,9 +73,7 @@ class Split(NamedTuple):
             return sum(replies)
         if self.merge == "ok":
             return replies[0]
-        numbers = dict(zip(self.shards, range(len(replies)), strict=True))
-        following = [iter(reply).__next__ for reply in replies]
-        return [following[numbers[home]]() for home in self.homes]
+        return spread(self.homes, dict(zip(self.shards, replies, strict=True)))
 
     def partial(self, replies: Sequence[Any]) -> errors.PartialError:
         """When some of the replies are exceptions."""
@@ -98,7 +97,7 @@ class Plan(NamedTuple):
     """What becomes of one call: exactly one of shard, split and everywhere says where it goes."""
 
     command: Command
-    items: list[bytes] | None = None  # its arguments as bytes, one word each; None: they were not needed
+    items: list[bytes] | None = None  # its arguments as bytes, one word each; None: a Split's were not needed
     shard: int = -1
     split: Split | None = None
     everywhere: Everywhere | None = None
@@ -119,8 +118,9 @@ class Router:
         self._ring_locate = ring.locate
         # The number of the shard that has a key (bytes) now
         self.locate: Callable[[bytes], int] = self._locate if self._moved else ring.locate  # type: ignore[assignment]
-        self._commands: dict[Any, Command] = {}
+        self.commands: dict[Any, Command] = {}  # by name as it is written
         self._plain = coding.encoding.lower().replace("-", "") == "utf8" and coding.errors == "strict"
+        self._shares = self._plain and not self._moved
 
     def _no_stand_in(self, home: int) -> Collection[int]:
         protocol = self.pool.shards[home].protocol
@@ -145,11 +145,11 @@ class Router:
 
     def command(self, name: Any) -> Command:
         """By the first argument of a call, which may hold several words."""
-        found = self._commands.get(name)
+        found = self.commands.get(name)
         if found is None:
             found = self._find(name)
-            if len(self._commands) < NAMES_MOST:
-                self._commands[name] = found
+            if len(self.commands) < NAMES_MOST:
+                self.commands[name] = found
         return found
 
     def _find(self, name: Any) -> Command:
@@ -171,6 +171,8 @@ class Router:
     def plan(self, args: Args) -> Plan:
         """Where a call goes, whatever it is. Raises its refusal."""
         command = self.command(args[0])
+        if command.way == "split" and self._shares and (found := self._share(command, args)) is not None:
+            return found
         if command.way == "container" and len(args) > 1 and len(command.words) == 1:
             sub = self.key(args[1]).split()
             command = self.command(b" ".join((command.words[0], sub[0] if sub else b"")))
@@ -213,6 +215,17 @@ class Router:
         """The first shard whose keys are with it."""
         return next((at for at in range(len(self.names)) if at not in self.absent), 0)
 
+    def _share(self, command: Command, args: Args) -> Plan | None:
+        """As _split, compiled; None when it is for that: an odd key, or all on one shard."""
+        step = command.row.key_range[2]
+        found = share(self.pool.ring, args[1:], step, command.words[0])
+        if found is None or len(found[1]) < 2:
+            return None
+        homes, parts = found
+        return Plan(
+            command, split=Split(command.row.merge, homes, args[1::step], list(parts), list(parts.values()))
+        )
+
     def _split(self, command: Command, args: Args, items: list[bytes]) -> Plan:
         """MGET, MSET, DEL and their like: all but the name are keys, or keys and values in turn."""
         row = command.row
@@ -232,7 +245,7 @@ class Router:
             for number, home in enumerate(homes):
                 parts[home] += items[1 + number * step : 1 + (number + 1) * step]
         return Plan(
-            command, items, split=Split(row.merge, homes, list(args[1::step]), shards, list(parts.values()))
+            command, items, split=Split(row.merge, homes, args[1::step], shards, list(parts.values()))
         )
 
     def _why(self, row: Row) -> str:

@@ -7,11 +7,13 @@ Everything is checked as the proxy checks its file (ConfigError). Placement and 
 record, which may be shown; how each node is reached, with its password, is apart and in no repr.
 """
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import redis
 from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from shardproxy.client.wire import Coding
@@ -78,7 +80,7 @@ class Settings(NamedTuple):
             if (known := credentials.of(name, shard_name)) is not None:
                 login |= {"username": known[0] or None, "password": known[1]}
             logins[shard_name] = login
-        _check(common)
+        check(common)
         return cls(Topology.from_config(config), name, logins, common)
 
     @classmethod
@@ -154,6 +156,9 @@ def _tls(pool: PoolConfig) -> dict[str, Any]:
     return found
 
 
-def _check(common: Mapping[str, Any]) -> None:
+def check(common: Mapping[str, Any]) -> None:
+    """Raises TypeError for what is no setting of redis-py's, or makes no sense for many nodes."""
     for name in common.keys() & NOT_FOR_US.keys():
         raise TypeError(f"{name} is not a setting of a sharded client: {NOT_FOR_US[name]}")
+    if unknown := common.keys() - inspect.signature(redis.Redis).parameters.keys():
+        raise TypeError(f"no settings of redis-py's: {', '.join(sorted(unknown))}")

@@ -32,6 +32,8 @@ CATEGORIES = (
     "stream", "pubsub", "admin", "fast", "slow", "blocking", "dangerous", "connection", "transaction",
     "scripting",
 )  # fmt: skip
+# Ours, and granted by name alone: who may run every command of Redis may not thereby see everybody's sessions
+APART = "session"
 # What nodes newer than the built-in table bring: a rule may name it before any node has told of it. A name
 # with a dot is a module's, and may be named as well.
 NEWER_CATEGORIES = (
@@ -410,7 +412,7 @@ def _add_key(selector: Selector, word: str) -> Selector:
 
 def _add_command(selector: Selector, sign: str, name: str) -> Selector:
     if name.startswith("@"):
-        if name[1:] not in CATEGORIES and name[1:] not in NEWER_CATEGORIES:
+        if name[1:] not in (*CATEGORIES, *NEWER_CATEGORIES, APART):
             near = difflib.get_close_matches(name[1:], CATEGORIES, n=1)
             raise RuleError(
                 "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else ""),
@@ -453,12 +455,12 @@ def allowed(selector: Selector, rows: Sequence[Row]) -> tuple[frozenset[str], Ma
     found: set[str] = set()
     first: dict[str, tuple[str, ...]] = {}
     subs: dict[str, list[str]] = {}
-    categories: dict[str, list[str]] = {"all": [row.name for row in rows]}
+    categories: dict[str, list[str]] = {"all": [row.name for row in rows if APART not in row.categories]}
     for row in rows:
         subs.setdefault(row.name.partition("|")[0], []).append(row.name)
         for category in row.categories:
             categories.setdefault(category, []).append(row.name)
-    names = set(categories["all"])
+    names = {row.name for row in rows}
     for rule in selector.commands:
         name = rule[1:]
         if name.startswith("@"):

@@ -42,6 +42,24 @@ EXTRA = [
      "Runs a command on the node of one shard"],
     ["proxy|undrain", 3, "admin loading stale", "admin slow dangerous", "", "", "proxy", "0.1.0",
      "Puts a drained shard back on the ring"],
+    ["session.create", -1, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Creates a session"],
+    ["session.load", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Shows a session"],
+    ["session.save", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Changes fields of a session, merged with what others have changed"],
+    ["session.touch", 2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Counts as a request: the session's idle time begins again"],
+    ["session.rotate", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Gives a session a new id, or makes it a user's"],
+    ["session.destroy", 2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Ends a session"],
+    ["session.list", 2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Shows a user's sessions"],
+    ["session.revoke", 2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Ends a session by its public handle"],
+    ["session.revokeall", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+     "Ends all sessions of a user"],
 ]  # fmt: skip
 
 FORWARD: dict[str, Any] = {"kind": "forward", "in_multi": True}
@@ -107,6 +125,11 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("object|help memory|help xinfo|help xgroup|help module|help", ASKS),
     ("role", LOCAL),
     ("proxy|node", ASKS),
+    (
+        "session.create session.load session.save session.touch session.rotate session.destroy session.list "
+        "session.revoke session.revokeall",
+        ASKS,
+    ),
     ("move", FORWARD),
     ("dbsize", ASKS | {"spread": True}),
     ("wait lolwut", ASKS),

@@ -58,9 +58,25 @@ KILL_ID = "ERR client-id should be greater than 0"
 KILL_MAXAGE = "ERR maxage should be greater than 0"
 PAUSE_MODE = "ERR CLIENT PAUSE mode must be WRITE or ALL"
 MONITOR_DENIED = "ERR MONITOR isn't allowed for DENY BLOCKING client"
+OVERFLOW = "ERR increment or decrement would overflow"
+DECREMENT_OVERFLOW = "ERR decrement would overflow"
+NOT_A_FLOAT = "ERR value is not a valid float"
+NOT_FINITE = "ERR increment would produce NaN or Infinity"
+OFFSET_RANGE = "ERR offset is out of range"
+STRING_TOO_LONG = "ERR string exceeds maximum allowed size (proto-max-bulk-len)"
+EXPIRE_NX_OTHERS = "ERR NX and XX, GT or LT options at the same time are not compatible"
+EXPIRE_GT_LT = "ERR GT and LT options at the same time are not compatible"
 DB_RANGE = "ERR DB index is out of range"
 NO_SUCH_KEY = "ERR no such key"
 MOVED_MEANWHILE = "TRYAGAIN others take from this list all the time: nothing was moved"
+
+
+def expire_time(name: str) -> str:
+    return f"ERR invalid expire time in '{name}' command"
+
+
+def expire_option(option: bytes) -> str:
+    return f"ERR Unsupported option {shown(option)}"
 
 
 def no_group(key: bytes, group: bytes) -> str:
@@ -235,12 +251,80 @@ def not_drained(reason: str) -> str:
     return f"ERR {reason}"
 
 
+# --- Sessions' ---------------------------------------------------------------------------------------------
+
+SESSIONS_OFF = "ERR sessions are off: [sessions] of shardproxy.toml names no pool"
+SESSIONS_FLUSH = (
+    "ERR this pool holds sessions: everybody would be logged out. allow_flush in [sessions] of "
+    "shardproxy.toml permits it"
+)
+
+
+def session_denied(name: str) -> str:
+    """As Redis says it, and what to do: whoever may run +@all may not run these."""
+    return (
+        f"NOPERM this user has no permissions to run the '{name}' command: sessions are not in +@all, "
+        "a rule +@session gives them"
+    )
+
+
+def session_unfit(address: str, policy: str) -> str:
+    return (
+        f"SESSIONUNFIT node {address} has maxmemory-policy {policy}, which evicts sessions: "
+        "noeviction, or a volatile-* policy"
+    )
+
+
+# --- The client's: memcached cannot do it -----------------------------------------------------------------
+
+# {}: the node, "memcached shard 'a' at 10.0.0.7:11211"
+MEMCACHED_EMPTY_KEY = "ERR an empty key is not possible on {}"
+MEMCACHED_LONG_KEY = (
+    "ERR the key is too long for {}: at most 250 bytes, or 186 with spaces or control characters in it"
+)
+MEMCACHED_TTL_RANGE = "ERR invalid expire time for {}: it keeps none after 2038-01-19"
+MEMCACHED_BUSY = "TRYAGAIN others change this key on {} all the time: nothing was changed"
+MEMCACHED_FULL = "OOM command not allowed when used memory > 'maxmemory': {} is full"
+
+
+def memcached_too_large(limit: int) -> str:
+    """limit: bytes, 0: not known."""
+    most = f": an item, with its key and header, has at most {limit} bytes" if limit else ""
+    return "ERR the value is too large for {}" + most
+
+
+def not_asked(shard: str, address: str, timeout: float) -> str:
+    """As the engine says it. timeout: seconds."""
+    within = f"{round(timeout * 1000)} ms"
+    return f"TIMEOUT shard '{shard}' at {address} could not be asked within {within}; the command has not run"
+
+
+def memcached_keys(where: str) -> str:
+    return (
+        f"ERR {where} lists its keys only where the pool says memcached_keys = true: each time it looks "
+        "through all that it has"
+    )
+
+
+def memcached_said(what: str) -> str:
+    """A node answered a command of ours so."""
+    return "ERR {} answers " + repr(what[:120])
+
+
 # --- Ours: it could be answered one day --------------------------------------------------------------------
 
 
 def not_supported(name: str, why: str) -> str:
     """name: as in the command table; why: the row's."""
     return f"ERR '{name.upper().replace('|', ' ')}' is not supported yet" + (f": {why}" if why else "")
+
+
+def not_on_memcached(name: str, shard: str) -> str:
+    """name: as in the command table."""
+    return (
+        f"ERR '{name.upper().replace('|', ' ')}' is not possible on a memcached shard ('{shard}'): "
+        "its values are strings, one key at a time"
+    )
 
 
 # --- A node's ----------------------------------------------------------------------------------------------
@@ -281,6 +365,10 @@ def not_through(name: str) -> str:
 
 def debug(name: str) -> str:
     return f"ERR DEBUG {shown(name.encode()).upper()} is not passed to the nodes; PROXY NODE asks one"
+
+
+def not_memcached(said: bytes) -> str:
+    return f"not a memcached server: it answered {said[:60]!r}"
 
 
 def not_redis(said: bytes) -> str:
@@ -417,7 +505,16 @@ ENGINE = (
     "ERR '{}' is not supported inside MULTI",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",
+    "ERR transactions are not possible on a memcached shard ('{}')",
+    "ERR an empty key is not possible on memcached shard '{}' at {}",
+    "ERR the key is too long for memcached shard '{}' at {}: at most {} bytes, or {} with spaces or control "
+    "characters in it",
+    "ERR the value is too large for memcached shard '{}' at {}: an item, with its key and header, has at "
+    "most {} bytes",
     # a node's: (shard, address, ...)
+    "OOM command not allowed when used memory > 'maxmemory': shard '{}' at {} is full",
+    "ERR shard '{}' at {} answers '{}'",
+    "ERR shard '{}' at {} has refused it",
     "SHARDDOWN shard '{}' at {} is down: {}",
     "SHARDDOWN shard '{}' at {} is down: the connection for its invalidations is not there yet",
     "SHARDDOWN its shard is down, and its keys have no other place in common",

@@ -7,6 +7,8 @@ ctypedef uint32_t (*KeyHash)(const char *key, size_t n) noexcept nogil
 cdef uint64_t xxh64(const char *data, size_t n) noexcept nogil
 # The four little-endian words of a digest
 cdef void md5(const char *data, size_t n, uint32_t *digest) noexcept nogil
+# mcrouter's Ch3: the number of the bucket, of 0 .. buckets-1 (at most 2^23), that a key is in
+cdef uint32_t ch3(const char *key, size_t n, uint32_t buckets) noexcept nogil
 # Raises ValueError when twemproxy has no hash of that name
 cdef KeyHash key_hash(str name) except? NULL
 

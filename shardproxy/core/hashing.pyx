@@ -1,4 +1,4 @@
-"""The hashes that place keys: XXH64 for our own ring, and every key hash of twemproxy.
+"""The hashes that place keys: XXH64 for our own ring, every key hash of twemproxy, and mcrouter's Ch3.
 
 Owns: bytes -> number, and which part of a key is hashed (`hash_tag`, in the .pxd). Must never know of
 rings or shards. The functions the data plane calls touch no Python object and cannot fail.
@@ -9,7 +9,8 @@ bytes as *signed* chars (as on x86), the "64-bit" FNVs keep only the low half, c
 Sources: XXH64, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md; MD5, RFC 1321; FNV,
 http://www.isthe.com/chongo/tech/comp/fnv/; one_at_a_time and jenkins (lookup3),
 https://burtleburtle.net/bob/hash/doobs.html; hsieh (SuperFastHash),
-http://www.azillionmonkeys.com/qed/hash.html; murmur (MurmurHash2), https://github.com/aappleby/smhasher.
+http://www.azillionmonkeys.com/qed/hash.html; murmur (MurmurHash2, MurmurHash64A),
+https://github.com/aappleby/smhasher; Ch3 (furc_hash), https://github.com/facebook/mcrouter.
 """
 
 from libc.math cimport fabs, floor, sin
@@ -312,6 +313,87 @@ cdef uint32_t md5_first(const char *key, size_t n) noexcept nogil:
     return digest[0]
 
 
+# -------------------------------------------------------------------------------------- mcrouter's Ch3
+
+cdef extern from *:
+    """
+    #define MURMUR64_M 0xC6A4A7935BD1E995ULL
+    #define CH3_SEED 4193360111ULL
+    """
+    const uint64_t MURMUR64_M, CH3_SEED
+
+cdef enum:
+    CH3_TRIES = 32
+    CH3_STRIDE = 23  # 2^23 buckets at most, and from one bit of a number to its next
+    CH3_WORDS = CH3_TRIES * CH3_STRIDE * (CH3_STRIDE + 1) // 64 + 1
+
+
+cdef inline uint64_t murmur64a_mix(uint64_t h, uint64_t k) noexcept nogil:
+    k *= MURMUR64_M
+    return (h ^ ((k ^ (k >> 47)) * MURMUR64_M)) * MURMUR64_M
+
+
+cdef inline uint64_t murmur64a_end(uint64_t h) noexcept nogil:
+    h = (h ^ (h >> 47)) * MURMUR64_M
+    return h ^ (h >> 47)
+
+
+cdef uint64_t murmur64a(const char *key, size_t n) noexcept nogil:
+    cdef const uint8_t *p = <const uint8_t *>key
+    cdef uint64_t h = CH3_SEED ^ (n * MURMUR64_M), rest = 0
+    cdef size_t i
+    for i in range(n // 8):
+        h = murmur64a_mix(h, word64(p + 8 * i))
+    if n & 7:
+        for i in range(n & 7):
+            rest |= <uint64_t>p[(n & ~<size_t>7) + i] << (8 * i)
+        h = (h ^ rest) * MURMUR64_M
+    return murmur64a_end(h)
+
+
+cdef struct Bits:
+    # A stream of bits that a key has, 64 of each hash: the first is the key's, each other one the last one's
+    uint64_t words[CH3_WORDS]
+    uint32_t known
+
+
+cdef inline uint32_t bit_of(Bits *bits, uint32_t at) noexcept nogil:
+    while bits.known <= at >> 6:
+        bits.words[bits.known] = murmur64a_end(
+            murmur64a_mix(CH3_SEED ^ (8 * MURMUR64_M), bits.words[bits.known - 1])
+        )
+        bits.known += 1
+    return (bits.words[at >> 6] >> (at & 63)) & 1
+
+
+cdef uint32_t ch3(const char *key, size_t n, uint32_t buckets) noexcept nogil:
+    # A walk down the levels of a binary tree: a bit says whether the bucket is in the half that the last
+    # doubling added; of such a half, more bits say which bucket. One that is not there (yet) is tried again.
+    cdef Bits bits
+    cdef uint32_t level = 0, at, number, i
+    if buckets <= 1:
+        return 0
+    while <uint64_t>1 << level < buckets:
+        level += 1
+    bits.words[0] = murmur64a(key, n)
+    bits.known = 1
+    at = level
+    for _ in range(CH3_TRIES):
+        while not bit_of(&bits, at):
+            level -= 1
+            if level == 0:
+                return 0
+            at = level
+        number = 1
+        at += CH3_STRIDE
+        for i in range(level - 1):
+            number = number << 1 | bit_of(&bits, at)
+            at += CH3_STRIDE
+        if number < buckets:
+            return number
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------- by name
 
 cdef struct NamedHash:
@@ -356,3 +438,10 @@ def _xxh64(bytes data):
     return xxh64(data, len(data))
 
 globals()["xxh64"] = _xxh64  # one Cython scope cannot have a def and a cdef of the same name
+
+
+def ch3_bucket(bytes data, uint32_t buckets):
+    """The bucket, from 0, of so many (at most 2^23), where mcrouter's Ch3 puts a key."""
+    if not 0 < buckets <= 1 << CH3_STRIDE:
+        raise ValueError(f"{buckets} buckets; from 1 to {1 << CH3_STRIDE}")
+    return ch3(data, len(data), buckets)

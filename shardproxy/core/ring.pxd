@@ -15,12 +15,12 @@ cdef class Ring:
     cdef readonly str hash
     cdef readonly str hash_tag
     cdef readonly str fingerprint
-    cdef KeyHash hasher             # NULL: XXH64
+    cdef KeyHash hasher             # NULL: XXH64 (of a ring), or ch3
     cdef int opening, closing       # of a hash tag; opening < 0: no tags
     cdef int shards
-    cdef bint modula
+    cdef bint listed                # modula and ch3: a key's hash is the number of an entry
     # Sorted points and, beside them, whose they are. A 32-bit point stands in the upper half, so that one
-    # search serves ring and ketama; modula's points are its entries, 0 .. size-1.
+    # search serves ring and ketama; the points of modula and ch3 are their entries, 0 .. size-1.
     cdef uint32_t size
     cdef uint64_t *at
     cdef uint16_t *owner

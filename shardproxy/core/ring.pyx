@@ -1,4 +1,4 @@
-"""Which shard a key belongs to: our own ring, and twemproxy's ketama and modula.
+"""Which shard a key belongs to: our own ring, twemproxy's ketama and modula, mcrouter's ch3.
 
 Owns: the points, and the walk from a key to a shard. Must never know addresses, commands or node states
 (those come in as `out`). A Ring is immutable, and a lookup touches no Python object and cannot fail: it is
@@ -17,9 +17,11 @@ from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy
 
 from shardproxy.core.hashing cimport hash_tag as tagged
-from shardproxy.core.hashing cimport key_hash, md5, xxh64
+from shardproxy.core.hashing cimport ch3, key_hash, md5, xxh64
 
-DISTRIBUTIONS = ("ring", "ketama", "modula")
+DISTRIBUTIONS = ("ring", "ketama", "modula", "ch3")
+# Which hash is meant where none is said; ring and ch3 have no other
+USUAL_HASH = {"ring": "xxh64", "ketama": "fnv1a_64", "modula": "fnv1a_64", "ch3": "ch3"}
 MAX_SHARDS = 0xFFFF  # `owner` has 16 bits
 MAX_POINTS = 1 << 20  # 6553 shards of 160 points; 18 MB
 MAX_WEIGHT = 0x7FFFFFFF  # of all shards together
@@ -47,8 +49,9 @@ cdef class Ring:
 
     shards: (name, weight) in the order of configuration, which numbers them from 0; a weight is at least 1.
     For ketama and modula the name is the server's as twemproxy has it: see `twemproxy_name`.
-    distribution: "ring" (default), "ketama" or "modula". virtual_nodes: points per weight, on a "ring" only.
-    hash: of keys; None is "xxh64" (which "ring" always uses), for ketama and modula twemproxy's "fnv1a_64".
+    distribution: "ring" (default), "ketama", "modula" or "ch3". virtual_nodes: points per weight, on a "ring" only.
+    hash: of keys; None is "xxh64" (which "ring" always uses), for ketama and modula twemproxy's "fnv1a_64",
+    for ch3 "ch3" (always).
     hash_tag: two characters, or "" for none; None is "{}" on a ring, else "".
 
     Raises ValueError for shards, names or options that make no ring.
@@ -56,7 +59,7 @@ cdef class Ring:
 
     def __cinit__(self, shards, str distribution="ring", int virtual_nodes=160, hash=None, hash_tag=None):
         ring = distribution == "ring"
-        hash = ("xxh64" if ring else "fnv1a_64") if hash is None else hash
+        hash = USUAL_HASH.get(distribution, "") if hash is None else hash
         hash_tag = ("{}" if ring else "") if hash_tag is None else hash_tag
         self.names = tuple([name for name, _ in shards])
         self.weights = tuple([weight for _, weight in shards])
@@ -66,14 +69,14 @@ cdef class Ring:
         self.hash = hash
         self.hash_tag = hash_tag
         self.shards = len(self.names)
-        self.modula = distribution == "modula"
-        self.hasher = NULL if ring else key_hash(hash)
+        self.listed = distribution in ("modula", "ch3")
+        self.hasher = NULL if ring or distribution == "ch3" else key_hash(hash)
         self.opening, self.closing = map(ord, hash_tag) if hash_tag else (-1, -1)
 
         total = sum(self.weights)
         if ring:
             counts = [weight * virtual_nodes for weight in self.weights]
-        elif self.modula:
+        elif self.listed:
             counts = self.weights
         else:
             counts = [4 * ketama_groups(weight, total, self.shards) for weight in self.weights]
@@ -123,12 +126,12 @@ cdef class Ring:
         if self.opening >= 0:
             key = tagged(key, &n, self.opening, self.closing)
         if self.hasher == NULL:
-            return xxh64(key, n)
-        return self.hasher(key, n) if self.modula else <uint64_t>self.hasher(key, n) << 32
+            return ch3(key, n, self.size) if self.listed else xxh64(key, n)
+        return self.hasher(key, n) if self.listed else <uint64_t>self.hasher(key, n) << 32
 
     cdef uint32_t point_of(self, uint64_t place) noexcept nogil:
         cdef uint32_t low, high, middle
-        if self.modula:
+        if self.listed:
             return place % self.size
         low = self.index[place >> self.shift]
         high = self.index[(place >> self.shift) + 1]
@@ -178,11 +181,11 @@ cdef class Ring:
         return None if found < 0 else found
 
     def hash_of(self, bytes key):
-        """The hash that places this key, its hash tag applied: 64 bits on a ring, else 32."""
+        """The hash that places this key, its hash tag applied: 64 bits on a ring, else 32; of ch3 the entry."""
         return self.place(key, len(key)) >> (32 if self.distribution == "ketama" else 0)
 
     def points(self):
-        """(point, shard's number), in the order of a search; for modula the point is the entry, from 0."""
+        """(point, shard's number), in the order of a search; of modula and ch3 the point is the entry, from 0."""
         cdef uint32_t i
         cdef int down = 32 if self.distribution == "ketama" else 0
         return [(self.at[i] >> down, self.owner[i]) for i in range(self.size)]
@@ -195,13 +198,13 @@ def check(names, weights, distribution, virtual_nodes, hash, hash_tag):
     """Raises ValueError for what cannot be a ring."""
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"no distribution {distribution!r}; there are {', '.join(DISTRIBUTIONS)}")
-    if distribution == "ring":
-        if hash != "xxh64":
-            raise ValueError(f"distribution ring hashes keys with xxh64, not {hash!r}")
-        if virtual_nodes < 1:
-            raise ValueError(f"virtual_nodes is {virtual_nodes}; at least 1")
+    if distribution in ("ring", "ch3"):
+        if hash != USUAL_HASH[distribution]:
+            raise ValueError(f"distribution {distribution} hashes keys with {USUAL_HASH[distribution]}, not {hash!r}")
     else:
         key_hash(hash)
+    if distribution == "ring" and virtual_nodes < 1:
+        raise ValueError(f"virtual_nodes is {virtual_nodes}; at least 1")
     if not 0 < len(names) <= MAX_SHARDS:
         raise ValueError(f"a ring of {len(names)} shards; from 1 to {MAX_SHARDS}")
     if len(hash_tag) not in (0, 2) or not hash_tag.isascii():
@@ -220,7 +223,7 @@ def check(names, weights, distribution, virtual_nodes, hash, hash_tag):
 
 
 def ranked(names, distribution):
-    """Names in the order that decides between equal points, and of modula's entries.
+    """Names in the order that decides between equal points, and of the entries of modula and ch3.
 
     twemproxy sorts its servers by the length of their names, then bytewise (and its qsort is stable).
     """
@@ -244,7 +247,7 @@ cdef place_points(Point *points, names, counts, distribution):
         label = bytearray(name.encode() + b"-" + bytes(11))
         text = label
         prefix = len(label) - 11
-        if distribution == "modula":
+        if distribution in ("modula", "ch3"):
             for i in range(count):
                 points[n] = Point(n, rank, owner)
                 n += 1

@@ -95,6 +95,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         names = tuple((shard.name, shard.weight) for shard in self.shards)
         return _ring(names, self.distribution, self.virtual_nodes, self.hash, self.hash_tag)
 
+    @property
+    def memcached(self) -> frozenset[str]:
+        """Names of the shards whose nodes are memcacheds."""
+        return frozenset(shard.name for shard in self.shards if shard.protocol == "memcached")
+
     def mode(self, shard: Shard) -> Mode:
         """What a request for this shard's keys gets now, by its node's state and the pool's policy."""
         state = shard.node.state
@@ -126,6 +131,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         drained = {
             number for number, each in enumerate(self.shards) if each.draining and each.name != undrained
         }
+        number = self.ring.locate(key)
+        assert number is not None
+        if number in drained and self.memcached:
+            protocol = self.shards[number].protocol
+            drained |= {other for other, each in enumerate(self.shards) if each.protocol != protocol}
         number = self.ring.locate(key, drained)
         assert number is not None
         return self.shards[number]
@@ -166,8 +176,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.structs.replace(shard, draining=draining, returning=returning)
 
         shards = tuple(map(placed, self.shards))
-        if all(shard.draining for shard in shards):
-            named = ", ".join(shard.name for shard in shards)
+        staying = {shard.protocol for shard in shards if not shard.draining}
+        if stuck := [shard for shard in shards if shard.protocol not in staying]:
+            named = ", ".join(shard.name for shard in stuck)
             raise ValueError(f"pool {self.name}: no shard would be left for its keys ({named})")
         return msgspec.structs.replace(self, shards=shards)
 
@@ -347,9 +358,9 @@ class Topology(msgspec.Struct, frozen=True):
 
         return type(self)(self.generation + 1, tuple(map(with_nodes, pools)))
 
-    def as_json(self) -> bytes:
+    def as_json(self, **more: str) -> bytes:
         """For PROXY TOPOLOGY and for workers: the records as they are, and each pool's ring fingerprint."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
+        document: dict[str, Any] = more | msgspec.to_builtins(self)
         for shown, pool in zip(document["pools"], self.pools, strict=True):
             shown["fingerprint"] = pool.ring.fingerprint
         return msgspec.json.encode(document)

@@ -5,6 +5,8 @@ from shardproxy.dataplane.engine cimport Client, Engine, sockaddr_storage
 
 # Opens the command's slot and hands it to the handlers. held: see Call.
 cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept
+# The same of one whose keys are on the memcached node of this number.
+cdef void call_memcached(Engine e, Client *c, Request *r, const Row *row, int node) noexcept
 cdef str address_text(Engine e, Client *c, bint peer)
 cdef object client_handle(Engine e, Client *c)
 # HOST:PORT of an IP address.

@@ -15,6 +15,7 @@ class Call:
     held: (
         tuple[int, bool, bytes, float] | None
     )  # of EXEC: node, are keys watched there, MULTI and what was queued, seconds
+    memcached: int  # the number of the memcached node that has its keys; -1: it is not about one
     def reply(self, data: bytes) -> None: ...
 
 class ClientHandle:

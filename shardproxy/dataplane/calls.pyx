@@ -32,30 +32,39 @@ TRACKING_OFF = b"*3\r\n$6\r\nCLIENT\r\n$8\r\nTRACKING\r\n$3\r\nOFF\r\n"
 
 
 cdef void call_handler(Engine e, Client *c, Request *r, const Row *row, object held) noexcept:
+    call(e, c, r, row, held, -1)
+
+
+cdef void call_memcached(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+    call(e, c, r, row, None, node)
+
+
+cdef void call(Engine e, Client *c, Request *r, const Row *row, object held, int node) noexcept:
     cdef int64_t slot = slot_open(e, c)
-    cdef Call call
+    cdef Call it
     cdef int i
     if slot < 0:
         return
     e.count[<int>ANSWERED_HERE] += 1
     try:
-        call = Call.__new__(Call)
-        call.engine = e
-        call.index = c.index
-        call.generation = c.generation
-        call.slot = <uint32_t>slot
-        call.proto = c.proto
-        call.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
-        call.row = e.table.records[row.id]
-        call.held = held
-        e.dispatch(call)
-        if not call.done:
-            call.pending = True
+        it = Call.__new__(Call)
+        it.engine = e
+        it.index = c.index
+        it.generation = c.generation
+        it.slot = <uint32_t>slot
+        it.proto = c.proto
+        it.args = [r.argv[i][:r.argl[i]] for i in range(r.argc)]
+        it.row = e.table.records[row.id]
+        it.held = held
+        it.memcached = node
+        e.dispatch(it)
+        if not it.done:
+            it.pending = True
             c.calls += 1
     except Exception as error:
         e.event("handler_failed", {"command": e.table.names[row.id], "error": type(error).__name__})
-        if not call.done:
-            call.reply(b"-ERR internal error: see the log of shardproxy\r\n")
+        if not it.done:
+            it.reply(b"-ERR internal error: see the log of shardproxy\r\n")
 
 
 cdef class Call:
@@ -68,6 +77,7 @@ cdef class Call:
     cdef readonly list args
     cdef readonly object row
     cdef readonly object held
+    cdef readonly int memcached
 
     def __init__(self):
         raise TypeError("only the engine makes calls")

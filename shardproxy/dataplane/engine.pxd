@@ -157,6 +157,9 @@ cdef struct Entry:
     uint8_t to
     uint8_t write
     uint8_t tries               # sendings left, this one too; 0: not to be sent again, nor elsewhere, even if unwritten
+    uint8_t form                # of a memcached's replies: what they are made into, see memcached.Form
+    uint8_t trusting            # it calls scripts that its node should know
+    uint8_t fault               # the gravest of what a memcached has refused of it: see memcached_replies
     uint32_t frames             # replies still to come
     uint64_t at                 # when the request was read
     uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
@@ -164,7 +167,8 @@ cdef struct Entry:
     uint64_t prefix             # bytes of SCRIPT LOADs among these, in front
     uint32_t loads              # of these; their replies come first, and are nobody's
     uint32_t skip               # of these, still to come
-    bint trusting               # it calls scripts that its node should know
+    uint32_t total              # of a memcached's replies: `frames` at first; 0: it is a Redis
+    uint32_t tally              # what those that have come add up to
 
 # Entry.part of one that is TO_NOBODY
 cdef enum:
@@ -224,6 +228,7 @@ cdef struct Upstream:
     bint wanted                 # somebody has asked for it: kept connected
     uint32_t events
     int greetings               # replies to the greeting still to come
+    int64_t greeted             # us, by the wall clock: when the greeting was sent, to a memcached
     int extras                  # and to what follows it: SELECT, a Link's setup
     Buf inp
     Buf out
@@ -276,6 +281,10 @@ cdef enum:
 
 cdef struct Node:
     bint used                   # this number is somebody's
+    bint memcached              # it speaks the meta protocol, not RESP
+    int64_t item_most           # a memcached's: bytes of an item, with its key and header; 0: not known yet
+    int64_t ahead               # us: its clock, in whole seconds, less ours
+    bint clock_known
     bint gone                   # its shard is no longer in the topology: it only finishes what it has
     bint out                    # no connection is made to it
     uint8_t mode
@@ -363,6 +372,9 @@ cdef class Engine:
     cdef const char **shard_names           # by node number
     cdef uint16_t *shards                   # by place on the ring: the node's number
     cdef unsigned char *absent              # by place on the ring: its keys are elsewhere, and none come here
+    cdef unsigned char **apart              # the same, or it is of the other protocol: [0] for keys of Redis, [1] of memcached
+    cdef bint memcached                     # some shard is a memcached's
+    cdef unsigned char *ops                 # by Row.id: memcached.Op
     cdef int shard_count                    # places on the ring
     cdef bint moving                        # some who wait are to wait elsewhere
     cdef uint8_t pausing                    # CLIENT PAUSE
@@ -467,3 +479,4 @@ cdef class Engine:
     cdef void mark_upstream(self, Upstream *u) noexcept nogil
 
 cdef uint64_t monotonic_us() noexcept nogil
+cdef int64_t wall_us() noexcept nogil

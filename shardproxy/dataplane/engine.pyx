@@ -4,7 +4,7 @@ Lists and FIFOs hold indices, with a generation where what they name may be gone
 holds a bare pointer across a tick. Everything runs on one thread, inside `Reactor.tick` or a call from the loop.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from posix.unistd cimport write
 
@@ -18,12 +18,19 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec *t)
     int CLOCK_MONOTONIC
+    int CLOCK_REALTIME
 
 
 cdef uint64_t monotonic_us() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <uint64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+cdef int64_t wall_us() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_REALTIME, &t)
+    return <int64_t>t.tv_sec * 1000000 + t.tv_nsec // 1000
 
 
 cdef class Engine:
@@ -98,6 +105,11 @@ cdef class Engine:
         free(self.node_list)
         free(self.shards)
         free(self.absent)
+        if self.apart != NULL:
+            free(self.apart[0])
+            free(self.apart[1])
+            free(self.apart)
+        free(self.ops)
         free(self.shard_names)
         free(self.dirty_clients)
         free(self.resuming)

@@ -38,6 +38,13 @@ cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t
     return 0
 
 
+cdef int ask_meta(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
+                  done) except -2:
+    ask(e, u, c, p, n, frames, write, due, done)
+    u.fifo[(u.tail - 1) & u.mask].total = frames
+    return 0
+
+
 cdef uint64_t due_in(Engine e, double timeout, bint write) noexcept:
     """Seconds: 0 is never, below 0 as for a client's command."""
     e.now = e.now if e.in_tick else monotonic_us()

@@ -21,6 +21,8 @@ from shardproxy.dataplane.engine cimport (
     DOWN, HOLD, SERVE, TEXT, TO_ASK, TO_CLIENT, TO_LATE, TO_NOBODY, TO_PART, UP, WAITING, Client, Engine, Entry, Node,
     Upstream,
 )
+from shardproxy.dataplane.memcached cimport meta_again
+from shardproxy.dataplane.memcached_replies cimport rewind
 from shardproxy.dataplane.private cimport private_lost
 from shardproxy.dataplane.scripts cimport precede_again, unlearn
 from shardproxy.dataplane.sending cimport send_again
@@ -190,6 +192,8 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
         end = end_of(u, i)
         i += 1
         if keep and repeatable(e, u, &entry) and keep_bytes(e, &entry, buf_head(&u.out) + (start - u.base), end - start, &out):
+            if entry.total:
+                rewind(e, &entry)
             u.fifo[w & u.mask] = entry
             w += 1
         else:
@@ -370,7 +374,7 @@ cdef void leave_upstream(Engine e, Node *node, Upstream *u) noexcept:
             begun = False
         else:
             start += entry.prefix
-            send_again(e, c, &entry, buf_head(&old.out) + (start - old.base), end - start)
+            (meta_again if node.memcached else send_again)(e, c, &entry, buf_head(&old.out) + (start - old.base), end - start)
     u.moving = 0
     buf_release(&old.out)
     queue_free(<void **>&old.fifo, &old.mask, sizeof(Entry))

@@ -41,13 +41,16 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
     for shard in pool.shards:
         key = (shard.name, shard.node.address)
         number = e.numbers.get(key, -1)
-        if number < 0:
+        meta = shard.protocol == "memcached"
+        if number < 0 or e.node_list[number].memcached != meta:
             number = node_new(e, shard.name, shard.node.address, first, before.get(shard.name, NOWHERE))
+            e.node_list[number].memcached = meta
         numbers[key] = number
         e.secured.pop(number, None)
         if shard.name in tls:
             e.secured[number] = tls[shard.name]
-        e.greetings[number] = tuple(greeting(proto, *credentials.get(shard.name, (None, None))) for proto in (2, 3))
+        login = credentials.get(shard.name, (None, None))
+        e.greetings[number] = meta_greeting(*login) if meta else tuple(greeting(proto, *login) for proto in (2, 3))
     for i, shard in enumerate(pool.shards):
         number = numbers[shard.name, shard.node.address]
         shards[i] = <uint16_t>number
@@ -67,6 +70,7 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
     e.placement += moved
     e.ring = pool.ring
     e.topology = topology
+    keep_apart(e)
     e.displacing = False
     take_policy(e, pool)
     gone = set(e.numbers.values()) - set(numbers.values())
@@ -95,6 +99,26 @@ cdef int install(Engine e, topology, credentials, tls) except -1:
     e.ghosts = {address: ids for address, ids in e.ghosts.items() if address in here}
     set_fence(e)
     e.wake()
+    return 0
+
+
+cdef int keep_apart(Engine e) except -1:
+    """Who may stand in for a shard of each protocol."""
+    cdef int i, k
+    cdef unsigned char *apart
+    e.memcached = False
+    if e.apart == NULL:
+        e.apart = <unsigned char **>calloc(2, sizeof(unsigned char *))
+        if e.apart == NULL:
+            raise MemoryError
+    for k in range(2):
+        apart = <unsigned char *>realloc(e.apart[k], e.shard_count)
+        if apart == NULL:
+            raise MemoryError
+        e.apart[k] = apart
+        for i in range(e.shard_count):
+            apart[i] = e.absent[i] or e.node_list[e.shards[i]].memcached != k
+            e.memcached = e.memcached or e.node_list[e.shards[i]].memcached
     return 0
 
 
@@ -278,6 +302,18 @@ cdef bint resolve(str address, Node *node, bint names):
         six.sin6_port = htons(where[1])
         node.address_size = sizeof(sockaddr_in6)
     return True
+
+
+def meta_greeting(username, password):
+    """The same for a memcached: its version, life, limits and clock; and what it is told once it has asked for a login.
+
+    Only then: one that does not ask would keep the password as a value, for everybody to read.
+    """
+    login = f"{username or ''} {password}".encode() if password else b""
+    asked = b"version\r\nmn\r\nstats settings\r\nstats\r\n"
+    if not login:
+        return (asked, 4), (b"", 0)
+    return (b"mn\r\n", 6), (b"set login 0 0 %d\r\n%b\r\n%b" % (len(login), login, asked), 5)
 
 
 def greeting(proto, username, password):

@@ -93,6 +93,9 @@ class Reactor:
     def node_of_shard(self, name: str) -> int | None:
         """Of one that drains too; None: there is no such shard."""
 
+    def shard_of(self, node: int) -> str:
+        """The name of the shard whose node that is."""
+
     def node_of(self, key: bytes) -> int:
         """The number of the node that has a key now."""
 
@@ -122,6 +125,30 @@ class Reactor:
 
         done gets the reply's bytes, or an error line as a client would get it, after the tick.
         keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
+        """
+
+    def ask_memcached(
+        self,
+        node: int,
+        request: bytes,
+        done: Callable[[bytes], object],
+        *,
+        frames: int = 1,
+        write: bool = True,
+        client: ClientHandle | None = None,
+        keys: Iterable[bytes] = (),
+        timeout: float = -1,
+    ) -> None:
+        """As `ask`, of a memcached node, in commands of its meta protocol that have `frames` replies in all.
+
+        done gets these as they came, one behind the other, or a RESP error line: "-SHARDDOWN ...\\r\\n".
+        """
+
+    def memcached(self, node: int) -> tuple[int, float | None] | None:
+        """Of a memcached node: the most bytes of an item, with key and header (0: not known yet); its clock.
+
+        The clock: its time in whole seconds less ours (`time.time()`) when it was asked: its own may be up
+        to one second more; None: not known yet. None for any other node.
         """
 
     def open_link(

@@ -26,7 +26,8 @@ from shardproxy.dataplane.engine cimport (
     SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
+from shardproxy.dataplane.links cimport ask, ask_meta, due_in, open_link, tell
+from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport install, move, settled
 from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
 from shardproxy.dataplane.permissions cimport install_users
@@ -48,6 +49,7 @@ from shardproxy.dataplane.upstreams cimport (
 )
 from shardproxy.dataplane.waiting cimport follow_keys
 
+from shardproxy.core import errors
 from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
 
 cdef extern from "<malloc.h>" nogil:
@@ -65,6 +67,14 @@ cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
 cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
 cdef uint64_t GRACE = 1000000           # us for the rest of a command when draining
 STATES = ("down", "connecting", "greeting", "up")
+
+cdef bytes meta_refusal(Engine e, int node, bytes request):
+    """What a handler gets that asks a memcached in RESP."""
+    shard = e.node_list[node].shard.decode(errors="replace")
+    words = request.split(b"\r\n", 3)
+    name = words[2].decode(errors="replace").upper() if len(words) > 3 else "this"
+    return b"-%b\r\n" % errors.not_on_memcached(name, shard).encode()
+
 
 cdef class Reactor(Engine):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
@@ -429,6 +439,7 @@ cdef class Reactor(Engine):
 
     def set_commands(self, CommandTable table):
         self.table = table
+        install_ops(self)
         install_users(self)
 
     def logins(self, bytes user):
@@ -555,6 +566,11 @@ cdef class Reactor(Engine):
                 return number
         return None
 
+    def shard_of(self, int node):
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        return self.node_list[node].shard.decode(errors="replace")
+
     def node_of(self, bytes key):
         return node_of(self, key, len(key))
 
@@ -573,6 +589,10 @@ cdef class Reactor(Engine):
         cdef uint64_t due = due_in(self, timeout, write)
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
+        if self.node_list[node].memcached:
+            self.told.append((done, (meta_refusal(self, node, request),)))
+            self.wake()
+            return
         if c != NULL:
             u = upstream_for(self, node, c, due)
         else:
@@ -588,9 +608,37 @@ cdef class Reactor(Engine):
             ask(self, u, c, request, len(request), frames, write, due, done)
         self.wake()
 
+    def ask_memcached(self, int node, bytes request, done, *, int frames=1, bint write=True,
+                      ClientHandle client=None, keys=(), double timeout=-1):
+        cdef Client *c = client.at() if client is not None else NULL
+        cdef Upstream *u
+        cdef uint64_t due = due_in(self, timeout, write)
+        if not 0 <= node < self.node_count or not self.node_list[node].used or not self.node_list[node].memcached:
+            raise ValueError("there is no such memcached node")
+        u = upstream_for(self, node, c, due) if c != NULL else upstream_at(self, node, 2, 0, due)
+        if u == NULL:
+            self.told.append((done, (self.text[:self.text_size],)))
+        else:
+            if write:
+                for key in keys:
+                    wrote(self, key, len(key))
+            ask_meta(self, u, c, request, len(request), frames, write, due, done)
+        self.wake()
+
+    def memcached(self, int node):
+        cdef Node *it
+        if not 0 <= node < self.node_count or not self.node_list[node].used:
+            raise ValueError("there is no such node")
+        it = self.node_list[node]
+        if not it.memcached:
+            return None
+        return it.item_most, it.ahead / 1e6 if it.clock_known else None
+
     def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
+        if self.node_list[node].memcached and not stream:
+            raise ConnectionError(meta_refusal(self, node, b"").decode(errors="replace").strip("-\r\n"))
         self.now = self.now if self.in_tick else monotonic_us()
         return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
 

@@ -22,6 +22,7 @@ from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
+from shardproxy.dataplane.memcached_replies cimport meta_greeted, meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
@@ -48,7 +49,6 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef char *p
     cdef Node *node = e.node_list[u.node]
     cdef char text[TEXT]
-    cdef uint64_t us
     cdef bint last
     cdef const char *sick = NULL
     cdef bytes made
@@ -73,10 +73,18 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     u.inp.len += got
     e.count[<int>UPSTREAM_BYTES_IN] += got
     if u.state == GREETING:
-        greeted(e, u)
+        if node.memcached:
+            meta_greeted(e, u)
+        else:
+            greeted(e, u)
         if u.state != UP:
             return
     u.progress = e.now
+    if node.memcached:
+        meta_replies(e, u)
+        if u.state == UP:
+            read_out(e, u)
+        return
     while u.inp.len > u.scanned and u.state == UP:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway:
@@ -166,27 +174,37 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if not last:
             entry.frames -= 1
             continue
-        us = e.now - entry.at
-        u.done += 1
-        if sick == NULL:
-            node.ok += 1
-            node.streak = 0
-            # what may take longer than others, or blocks, is not slow when it does
-            node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
+        answered(e, u, node, entry, sick != NULL)
         sick = NULL
-        if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
-            node.latency[entry.write][bucket_of(us)] += 1
-            e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
-        u.proved = True
-        if u.late == u.head:
-            u.late += 1
-        u.head += 1
     if u.state == UP:
-        upstream_done(u)
-        if u.again > u.written:
-            e.mark_upstream(u)
-        if u.owned and u.head == u.tail:
-            unlease(e, u, WAITING)
+        read_out(e, u)
+
+
+cdef void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
+    """The FIFO's head has all that it was promised."""
+    cdef uint64_t us = e.now - entry.at
+    u.done += 1
+    if not sick:
+        node.ok += 1
+        node.streak = 0
+        # what may take longer than others, or blocks, is not slow when it does
+        node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
+    if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
+        node.latency[entry.write][bucket_of(us)] += 1
+        e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
+    u.proved = True
+    if u.late == u.head:
+        u.late += 1
+    u.head += 1
+
+
+cdef inline void read_out(Engine e, Upstream *u) noexcept:
+    """What has come is dealt with."""
+    upstream_done(u)
+    if u.again > u.written:
+        e.mark_upstream(u)
+    if u.owned and u.head == u.tail:
+        unlease(e, u, WAITING)
     if u.inp.len == 0 and u.inp.cap > 2 * READ:
         buf_release(&u.inp)
 

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.engine cimport Client, Engine, Entry
@@ -8,6 +8,10 @@ cdef enum:
     MALFORMED = -2
     ANSWERED = -3               # with an error
 
+# The request's bytes count for its client's budget until it is answered.
+cdef void charge(Client *c, uint32_t slot, const Request *r) noexcept
+# In e.positions and e.owners; -1: no memory.
+cdef int room_for_keys(Engine e, int n) noexcept
 # TAKEN, or WAIT: see routing
 cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept

@@ -25,6 +25,7 @@ from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.memcached cimport meta_can, meta_command, meta_share
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_script, precede, script_of
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
@@ -43,7 +44,7 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
     """The number of the node that has a key now; sets e.displaced when that is not its home."""
     cdef int shard = e.ring.shard_of(key, n), other
     if e.displacing and e.absent[shard] and e.node_list[e.shards[shard]].mode == MOVE:
-        other = e.ring.stand_in(key, n, e.absent)
+        other = e.ring.stand_in(key, n, e.apart[e.node_list[e.shards[shard]].memcached])
         if other >= 0:
             e.displaced = True
             shard = other
@@ -51,8 +52,11 @@ cdef int node_of(Engine e, const char *key, size_t n) noexcept:
 
 
 cdef int anywhere(Engine e) noexcept:
-    """The first shard whose keys are with it."""
+    """The first shard whose keys are with it; a memcached's only if there is no other."""
     cdef int i
+    for i in range(e.shard_count):
+        if not e.absent[i] and not e.node_list[e.shards[i]].memcached:
+            return i
     for i in range(e.shard_count):
         if not e.absent[i]:
             return i
@@ -144,6 +148,8 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     node = node_of_command(e, c, r, row)
     if node == MALFORMED:
         node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
+    if node >= 0 and e.node_list[node].memcached:
+        return meta_command(e, c, r, row, node)
     if node >= 0 and e.blocks:
         return block(e, c, r, row, node)
     if node >= 0:
@@ -155,7 +161,7 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     return TAKEN
 
 
-cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
+cdef void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     """The request's bytes count for its client's budget until it is answered."""
     slot_at(c, slot).cost = <uint32_t>(r.raw_size if r.raw_size < 0xffffffff else 0xffffffff)
     c.sent += slot_at(c, slot).cost
@@ -168,6 +174,8 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
     cdef uint64_t due = 0 if e.blocks else due_of(e, row)
     cdef Script *script = NULL
     cdef Buf swap
+    if e.node_list[node].memcached:
+        return meta_command(e, c, r, row, node)
     if write and e.stale != NULL:
         drop_stale(e, r, row)
     u = upstream_for(e, node, c, due)
@@ -256,8 +264,11 @@ cdef int split(Engine e, Client *c, Request *r, const Row *row) noexcept:
         refuse(e, c, "-ERR out of memory\r\n")
         return TAKEN
     parts = count_shares(e, r, row, keys)
-    if parts == 1:
+    if parts == 1 and not (row.merge == MERGE_ARRAY and e.node_list[e.owners[0]].memcached):
         return send_to(e, c, r, row, e.owners[0])
+    if e.memcached and not meta_can(e, r, row, keys):
+        refuse(e, c, e.text)
+        return TAKEN
     if not row.flags & FLAG_READONLY:
         for i in range(keys):
             if e.displaced:
@@ -306,6 +317,9 @@ cdef void send_share(Engine e, Client *c, Request *r, const Row *row, Upstream *
     cdef size_t n, m
     cdef const char *p
     cdef char line[32]
+    if e.node_list[shard].memcached:
+        meta_share(e, c, r, row, u, end - e.shares[shard], end, slot, part, tries, due)
+        return
     if not row.flags & FLAG_READONLY:
         c.wrote |= <uint64_t>1 << (shard & 63)
     e.retry_tokens += e.retry_share

@@ -7,6 +7,7 @@ lost with its connection, or may live elsewhere now, EXEC answers as if it had c
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 
 from shardproxy.core.buffers cimport buf_append, buf_head, buf_release
 from shardproxy.core.commands cimport (
@@ -18,7 +19,9 @@ from shardproxy.dataplane.answers cimport refuse, refuse_bytes, refuse_row, say,
 from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.dues cimport due_of
-from shardproxy.dataplane.engine cimport QUEUED, TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream
+from shardproxy.dataplane.engine cimport (
+    QUEUED, TEXT, TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream,
+)
 from shardproxy.dataplane.observing cimport observe_run
 from shardproxy.dataplane.private cimport lease, say_unheard
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
@@ -89,6 +92,9 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
         say(e, c, "*0\r\n")
         return
     node = node_of_transaction(e, c)
+    if e.node_list[node].memcached:
+        no_transaction(e, c, node)
+        return
     if e.on_command is not None:
         observe_run(e, c)
     if c.tx_mixed:
@@ -122,6 +128,12 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
     sent(e, c)
 
 
+cdef void no_transaction(Engine e, Client *c, int node) noexcept:
+    e.text_size = snprintf(e.text, TEXT, "-ERR transactions are not possible on a memcached shard ('%.100s')\r\n",
+                           e.node_list[node].shard)
+    refuse(e, c, e.text)
+
+
 cdef void sent(Engine e, Client *c) noexcept:
     """EXEC is on its way."""
     cdef Upstream *u = own_of(c, c.watching) if c.watching >= 0 else NULL
@@ -149,6 +161,9 @@ cdef int watch(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return TAKEN
     node = node_of_command(e, c, r, row)
     if node < 0:
+        return TAKEN
+    if e.node_list[node].memcached:
+        no_transaction(e, c, node)
         return TAKEN
     if c.watching >= 0 and (c.unwatched or c.watch_placement != e.placement):
         say(e, c, "+OK\r\n")      # EXEC will find nothing anyhow
@@ -215,6 +230,9 @@ cdef void queue(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return
     if shard == NO_KEY and not local and not row.flags & (FLAG_KEYLESS | ANY_CALL):
         refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
+        return
+    if shard >= 0 and e.node_list[shard].memcached:
+        no_transaction(e, c, shard)
         return
     if shard >= 0:
         if c.tx_shard >= 0 and c.tx_shard != shard or c.watching >= 0 and c.watching != shard and not (

@@ -32,4 +32,6 @@ cdef void upstream_free(Engine e, Upstream *u) noexcept
 cdef void upstream_ready(Engine e, Upstream *u) noexcept
 # Go on with its TLS handshake; True: it is done, and the greeting is on its way.
 cdef bint shake(Engine e, Upstream *u, bint first) noexcept
+# Bytes of a greeting.
+cdef void say(Engine e, Upstream *u, bytes greeting) noexcept
 cdef void keep_alive(Engine e, int fd) noexcept

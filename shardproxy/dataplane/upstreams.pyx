@@ -17,7 +17,7 @@ from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
-    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream, wall_us,
 )
 from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
@@ -180,13 +180,13 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
 
 cdef void greet(Engine e, Upstream *u) noexcept:
     cdef bytes greeting
-    cdef const char *why
     cdef Client *c
     u.raised = u.proto == 3 and e.node_list[u.node].speaks == 2
     if u.raised and u.lease & TRACKING:
         upstream_lost(e, u, "it speaks RESP2 only, which has no invalidations", False)
         return
     greeting, u.greetings = e.greetings[u.node][0 if u.raised else u.proto - 2]
+    u.greeted = wall_us()
     u.extras = 0
     if u.db:
         greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
@@ -203,6 +203,11 @@ cdef void greet(Engine e, Upstream *u) noexcept:
             return
         greeting += tracking[0]
         u.extras += tracking[1]
+    say(e, u, greeting)
+
+
+cdef void say(Engine e, Upstream *u, bytes greeting) noexcept:
+    cdef const char *why
     # small, and the first bytes on a new connection: it always fits
     if pass_on(u, greeting, len(greeting)) != len(greeting):
         if u.tls != NULL:
@@ -231,6 +236,8 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
     keep_lane(e, c)
+    if e.node_list[number].memcached:
+        return usable(e, number, NULL, 2, 0, c.index % c.lanes, due)    # there is one protocol and one database
     if c.tracking:
         return tracking_one(e, number, c, due)
     return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
@@ -262,6 +269,8 @@ cdef void keep_lane(Engine e, Client *c) noexcept nogil:
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
+    if e.node_list[number].memcached:
+        proto, db = 2, 0
     return usable(e, number, NULL, proto, db, 0, due)
 
 
@@ -428,6 +437,8 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
     entry.prefix = 0
     entry.loads = entry.skip = 0
     entry.trusting = False
+    entry.form = entry.fault = 0
+    entry.total = entry.tally = 0
     due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 

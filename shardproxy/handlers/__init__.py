@@ -15,6 +15,7 @@ info         INFO
 pubsub       SUBSCRIBE and its kin, PUBLISH, PUBSUB; subscriptions: whose they are, and the nodes' part
 tracking     CLIENT TRACKING, CACHING, GETREDIR, TRACKINGINFO
 proxy        PROXY and its subcommands that show
+memcached    what the engine does not translate for memcached nodes
 keyspace     SCAN, KEYS, DBSIZE, RANDOMKEY, FLUSHALL, FLUSHDB, SWAPDB
 scripts      SCRIPT and FUNCTION, on every node
 nodewide     what administrators ask of every node: CONFIG, SLOWLOG, MEMORY, DEBUG, ...; HELP texts
@@ -32,6 +33,7 @@ from shardproxy.handlers import (  # noqa: F401  # a family registers itself whe
     crowd,
     info,
     keyspace,
+    memcached,
     monitor,
     node,
     nodewide,

@@ -6,12 +6,14 @@ or more than one node, `holds` (command_policy), so that its client's later comm
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
-from shardproxy.core import errors, reply
+from shardproxy.core import errors, memcached, reply
+from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 Argument: TypeAlias = "bytes | str | int"
 # Seconds that what works on all keys, or on a node, may take: longer than a client's command, not for ever
 LISTING, LONG = 30.0, 600.0
+
+
+class NoAnswer(Exception):
+    """A node could not be asked; `line` is the RESP error that says why."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(text_of(line))
+        self.line = line
 
 
 class Answer(NamedTuple):
@@ -71,6 +81,20 @@ def fill(future: asyncio.Future[bytes]) -> Callable[[bytes], None]:
     return done
 
 
+# About the keys of all shards, whatever their nodes speak
+KEYSPACE = frozenset({"dbsize", "flushall", "flushdb", "keys", "randomkey", "scan", "swapdb"})
+
+
+def redis_places(server: "Server") -> list[tuple[int, str]]:
+    """As Reactor.placed, without memcached nodes; if there are no others these, which refuse it."""
+    places, memcached = server.reactor.placed(), server.topology.pools[0].memcached
+    return [place for place in places if place[1] not in memcached] or places
+
+
+def _places(server: "Server", call: "Call") -> list[tuple[int, str]]:
+    return server.reactor.placed() if call.row.name in KEYSPACE else redis_places(server)
+
+
 async def ask(
     server: "Server",
     node: int,
@@ -82,7 +106,16 @@ async def ask(
     keys: Iterable[bytes] = (),
     timeout: float = -1,
 ) -> bytes:
-    """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one."""
+    """One node (a number of Reactor.placed or node_of), on the client's own way to it or a shared one.
+
+    A memcached node is asked in its own words, if there are any for the command.
+    """
+    if server.reactor.memcached(node) is not None:
+        request = [each if isinstance(each, bytes) else str(each).encode() for each in args]
+        name = request[0].decode("latin-1").lower()
+        return await ask_in_steps(
+            server, node, name, request, client=client, proto=proto, keys=keys, timeout=timeout
+        )
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     server.reactor.ask(
         node,
@@ -98,12 +131,99 @@ async def ask(
     return await future
 
 
+async def ask_memcached(
+    server: "Server",
+    node: int,
+    request: bytes,
+    *,
+    frames: int = 1,
+    client: "ClientHandle | None" = None,
+    write: bool = True,
+    keys: Iterable[bytes] = (),
+    timeout: float = -1,
+) -> list[bytes]:
+    """A memcached node, in commands of its meta protocol: its replies, `frames` of them, each a frame.
+
+    Raises NoAnswer with the error line (SHARDDOWN, TIMEOUT, UNKNOWN outcome) as a client is to get it.
+    """
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    server.reactor.ask_memcached(
+        node,
+        request,
+        fill(future),
+        frames=frames,
+        write=write,
+        client=client,
+        keys=keys,
+        timeout=timeout,
+    )
+    answer = await future
+    if is_error(answer):  # no reply of a memcached begins so
+        raise NoAnswer(answer)
+    return Scanner().feed(answer)
+
+
+async def ask_in_steps(
+    server: "Server",
+    node: int,
+    name: str,
+    args: list[bytes],
+    *,
+    client: "ClientHandle | None" = None,
+    proto: int = 2,
+    keys: Iterable[bytes] = (),
+    timeout: float = -1,
+) -> bytes:
+    """A command of Redis, run on a memcached node as core/memcached says: what Redis would reply.
+
+    name: of the command table. keys: those it writes. timeout: seconds in all; below 0: as for a client's
+    command, of each step. A step that gets no answer ends it with that error; if none before it has written
+    anything, the command has not run.
+    """
+    program = memcached.start(name, args, memcached_node(server, node))
+    clock = asyncio.get_running_loop().time
+    due, wrote = clock() + timeout, False
+    try:
+        step = next(program)
+        while True:
+            wrote = wrote or step.writes
+            if step.pause:
+                await asyncio.sleep(step.pause)
+            frames = await ask_memcached(
+                server,
+                node,
+                step.data,
+                frames=step.replies,
+                client=client,
+                write=step.writes,
+                keys=keys,
+                timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
+            )
+            step = program.send([memcached.parse(frame) for frame in frames])
+    except StopIteration as done:
+        return memcached.encode(done.value, proto)
+    except NoAnswer as error:
+        return error.line if wrote else error.line.replace(b"may still run", b"has not run")
+
+
+def memcached_node(server: "Server", node: int) -> memcached.Node:
+    """What a program has to know of it."""
+    limit, ahead = server.reactor.memcached(node) or (0, None)
+    name = server.reactor.shard_of(node)
+    shards = (shard for pool in server.topology.pools for shard in pool.shards)
+    address = next((shard.node.address for shard in shards if shard.name == name), "")
+    return memcached.Node(time.time, ahead or 0.0, limit, name, address)
+
+
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
-    """Every shard's node at the same time, in the order of the ring, on the client's own way to them."""
+    """Every shard's node at the same time, in the order of the ring, on the client's own way to them.
+
+    A memcached is asked only what is about all keys, and refuses it.
+    """
     client, answered = call.client, call.answered
-    places = server.reactor.placed()
+    places = _places(server, call)
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask(
@@ -123,7 +243,12 @@ async def ask_apart(
     timeout: float = LONG,
     keep: bool = True,
 ) -> bytes:
-    """One node, on a connection of its own, so that what takes long holds nobody up; keep: in the pool."""
+    """One node, on a connection of its own, so that what takes long holds nobody up; keep: in the pool.
+
+    Not so a memcached node, where nothing that is asked in steps takes long.
+    """
+    if server.reactor.memcached(node) is not None:
+        return await ask(server, node, *args, proto=proto, timeout=timeout)
     try:
         link = server.reactor.open_link(node, proto=proto, db=db)
     except ConnectionError as error:
@@ -138,7 +263,7 @@ async def ask_all_apart(
     server: "Server", call: "Call", *args: Argument, timeout: float = LONG
 ) -> list[Answer]:
     """Every shard's node, each on a connection of its own."""
-    places, proto, db, answered = server.reactor.placed(), call.proto, call.client.db, call.answered
+    places, proto, db, answered = _places(server, call), call.proto, call.client.db, call.answered
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db, timeout=timeout)

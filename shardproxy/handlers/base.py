@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardproxy.dataplane.reactor import Reactor
     from shardproxy.handlers.accesslog import AccessEntry, AccessLog
     from shardproxy.handlers.client import ClientRecord
+    from shardproxy.handlers.memcached import Turn
     from shardproxy.handlers.monitor import Monitors
     from shardproxy.handlers.subscriptions import Subscriptions
     from shardproxy.handlers.topology import Watchers
@@ -41,6 +42,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     maxmemory_policy: str = ""
     error: str = ""  # why it could not be asked
     databases: int = 0  # how many it has; 0: it does not say
+    protocol: str = "redis"  # or "memcached"
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class Server(Protocol):
     monitors: "Monitors"
     watchers: "Watchers"
     waits: dict[int, asyncio.Future[bool]]  # by client: of handlers that wait; its result: with an error
+    turns: "dict[tuple[int, bytes], Turn]"  # by memcached node and key
     tasks: set[asyncio.Task[None]]  # handlers that are not done; cancelled when the server closes
 
     @property
@@ -144,6 +147,15 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
+_MEMCACHED: list[Handler] = []
+
+
+def on_memcached(handler: Handler) -> Handler:
+    """Registers the function for all commands on memcached nodes that the engine does not translate."""
+    _MEMCACHED[:] = [handler]
+    return handler
+
+
 _PARTS: dict[str, Callable[..., Any]] = {}
 
 
@@ -175,7 +187,7 @@ def handled() -> frozenset[str]:
 
 def dispatch(server: Server, call: "Call") -> None:
     """Answers a call, now or in a task."""
-    handler = _HANDLERS.get(call.row.name, _no_handler)
+    handler = _HANDLERS.get(call.row.name, _no_handler) if call.memcached < 0 else _MEMCACHED[0]
     try:
         answer = handler(server, call)
     except Exception as error:

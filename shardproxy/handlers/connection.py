@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.acl import DEFAULT
-from shardproxy.handlers.asking import ask
+from shardproxy.handlers.asking import ask, redis_places
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
@@ -40,12 +40,15 @@ def printable(value: bytes) -> bool:
 
 def lowest_version(server: Server) -> str:
     """Of the nodes, as far as they have said; before that, the version whose commands are built in."""
-    versions = {info.version for info in server.node_info.values() if info.version}
+    told = server.node_info.values()
+    versions = {info.version for info in told if info.version and info.protocol == "redis"}
     return min(versions, key=version_order, default="7.0.15")
 
 
 def databases(server: Server) -> int:
-    """So many has every node, as far as they have said; Redis's default before that."""
+    """So many has every node, as far as they have said; Redis's default before that. A memcached has one."""
+    if server.topology.pools[0].memcached:
+        return 1
     return min((info.databases for info in server.node_info.values() if info.databases), default=16)
 
 
@@ -216,7 +219,7 @@ def _reset(server: Server, client: "ClientHandle") -> bytes:
 
 @handles("lolwut")
 async def lolwut(server: Server, call: "Call") -> bytes:
-    node, _ = server.reactor.placed()[0]
+    node, _ = redis_places(server)[0]
     return await ask(server, node, *call.args, client=call.client, write=False)
 
 

@@ -6,14 +6,17 @@ answer, the pool's `partial` decides: the error, which names it, or the others a
 is done by all, or answers an error.
 """
 
+import asyncio
 import random
 import re
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
+from shardproxy.handlers import memcached
 from shardproxy.handlers.asking import (
     LISTING,
+    Answer,
     all_or_error,
     ask,
     ask_all,
@@ -70,7 +73,12 @@ async def scan(server: Server, call: "Call") -> bytes:
     if found is None:
         return _page(0, (0, b""))
     at, name = found
-    frame = await ask(server, nodes[name], "SCAN", at.node, *call.args[2:], client=call.client, write=False)
+    if server.reactor.memcached(nodes[name]) is None:
+        frame = await ask(
+            server, nodes[name], "SCAN", at.node, *call.args[2:], client=call.client, write=False
+        )
+    else:
+        frame = await memcached.scan(server, nodes[name], at.node, call.args[2:])
     if is_error(frame):
         if (
             not frame.startswith((b"-SHARDDOWN ", b"-TIMEOUT ", b"-OVERLOADED "))
@@ -98,7 +106,16 @@ def _page(cursor: int, keys: tuple[int, bytes]) -> bytes:
 async def keys(server: Server, call: "Call") -> bytes:
     """KEYS pattern"""
     nodes = {name: node for node, name in server.reactor.placed()}
-    answers = usable(server, await ask_all_apart(server, call, *call.args, timeout=LISTING))
+
+    async def one(name: str, node: int) -> Answer:
+        if server.reactor.memcached(node) is not None:
+            return Answer(name, await memcached.keys(server, node, call.args[1]))
+        proto, db, held = call.proto, call.client.db, call.answered.get(node)
+        return Answer(
+            name, held or await ask_apart(server, node, *call.args, proto=proto, db=db, timeout=LISTING)
+        )
+
+    answers = usable(server, await asyncio.gather(*(one(*each) for each in nodes.items())))
     if isinstance(answers, bytes):
         return answers
     found = [_sieved(server, nodes[answer.shard], answer.frame) for answer in answers]
@@ -108,6 +125,8 @@ async def keys(server: Server, call: "Call") -> bytes:
 @handles("randomkey")
 async def randomkey(server: Server, call: "Call") -> bytes:
     """From a shard in proportion to its keys; what lives elsewhere now is drawn again."""
+    if others := server.topology.pools[0].memcached:
+        return reply.error(errors.not_on_memcached("randomkey", min(others)))
     nodes = {name: node for node, name in server.reactor.placed()}
     answers = usable(server, await ask_all(server, call, "DBSIZE", write=False))
     if isinstance(answers, bytes):
@@ -136,6 +155,8 @@ async def randomkey(server: Server, call: "Call") -> bytes:
 @handles("flushall", "flushdb")
 async def flush(server: Server, call: "Call") -> bytes:
     """FLUSHALL|FLUSHDB [ASYNC|SYNC]; stale values go too, and what nodes that are out still have."""
+    if server.config.sessions.pool and not server.config.sessions.allow_flush:
+        return reply.error(errors.SESSIONS_FLUSH)
     answers = await ask_all_apart(server, call, *call.args)
     await server.everywhere("flushed")
     return all_or_error(call.row.name.upper(), answers) or reply.OK

@@ -31,7 +31,9 @@ def quoted(text: bytes) -> bytes:
 
 
 def redacted(name: str, args: list[bytes]) -> list[bytes]:
-    """Without passwords."""
+    """Without passwords, and without sessions."""
+    if name.startswith("session."):
+        return args[:1] + [REDACTED] * (len(args) - 1)
     if name == "auth":
         return args[:1] + [REDACTED] * (len(args) - 1)
     if name == "hello":

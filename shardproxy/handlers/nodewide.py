@@ -23,6 +23,7 @@ from shardproxy.handlers.asking import (
     ask_all,
     ask_all_apart,
     ask_apart,
+    redis_places,
     usable,
     value_of,
 )
@@ -306,7 +307,7 @@ async def help_(server: Server, call: "Call") -> bytes:
 async def _help(server: Server, call: "Call") -> bytes:
     """A node's own words."""
     frame = reply.error(errors.NO_SHARDS)
-    for node, _ in server.reactor.placed():
+    for node, _ in redis_places(server):
         frame = await ask(server, node, *call.args, client=call.client, write=False)
         if not frame.startswith((b"-SHARDDOWN ", b"-TIMEOUT ", b"-OVERLOADED ")):
             break

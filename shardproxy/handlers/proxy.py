@@ -130,6 +130,7 @@ def place(pool: Pool, key: bytes) -> dict[str, Any]:
         "key": key.decode(errors="backslashreplace"),
         "pool": pool.name,
         "shard": home.name,
+        "protocol": home.protocol,
         "address": home.node.address,
         "state": home.node.state,
         "reason": home.node.reason,

@@ -37,6 +37,8 @@ async def subscribe(server: Server, call: "Call") -> bytes | None:
     kind = KIND_OF[verb.removesuffix("subscribe")]
     before = set(server.subscriptions.of(client).names[kind])
     count = counted(client.subscriptions, kind)
+    if shard := server.subscriptions.impossible(kind, call.args[1:]):
+        return reply.error(errors.not_on_memcached(verb, shard))
     if error := await server.subscriptions.subscribe(client, kind, call.args[1:]):
         return error
     frames = []

@@ -18,6 +18,7 @@ from shardproxy.handlers.asking import (
     ask_all_apart,
     ask_apart,
     is_error,
+    redis_places,
     value_of,
 )
 from shardproxy.handlers.base import BadReply, Server, handles, part
@@ -78,7 +79,7 @@ async def flush(server: Server, call: "Call") -> bytes:
 async def kill(server: Server, call: "Call") -> bytes:
     """Wherever one runs. A busy node reads no connection on which its script came: so on others."""
     answers = await asyncio.gather(
-        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in server.reactor.placed())
+        *(ask_apart(server, node, *call.args, timeout=KILL_TIMEOUT) for node, _ in redis_places(server))
     )
     if not answers:
         return reply.error(errors.NO_SHARDS)
@@ -129,7 +130,8 @@ async def stats(server: Server, call: "Call") -> bytes:
 async def tell_missed(server: Server, what: str, answers: list[Answer]) -> None:
     """Who was not there for a change makes up for it before it is admitted again: proxy/returns."""
     done = {answer.shard for answer in answers if not answer.frame.startswith(ABSENT)}
-    missed = [each.name for each in server.topology.pools[0].shards if each.name not in done]
+    pool = server.topology.pools[0]
+    missed = [each.name for each in pool.shards if each.name not in done | pool.memcached]
     if missed and done:
         await server.everywhere("missed", what, missed)
 
@@ -167,7 +169,7 @@ async def give_functions(server: Server, shard: str) -> bool:
 
     On connections of its own: nobody's request waits for it, and it says nothing about the node.
     """
-    nodes = {name: node for node, name in server.reactor.placed()}
+    nodes = {name: node for node, name in redis_places(server)}
     if shard not in nodes:
         return False
     mine = nodes.pop(shard)

@@ -198,9 +198,20 @@ class Subscriptions:
     # --- where a name lives ---
 
     def live(self) -> frozenset[int]:
-        """The numbers of the nodes that are not out: on the others nobody can publish."""
-        out = {shard.name for shard in self.server.topology.pools[0].shards if shard.node.state == "out"}
+        """The numbers of the nodes that are not out, nor memcacheds: on the others nobody can publish."""
+        pool = self.server.topology.pools[0]
+        out = {shard.name for shard in pool.shards if shard.node.state == "out"} | pool.memcached
         return frozenset(number for number, shard in self.server.reactor.placed() if shard not in out)
+
+    def impossible(self, kind: int, names: list[bytes]) -> str:
+        """The memcached shard where nobody can subscribe to one of these; empty: there is none."""
+        pool = self.server.topology.pools[0]
+        if not pool.memcached:
+            return ""
+        if kind == PATTERN:
+            return "" if len(pool.memcached) < len(pool.shards) else pool.shards[0].name
+        homes = (self.server.reactor.shard_of(self.server.reactor.node_of(name)) for name in names)
+        return next((shard for shard in homes if shard in pool.memcached), "")
 
     def homes(self, kind: int, name: bytes, live: frozenset[int]) -> frozenset[int]:
         """The nodes of a name."""

@@ -50,16 +50,20 @@ class Watchers:
 
 
 @functools.lru_cache(maxsize=1)
-def _shown(topology: "Topology") -> bytes:
-    """Many clients ask for the same one, all at once when it is new."""
-    return reply.bulk(topology.announced().as_json())
+def _frame(topology: "Topology", run_id: str) -> bytes:
+    return reply.bulk(topology.announced().as_json(run_id=run_id))
+
+
+def _shown(server: Server) -> bytes:
+    """Made once: many clients ask for the same one, all at once when it is new."""
+    return _frame(server.topology, server.run_id)
 
 
 @handles("proxy|topology")
 def topology(server: Server, call: "Call") -> Answer:
     """PROXY TOPOLOGY [WATCH [generation [milliseconds]]]"""
     if len(call.args) == 2:
-        return _shown(server.topology)
+        return _shown(server)
     if len(call.args) > 5 or call.args[2].lower() != b"watch":
         return reply.error(errors.SYNTAX)
     numbers = [integer_in(text) for text in call.args[3:]]
@@ -68,7 +72,7 @@ def topology(server: Server, call: "Call") -> Answer:
     known = numbers[0] if numbers else server.topology.generation
     wait = (numbers[1] if len(numbers) > 1 else WAIT) or 0
     if call.in_exec or not wait or known != server.topology.generation:
-        return _shown(server.topology)
+        return _shown(server)
     return _watch(server, call, min(wait, WAIT_MOST) / 1000)
 
 
@@ -85,4 +89,4 @@ async def _watch(server: Server, call: "Call", seconds: float) -> bytes:
         server.watchers.leave(client.id)
     if changed.done() and changed.result():
         return reply.error(errors.UNBLOCKED)
-    return _shown(server.topology)
+    return _shown(server)

@@ -259,6 +259,8 @@ async def tracking(server: Server, call: "Call") -> bytes:
         return reply.OK
     if switch != b"on":
         return reply.error(errors.SYNTAX)
+    if memcached := server.topology.pools[0].memcached:
+        return reply.error(errors.not_on_memcached(call.row.name, min(memcached)))
     before = server.trackers.of(client)
     if error := incompatible(options, before.options if before else None):
         return reply.error(error)

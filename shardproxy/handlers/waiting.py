@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.asking import ask_link, fill, is_error, value_of
+from shardproxy.handlers.asking import ask_link, fill, is_error, redis_places, value_of
 from shardproxy.handlers.base import Server, handles, part
 from shardproxy.handlers.connection import integer_in
 
@@ -40,7 +40,8 @@ async def wait(server: Server, call: "Call") -> bytes:
     if isinstance(limit, str):
         return reply.error(limit)
     wrote = call.client.wrote
-    nodes = [node for node, _ in server.reactor.placed() if node in wrote or not wrote]
+    places = [node for node, _ in redis_places(server)]
+    nodes = [node for node in places if node in wrote] or places
     links: list[Link] = []
     unblocked = server.waits[call.client.id] = asyncio.get_running_loop().create_future()
     call.client.waiting = not call.in_exec

@@ -30,10 +30,11 @@ class NodeTls(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How to reach a node: its login, (username or "", password), and its TLS."""
+    """How to reach a node: its login, (username or "", password), its TLS, and what it speaks."""
 
     login: tuple[str, str] | None = None
     tls: NodeTls | None = None
+    memcached: bool = False
 
 
 class Ways:
@@ -45,12 +46,14 @@ class Ways:
         nodes: Mapping[tuple[str, str], NodeTls],
         server: ssl.SSLContext | None,
         fingerprint: str,
+        memcached: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         self.credentials, self.server, self.fingerprint = credentials, server, fingerprint
-        self._nodes = nodes
+        self._nodes, self._memcached = nodes, memcached
 
     def of(self, pool: str, shard: str) -> Way:
-        return Way(self.credentials.of(pool, shard), self._nodes.get((pool, shard)))
+        place = pool, shard
+        return Way(self.credentials.of(pool, shard), self._nodes.get(place), place in self._memcached)
 
     @classmethod
     def read(
@@ -77,7 +80,13 @@ class Ways:
         fingerprint = hashlib.sha256(b"\0".join(map(maker.content, files(config)))).hexdigest()
         if maker.reader.mistakes:
             raise ConfigError(list(dict.fromkeys(maker.reader.mistakes)))
-        return cls(credentials, nodes, server, fingerprint)
+        memcached = frozenset(
+            (pool_name, name)
+            for pool_name, pool in config.pool.items()
+            for name, shard in pool.shards.items()
+            if shard.protocol == "memcached"
+        )
+        return cls(credentials, nodes, server, fingerprint, memcached)
 
 
 def files(config: Config) -> list[str]:

@@ -4,6 +4,7 @@ Owns: the questions and the table of faults. The probes of a running proxy are n
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 
@@ -12,6 +13,7 @@ import msgspec
 
 from shardproxy.config import Config, PoolConfig, ShardConfig
 from shardproxy.core import errors
+from shardproxy.proxy import memcached
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.probe import Line, NodeRefuses, fields_of
 
@@ -44,6 +46,9 @@ REFUSALS = (
 NOT_REDIS = "it does not answer as a Redis server does: is the address right?"
 
 
+NOT_MEMCACHED = "it does not answer as a memcached does: is the address right?"
+
+
 async def examine(config: Config, ways: Ways) -> list[Examined]:
     """Every node of every pool, all at once, in the order of the configuration."""
     found = await asyncio.gather(
@@ -63,6 +68,9 @@ async def examine(config: Config, ways: Ways) -> list[Examined]:
 
 async def _examine_node(name: str, shard: ShardConfig, pool: PoolConfig, way: Way) -> Examined:
     found = Examined(name, shard.address)
+    if way.memcached:
+        await _examine_memcached(found, pool, way)
+        return found
     try:
         async with Line(shard.address, way, pool.connect_timeout, text=True) as line:
             pong = await _ask(line, "PING", pool)
@@ -74,6 +82,22 @@ async def _examine_node(name: str, shard: ShardConfig, pool: PoolConfig, way: Wa
     except NodeRefuses as refusal:
         found.faults.append(_fault(refusal, pool))
     return found
+
+
+async def _examine_memcached(found: Examined, pool: PoolConfig, way: Way) -> None:
+    try:
+        async with memcached.MetaLine(found.address, way, pool.connect_timeout) as line:
+            found.version, found.role = await memcached.version_of(line), "memcached"
+            if fault := memcached.too_old(found.version):
+                found.faults.append(fault)
+                return
+            times = [time.monotonic()]
+            for _ in range(3):
+                await line.say(b"mn\r\n")
+                times.append(time.monotonic())
+            found.seconds = min(after - before for before, after in itertools.pairwise(times))
+    except NodeRefuses as refusal:
+        found.faults.append(_fault(refusal, pool))
 
 
 async def _ask(line: Line, command: str, pool: PoolConfig) -> object:
@@ -120,6 +144,8 @@ def _fault(refusal: NodeRefuses, pool: PoolConfig) -> str:
         return f"no answer in {pool.connect_timeout:g} s to connect and {pool.timeout:g} s to reply"
     if text.startswith(errors.not_redis(b"")[:18]):
         return NOT_REDIS
+    if text.startswith(errors.not_memcached(b"")[:18]):
+        return NOT_MEMCACHED
     if text.startswith("it "):
         return text
     return f"no connection: {text}"

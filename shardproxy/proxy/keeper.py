@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shardproxy.core.health import Evidence, Health, fail_open
 from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
-from shardproxy.proxy import probe
+from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.returns import Fleet, Known, Returns
@@ -277,9 +277,9 @@ class Keeper:
     async def _probe(self, address: str, watch: Watch) -> None:
         health, started, unproven = watch.health, self._clock(), watch.unproven
         timeout, watch.asking_urgently = health.probe_timeout, health.urgent
-        watch.asking = self._keep(
-            probe.check(address, self.way(address), timeout, health.policy, self._run_id)
-        )
+        way = self.way(address)
+        check = memcached.check if way.memcached else probe.check
+        watch.asking = self._keep(check(address, way, timeout, health.policy, self._run_id))
         try:
             await asyncio.wait([watch.asking])
         finally:

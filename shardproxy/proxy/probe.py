@@ -115,13 +115,16 @@ class Line:
             )
             self._reader, self._writer = await asyncio.open_connection(host.strip("[]"), int(port), **tls)  # type: ignore[arg-type]
         if self._way.login is not None:
-            username, password = self._way.login
-            self._writer.write(_pack("AUTH", *([username] if username else []), password))
-            answer = await self._reply()
-            if isinstance(answer, hiredis.ReplyError):
-                # only the code: the text may quote what was sent, which is a password
-                code = str(answer).split(" ")[0][:BEGINNING]
-                raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
+            await self._login(*self._way.login)
+
+    async def _login(self, username: str, password: str) -> None:
+        assert self._writer is not None
+        self._writer.write(_pack("AUTH", *([username] if username else []), password))
+        answer = await self._reply()
+        if isinstance(answer, hiredis.ReplyError):
+            # only the code: the text may quote what was sent, which is a password
+            code = str(answer).split(" ")[0][:BEGINNING]
+            raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         assert self._writer is not None

@@ -30,11 +30,17 @@ from shardproxy.handlers import scripts
 from shardproxy.handlers.accesslog import AccessEntry, AccessLog
 from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
-from shardproxy.proxy import listeners, probe
+from shardproxy.proxy import (
+    listeners,
+    memcached,
+    probe,
+    sessions,  # noqa: F401  # SESSION.* registers itself
+)
 from shardproxy.proxy.certificates import Way, Ways
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
@@ -105,6 +111,7 @@ class Proxy:
         self.monitors = Monitors(self)
         self.watchers = Watchers()
         self.waits: dict[int, asyncio.Future[bool]] = {}
+        self.turns: dict[tuple[int, bytes], Turn] = {}
         self.bound = list(team.bound) if team else []
         self.reloader = Reloader(self, self._ways.credentials, users, file)
         self._taken = taken
@@ -365,14 +372,16 @@ class Proxy:
         while True:
             again.clear()
             try:
-                told = await probe.ask(address, *self._way_to(address))
+                way, timeout = self._way_to(address)
+                ask = memcached.ask if way.memcached else probe.ask
+                told = await ask(address, way, timeout)
             except probe.NodeRefuses as refusal:
                 self._refused(address, str(refusal))
                 wait = min(max(ASK_FIRST, 2 * (wait or 0.0)), ASK_MOST)
             else:
-                self._learnt(address, told)
+                self._learnt(address, told, "memcached" if way.memcached else "redis")
                 wait = None
-                if not self._team or self._team.slot == 0:
+                if not way.memcached and (not self._team or self._team.slot == 0):
                     await self._give_functions(address)
             with contextlib.suppress(TimeoutError):
                 # not wait_for: until Python 3.12 that loses a cancellation that comes with the event
@@ -399,8 +408,8 @@ class Proxy:
         if known.error != reason:
             self.log("node_refuses", node=address, reason=reason)
 
-    def _learnt(self, address: str, told: probe.Told) -> None:
-        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases)
+    def _learnt(self, address: str, told: probe.Told, protocol: str) -> None:
+        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases, protocol)
         self._tell_version(address, told.version)
         if told.commands and told.commands != self._told.get(address):
             self._told[address] = told.commands

@@ -97,6 +97,7 @@ class Memory:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
+        self.client = None
         self.model = Model()
         self._lock = threading.Lock()
         self._calls = 0

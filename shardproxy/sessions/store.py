@@ -18,25 +18,24 @@ from typing import Any, Literal
 
 from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.data import SessionData
-from shardproxy.core.sessions.errors import SessionUnavailable
+from shardproxy.core.sessions.errors import SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Event, Plan, Rules, SessionInfo
-from shardproxy.core.sessions.records import Codec, Timeouts
-from shardproxy.sessions.executors import Awaiting, AwaitingMemory, Blocking, Memory
+from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
+from shardproxy.sessions.executors import FAULTS, Awaiting, AwaitingMemory, Blocking, Memory
+from shardproxy.sessions.fitness import Verdict, examine
 
 log = logging.getLogger("shardproxy.sessions")
 
-CLASSES: Mapping[str, Timeouts] = {
-    "anonymous": Timeouts(),
-    "signed_in": Timeouts(),
-    "remember_me": Timeouts(idle=14 * 86400, absolute=30 * 86400, renewal=3600, persistent=True),
-}
-
 
 class BoundSession(SessionData):
-    """A session and its store: what both kinds have."""
+    """A session and its store: what both kinds have.
+
+    sendable: False once a response has begun: no cookie can be sent, so no new id is made.
+    """
 
     _store: "BaseStore"
+    sendable = True
 
     @property
     def cookie(self) -> str | None:
@@ -58,6 +57,10 @@ class BoundSession(SessionData):
             return None
         return max(0, (self._meta.created + self._meta.absolute - self._now) // 1000)
 
+    def _may_change_id(self, needed: bool = True) -> None:
+        if not self.sendable and needed:
+            raise RuntimeError("the response has begun: the cookie of a new id cannot be sent any more")
+
     def cookie_sent(self) -> None:
         """The adapter has sent it: `cookie_changed` is False again."""
         self._cookie_changed = False
@@ -76,10 +79,12 @@ class Session(BoundSession):
         optimistic: SessionConflict if others have. renew: with a new id if one is due; False where no cookie
         can be sent (a websocket). SessionGone: it has ended meanwhile. SessionUnavailable. SessionTooLarge.
         """
-        self._store._run(operations.save(self._store.rules, self, optimistic, renew))
+        self._may_change_id(self.is_new and self.modified)
+        self._store._run(operations.save(self._store.rules, self, optimistic, renew and self.sendable))
 
     def renew(self) -> None:
         """A new id now, for equal privilege; the old one works for a little while. Saves, too."""
+        self._may_change_id()
         self._store._run(operations.renew(self._store.rules, self))
 
     def login(self, user_id: str, remember: bool = False, kind: str | None = None) -> None:
@@ -88,6 +93,7 @@ class Session(BoundSession):
         What it has goes along, unless it was another user's. Also for a step-up: `authenticated_at` is now.
         remember: the class "remember_me"; kind: another one. TooManySessions.
         """
+        self._may_change_id()
         self._store._run(operations.login(self._store.rules, self, user_id, remember, kind))
 
     def destroy(self) -> None:
@@ -114,14 +120,17 @@ class AsyncSession(BoundSession):
 
     async def save(self, optimistic: bool = False, renew: bool = True) -> None:
         """See `Session.save`."""
-        await self._store._run(operations.save(self._store.rules, self, optimistic, renew))
+        self._may_change_id(self.is_new and self.modified)
+        await self._store._run(operations.save(self._store.rules, self, optimistic, renew and self.sendable))
 
     async def renew(self) -> None:
         """See `Session.renew`."""
+        self._may_change_id()
         await self._store._run(operations.renew(self._store.rules, self))
 
     async def login(self, user_id: str, remember: bool = False, kind: str | None = None) -> None:
         """See `Session.login`."""
+        self._may_change_id()
         await self._store._run(operations.login(self._store.rules, self, user_id, remember, kind))
 
     async def destroy(self) -> None:
@@ -155,6 +164,8 @@ class BaseStore:
     grace, bound    seconds an old id works after the new one was seen, and after its renewal at most
     touch           the part of idle after which a read extends it
     max_sessions    of one user; when_full: "oldest", what would expire first ends; "reject", TooManySessions
+    check           before the first use, the place is asked whether it is fit for sessions: True, UnfitPool
+                    if not; "warn", a warning; False, it is not asked
     on_event        is told of sessions created, renewed, destroyed, revoked, in conflict, suspicious
 
     counters: how often what happened, since it was made.
@@ -176,6 +187,7 @@ class BaseStore:
         touch: float = 0.1,
         max_sessions: int | None = None,
         when_full: Literal["oldest", "reject"] = "oldest",
+        check: bool | Literal["warn"] = True,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         if fail not in ("error", "anonymous"):
@@ -183,6 +195,7 @@ class BaseStore:
         keyring = Keyring(secrets)
         codec = Codec(keyring, chance.token_bytes, format, compress_over, encrypt, max_size)
         self.fail = fail
+        self._check, self._checked = check, not check
         self._on_event = on_event
         self.rules = Rules(
             keyring, codec, chance.token_bytes, {**CLASSES, **(classes or {})}, prefix, grace, bound, touch,
@@ -206,6 +219,14 @@ class BaseStore:
             except Exception as error:  # the application's own: no reason to lose a session
                 log.error("on_event raised %s", type(error).__name__)
 
+    def _judged(self, verdict: Verdict) -> None:
+        """What `examine` has found: said once; UnfitPool as often as it is asked."""
+        for warning in verdict.warnings + (verdict.faults if self._check == "warn" else []):
+            log.warning("sessions: %s", warning)
+        if verdict.faults and self._check != "warn":
+            raise UnfitPool("; ".join(verdict.faults))
+        self._checked = verdict.known
+
     def _failed(self, session: SessionData, error: SessionUnavailable) -> None:
         """A read that failed: what `fail` says."""
         self.rules.counters["unavailable"] += 1
@@ -223,6 +244,7 @@ class SessionStore(BaseStore):
     def __init__(self, client: Any, secrets: Sequence[str | bytes], **options: Any) -> None:
         super().__init__(secrets, **options)
         self._executor: Blocking | Memory = client if isinstance(client, Memory) else Blocking(client)
+        self._checked |= self._executor.client is None
 
     def new(self, device: Mapping[str, Any] | None = None) -> Session:
         """An empty session; nothing is stored before data is."""
@@ -231,19 +253,28 @@ class SessionStore(BaseStore):
     def load(self, cookie: str | None, device: Mapping[str, Any] | None = None) -> Session:
         """The session of a cookie's value; an empty one when there is none. SessionUnavailable.
 
-        device: what `list_sessions` shows of the device, if the session is created in this request.
+        device: what `list_sessions` shows of the device, if the user logs in in this request.
         """
         session = Session(self, device)
         if cookie:
-            try:
-                self._run(operations.load(self.rules, session, cookie))
-            except SessionUnavailable as error:
-                self._failed(session, error)
+            self.fill(session, cookie)
         return session
+
+    def fill(self, session: Session, cookie: str) -> None:
+        """What `load` does, with an empty session of the caller's."""
+        try:
+            self._run(operations.load(self.rules, session, cookie))
+        except SessionUnavailable as error:
+            self._failed(session, error)
 
     def list_sessions(self, user_id: str) -> list[SessionInfo]:
         """The sessions of a user, the latest seen first."""
         return list(self._run(operations.list_sessions(self.rules, user_id)))
+
+    def find(self, handle: str) -> SessionInfo | None:
+        """One session of a user by its public handle; None: it is gone. ValueError: no handle."""
+        found: SessionInfo | None = self._run(operations.find(self.rules, handle))
+        return found
 
     def revoke(self, handle: str) -> bool:
         """Ends one session of a user at once; whether it was there. ValueError: no handle."""
@@ -253,7 +284,23 @@ class SessionStore(BaseStore):
         """Ends all sessions of a user at once, but `except_`; how many were listed."""
         return int(self._run(operations.revoke_all(self.rules, user_id, except_)))
 
+    def check(self) -> None:
+        """Asks whether the place is fit for sessions, as the first use does otherwise. UnfitPool."""
+        asking = examine(self._executor.client)
+        try:
+            step = next(asking)
+            while True:
+                try:
+                    reply = step()
+                except FAULTS as error:
+                    reply = error
+                step = asking.send(reply)
+        except StopIteration as done:
+            self._judged(done.value)
+
     def _run(self, plan: Plan) -> Any:
+        if not self._checked:
+            self.check()
         try:
             call = next(plan)
             while True:
@@ -275,6 +322,7 @@ class AsyncSessionStore(BaseStore):
         self._executor: Awaiting | AwaitingMemory = (
             client if isinstance(client, AwaitingMemory) else Awaiting(client)
         )
+        self._checked |= self._executor.client is None
 
     def new(self, device: Mapping[str, Any] | None = None) -> AsyncSession:
         """See `SessionStore.new`."""
@@ -294,6 +342,11 @@ class AsyncSessionStore(BaseStore):
         """See `SessionStore.list_sessions`."""
         return list(await self._run(operations.list_sessions(self.rules, user_id)))
 
+    async def find(self, handle: str) -> SessionInfo | None:
+        """See `SessionStore.find`."""
+        found: SessionInfo | None = await self._run(operations.find(self.rules, handle))
+        return found
+
     async def revoke(self, handle: str) -> bool:
         """See `SessionStore.revoke`."""
         return bool(await self._run(operations.revoke(self.rules, handle)))
@@ -302,7 +355,23 @@ class AsyncSessionStore(BaseStore):
         """See `SessionStore.revoke_all`."""
         return int(await self._run(operations.revoke_all(self.rules, user_id, except_)))
 
+    async def check(self) -> None:
+        """See `SessionStore.check`."""
+        asking = examine(self._executor.client)
+        try:
+            step = next(asking)
+            while True:
+                try:
+                    reply = await step()
+                except FAULTS as error:
+                    reply = error
+                step = asking.send(reply)
+        except StopIteration as done:
+            self._judged(done.value)
+
     async def _run(self, plan: Plan) -> Any:
+        if not self._checked:
+            await self.check()
         try:
             call = next(plan)
             while True:

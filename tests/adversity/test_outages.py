@@ -3,13 +3,14 @@
 Counts are asserted, never times. What a returning node means is in test_returning_nodes.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
 from asking import counters, node_of, shard_of
-from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
+from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
 
 REHASH = 'kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"'
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "1s" }'
@@ -18,7 +19,7 @@ KEYS = [f"key:{number}" for number in range(600)]
 
 @dataclass
 class Stage:
-    nodes: dict[str, RedisNode]
+    nodes: Mapping[str, RedisNode | MemcachedNode]
     proxy: ProxyProcess
     raw: Raw
     homes: dict[str, str]  # key → shard
@@ -52,12 +53,20 @@ def policy() -> str:
 
 
 @pytest.fixture
-def stage(workers: int, policy: str) -> Iterator[Stage]:
-    with redis_nodes(3) as nodes:
-        config = toml(shards_of(nodes), top=f"workers = {workers}", pool=f"{policy}\n{HEALTH}")
+def kinds() -> Sequence[type[RedisNode | MemcachedNode]]:
+    """Of a, b and c; test_memcached_outages has others."""
+    return [RedisNode] * 3
+
+
+@pytest.fixture
+def stage(workers: int, policy: str, kinds: Sequence[type[RedisNode | MemcachedNode]]) -> Iterator[Stage]:
+    with contextlib.ExitStack() as stack:
+        nodes = {shard: stack.enter_context(kind()) for shard, kind in zip("abc", kinds, strict=True)}
+        shards = {shard: node.url for shard, node in nodes.items()}
+        config = toml(shards, top=f"workers = {workers}", pool=f"{policy}\n{HEALTH}")
         with ProxyProcess(config) as proxy, proxy.raw() as raw:
             homes = {key: shard_of(raw, key) for key in KEYS}
-            made = Stage(dict(zip("abc", nodes, strict=True)), proxy, raw, homes)
+            made = Stage(nodes, proxy, raw, homes)
             for shard in "abc":
                 made.becomes(shard, "up")
             for key in KEYS:
@@ -141,8 +150,7 @@ def test_only_the_keys_of_the_node_move_and_they_spread(stage: Stage) -> None:
         assert stage.raw.ask("SET", key, "meanwhile") == b"+OK\r\n"
     held = Counter[str]()
     for shard in "bc":
-        with stage.nodes[shard].raw() as raw:
-            there = {str(key) for key in raw.value("KEYS", "key:*")}
+        there = stage.nodes[shard].keys("key:")
         assert there >= set(stage.keys_of(shard))  # which are where they were
         held[shard] = len(there & set(moved))
         assert there == set(stage.keys_of(shard)) | (there & set(moved))
@@ -200,8 +208,7 @@ def test_error_its_keys_are_refused_and_nothing_moves(stage: Stage, how: str) ->
         for reply in (stage.raw.ask("GET", key), stage.raw.ask("SET", key, f"of {key}")):
             assert reply.startswith(b"-SHARDDOWN shard 'a' at ") is (stage.homes[key] == "a"), reply
     for shard in "bc":
-        with stage.nodes[shard].raw() as raw:
-            assert {str(key) for key in raw.value("KEYS", "key:*")} == set(stage.keys_of(shard))
+        assert stage.nodes[shard].keys("key:") == set(stage.keys_of(shard))
     node.start() if how == "killed" else node.resume()
     stage.becomes("a", "up")
     found = stage.raw.value("GET", mine[0])

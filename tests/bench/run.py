@@ -186,14 +186,14 @@ def _budget() -> int:
     return Limits().memory
 
 
-def splice(file: Path, text: str) -> None:
+def splice(file: Path, text: str, start: str = BEGIN, stop: str = END) -> None:
     """Replace what is between the two marks; raises BenchError when they are not there."""
     page = file.read_text()
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = page.partition(start)
+    _, end, tail = rest.partition(stop)
     if not begin or not end:
-        raise BenchError(f"{file} has no {BEGIN} … {END}")
-    file.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+        raise BenchError(f"{file} has no {start} … {stop}")
+    file.write_text(f"{head}{start}\n{text}\n{stop}{tail}")
 
 
 def say(what: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.ecosystem`: installs, then pytest over jobs.py."""
+"""`python -m tests.ecosystem`: installs, then pytest over jobs.py and sessions.py."""
 
 import sys
 
@@ -7,4 +7,5 @@ import pytest
 from tests.ecosystem import install
 
 install.everything()
-sys.exit(pytest.main([str(install.HERE / "jobs.py"), "-v", "-rxX", "-p", "no:cacheprovider", *sys.argv[1:]]))
+FILES = [str(install.HERE / name) for name in ("jobs.py", "sessions.py")]
+sys.exit(pytest.main([*FILES, "-v", "-rxX", "-p", "no:cacheprovider", *sys.argv[1:]]))

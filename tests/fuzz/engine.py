@@ -31,8 +31,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 import msgspec  # noqa: E402
 from mutations import encode, packed, program, spoil  # noqa: E402
-from nodes import VICES, HostileNode  # noqa: E402
-from servers import ProxyProcess, RedisNode, toml, until  # noqa: E402
+from nodes import VICES, HostileMemcached, HostileNode  # noqa: E402
+from servers import MemcachedNode, ProxyProcess, RedisNode, toml, until  # noqa: E402
 
 import build  # noqa: E402  # the paths come first
 from shardproxy import config  # noqa: E402
@@ -274,7 +274,7 @@ class Field:
                 f"clients {counters['clients']}, buffer_bytes {counters['buffer_bytes']}, descriptors {fds}"
             )
             # this one and the witness; up to four upstreams for every node, each with what it reads into
-            if counters["clients"] <= 2 and counters["buffer_bytes"] < 8 << 20 and fds <= self.base_fds + 24:
+            if counters["clients"] <= 2 and counters["buffer_bytes"] < 8 << 20 and fds <= self.base_fds + 32:
                 return
             await asyncio.sleep(0.1)
         raise Broken(f"not given back: {left}")
@@ -370,13 +370,15 @@ async def fuzz(
     rnd, done = Random(seed), first
     with contextlib.ExitStack() as stack:
         real = [stack.enter_context(RedisNode("--maxmemory", "200mb")) for _ in range(2)]
-        fake = [HostileNode(Random(rnd.random())) for _ in range(2)]
+        fake = [kind(Random(rnd.random())) for kind in (HostileNode, HostileNode, HostileMemcached)]
+        memcached = stack.enter_context(MemcachedNode())
         for node in fake:
             await node.start()
             stack.callback(node.stop)
             node.vice = "none"
         shards = {"a": real[0].address, "b": real[1].address}
-        shards |= {name: f"127.0.0.1:{node.port}" for name, node in zip("cd", fake, strict=True)}
+        shards |= {name: f"127.0.0.1:{node.port}" for name, node in zip("cd", fake[:2], strict=True)}
+        shards |= {"e": memcached.url, "f": f"memcached://127.0.0.1:{fake[2].port}"}
         limits = LIMITS % (rnd.choice(["1mb", "20kb"]), rnd.choice([1024, 1024, 7]))
         text = toml(shards, top=limits, pool=POOL % (rnd.choice([1, 2]), rnd.choice(["error", "nil"])))
         proxy = FuzzedProxy(text, how)

@@ -1,4 +1,6 @@
-"""The properties that fuzzing checks of core/resp, core/fanout and core/buffers; a broken one aborts the process.
+"""The properties that fuzzing checks of core/resp, core/memcached_wire, core/fanout and core/buffers.
+
+A broken one aborts the process.
 
     one_input(bytes): byte 0 chooses what is tested, byte 1 limits and sizes, the others are what it reads
 
@@ -23,6 +25,7 @@ from shardproxy.core.commands cimport (
     FLAG_CONTAINER, FLAG_MOVABLE, MERGE_ARRAY, MERGE_OK, MERGE_SUM, CommandTable, Row,
 )
 from shardproxy.core.fanout cimport PART_ANSWERED, PART_FAILED, Fan, fan_free, fan_merge, fan_new
+from shardproxy.core.memcached_wire cimport BINARY_MOST, KEY_MOST, LINE_MOST, from_base64, put_key, scan_meta
 from shardproxy.core.resp cimport (
     REQ_BAD, REQ_EMPTY, REQ_MORE, REQ_OK, SCAN_BAD, SCAN_DONE, SCAN_MORE, Progress, Request, Scan, parse_request,
     put_number, raw_argument, request_free, scan_frame,
@@ -122,6 +125,17 @@ cdef void in_pieces(Reader reader, const char *p, size_t n, const uint8_t *how) 
 # --- the scanner ---
 
 cdef void read_frames(const char *p, size_t n, Cuts *cuts, const uint8_t *how, Buf *log) noexcept nogil:
+    scan_all(p, n, cuts, log, scan_frame, MAX_HEADER)
+
+
+cdef void read_meta(const char *p, size_t n, Cuts *cuts, const uint8_t *how, Buf *log) noexcept nogil:
+    scan_all(p, n, cuts, log, scan_meta, LINE_MOST)
+
+
+ctypedef int (*Scanner)(Scan *s, const char *p, size_t n, size_t *used) noexcept nogil
+
+
+cdef void scan_all(const char *p, size_t n, Cuts *cuts, Buf *log, Scanner scan, size_t most) noexcept nogil:
     cdef Scan s
     cdef size_t at = 0, fed = 0, start = 0, used, i
     cdef int status
@@ -134,7 +148,7 @@ cdef void read_frames(const char *p, size_t n, Cuts *cuts, const uint8_t *how, B
         status = SCAN_DONE
         while at + i < fed:
             used = <size_t>-1
-            status = scan_frame(&s, piece + i, fed - at - i, &used)
+            status = scan(&s, piece + i, fed - at - i, &used)
             check(used <= fed - at - i, "the scanner used more bytes than there were")
             i += used
             if status != SCAN_DONE:
@@ -149,10 +163,29 @@ cdef void read_frames(const char *p, size_t n, Cuts *cuts, const uint8_t *how, B
             note(log, c'B', start)      # within the frame, how far it got depends on the pieces
             return
         if status == SCAN_MORE:
-            check(fed - at < MAX_HEADER, "the scanner leaves more than a header to be read again")
-            check(s.left > 0, "the scanner wants more for no frame")
+            check(fed - at < most, "the scanner leaves more than a header to be read again")
+            check(s.left > 0 or scan == scan_meta, "the scanner wants more for no frame")
             check(s.body >= 0 and s.left >= 0, "negative")
     note(log, c'M', at)
+
+
+# --- keys of memcached ---
+
+cdef void name_key(const char *key, size_t n) noexcept nogil:
+    cdef char to[KEY_MOST]
+    cdef char back[BINARY_MOST + 2]
+    cdef bint base64 = False
+    cdef size_t size, i
+    cdef char *mine = alone(key, n)
+    size = put_key(to, mine, n, &base64)
+    check(size <= KEY_MOST, "a key is too long for memcached")
+    for i in range(size):
+        check(<uint8_t>to[i] > 32 and to[i] != 127, "a key would end the word it is in")
+    if base64:
+        check(from_base64(back, to, size) == <int64_t>n and memcmp(back, mine, n) == 0, "a key comes back as another")
+    elif size:
+        check(size == n and memcmp(to, mine, n) == 0, "a key is not what it was")
+    free(mine)
 
 
 # --- requests ---
@@ -361,7 +394,11 @@ cdef int one_input(const uint8_t *data, size_t n) noexcept nogil:
     cdef size_t before = buf_total()
     if n < 2:
         return 0
-    if data[0] % 4 == 0:
+    if data[0] % 8 == 4:
+        in_pieces(read_meta, <const char *>data + 2, n - 2, data + 1)
+    elif data[0] % 8 == 5:
+        name_key(<const char *>data + 1, n - 1)
+    elif data[0] % 4 == 0:
         in_pieces(read_frames, <const char *>data + 2, n - 2, data + 1)
     elif data[0] % 4 == 1:
         in_pieces(read_requests, <const char *>data + 2, n - 2, data + 1)

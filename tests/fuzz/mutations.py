@@ -229,11 +229,31 @@ def spoil(rnd: Random, data: bytes, times: int = 1) -> bytes:
     return data
 
 
+LINES = (
+    b"HD", b"HD s5 t-1 c12", b"EN", b"NF", b"NS", b"EX", b"MN", b"OK", b"ERROR", b"STORED", b"VERSION 1.6.18",
+    b"SERVER_ERROR out of memory storing object", b"SERVER_ERROR object too large for cache",
+    b"CLIENT_ERROR bad data chunk", b"key=a%20b exp=-1 la=1", b"STAT pid 1\r\nSTAT time 7\r\nEND", b"END",
+)  # fmt: skip
+
+
+def meta(rnd: Random) -> bytes:
+    """A reply of a memcached."""
+    if rnd.random() < 0.4:
+        body = rnd.choice(VALUES[:7] if rnd.random() < 0.95 else VALUES)
+        return b"VA %d%b\r\n%b\r\n" % (len(body), rnd.choice([b"", b" f0 c12", b" t-1"]), body)
+    return rnd.choice(LINES) + b"\r\n"
+
+
 def inputs(rnd: Random) -> bytes:
     """An input of the harness."""
-    kind, how = rnd.randrange(4), rnd.randrange(256)
+    kind, how = rnd.randrange(6), rnd.randrange(256)
     if kind == 3:
         return bytes([3]) + rnd.randbytes(rnd.randrange(1, 60))
+    if kind == 5:
+        return bytes([5]) + rnd.choice([rnd.choice(KEYS), rnd.randbytes(rnd.randrange(1, 300))])
+    if kind == 4:
+        data = b"".join(meta(rnd) for _ in range(rnd.randrange(1, 6)))
+        return bytes([kind, how]) + (spoil(rnd, data, rnd.randrange(4)) if rnd.random() < 0.7 else data)
     if kind == 1:
         data = packed(rnd, program(rnd, rnd.randrange(1, 4)))
     else:

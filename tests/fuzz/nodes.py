@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from random import Random
 
-from mutations import frame, spoil
+from mutations import LINES, frame, meta, spoil
 
 from shardproxy.core.resp import ProtocolError, RequestParser
 
@@ -112,3 +112,54 @@ class HostileNode:
             writer.write(data)
         if writer.transport.get_write_buffer_size() > 1 << 20:
             await writer.drain()
+
+
+STATS = b"STAT pid 1\r\nSTAT time 1700000000\r\nSTAT item_size_max 1048576\r\nSTAT version 1.6.18\r\nEND\r\n"
+SAYS = {b"version": b"VERSION 1.6.18\r\n", b"mn": b"MN\r\n", b"stats": STATS, b"flush_all": b"OK\r\n"}
+
+
+class HostileMemcached(HostileNode):
+    """The same of the other kind."""
+
+    def reply(self, rnd: Random, line: bytes) -> bytes:
+        """What a memcached might answer."""
+        words = line.split()
+        if (said := SAYS.get(words[0])) is not None:
+            return said
+        if words[0] == b"mg" and any(word.startswith(b"v") for word in words[2:]) and rnd.random() < 0.6:
+            body = rnd.choice([b"1", b"value", b"\r\n", b"z" * 70000 if rnd.random() < 0.05 else b""])
+            flags = b"".join(b" %b7" % word[:1] for word in words[2:] if word[:1] in (b"c", b"f", b"t", b"s"))
+            return b"VA %d%b\r\n%b\r\n" % (len(body), flags, body)
+        if rnd.random() < 0.05:
+            return rnd.choice([rnd.choice(LINES) + b"\r\n", meta(rnd)])
+        if words[0] == b"mg":
+            return (
+                b"HD s5\r\n" if b"s" in words and rnd.random() < 0.5 else rnd.choice([b"EN\r\n", b"HD\r\n"])
+            )
+        return rnd.choice([b"HD\r\n", b"NF\r\n" if words[0] == b"md" else b"NS\r\n"])
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rnd = Random(self.rnd.random())
+        vice = VICES[self.vice or rnd.choice(list(VICES))]
+        slowly = rnd.random() < 0.2
+        greetings = 4
+        with contextlib.suppress(OSError, asyncio.CancelledError, ValueError, asyncio.IncompleteReadError):
+            if self.vice is None and rnd.random() < 0.1:
+                writer.write(rnd.choice(GREETINGS))
+            while line := await reader.readline():
+                if not line.split():
+                    break
+                if line.startswith(b"ms "):
+                    await reader.readexactly(int(line.split()[2]) + 2)
+                out, leave = (self.reply(rnd, line), False)
+                if greetings:
+                    greetings -= 1
+                else:
+                    out, leave = vice(rnd, out)
+                self.replies += 1
+                await self.send(writer, rnd, out, slowly)
+                if leave:
+                    if rnd.random() < 0.5:
+                        writer.transport.abort()
+                    return
+        writer.close()

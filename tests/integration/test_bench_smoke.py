@@ -58,3 +58,11 @@ def test_an_unknown_peer_is_named() -> None:
     done = bench("--peers", "twemproxy,nosuch")
     assert done.returncode == 1
     assert "no peer is called nosuch" in done.stderr
+
+
+def test_the_same_work_in_both_protocols_on_memcached_nodes() -> None:
+    command = [sys.executable, "-m", "tests.bench.memcached", "--rounds", "1", "--factor", "0.01"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    measures = [line for line in done.stdout.splitlines() if "CPU" in line]
+    assert len(measures) == 7 and all("twemproxy" not in line for line in measures), done.stdout

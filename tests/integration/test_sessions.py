@@ -1,6 +1,7 @@
 """The session store on a real Redis, and the same tests on the one in memory."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from shardproxy.sessions import (
     MemorySessionStore,
     SessionGone,
     SessionStore,
+    Timeouts,
 )
 
 SECRETS = ["a secret of at least sixteen bytes"]
@@ -115,6 +117,70 @@ def test_incr_and_append_add_up(make: Any) -> None:
     one.save(), two.save()
     assert dict(two) == {"n": 6, "log": ["a", "b", "c"]}
     assert dict(again(store, session)) == dict(two)
+
+
+def test_timeouts_of_one_session(make: Any) -> None:
+    store = make()
+    session = store.load(None)
+    session.login("42")
+    session.set_timeouts(Timeouts(idle=60, absolute=90, renewal=30))
+    session.save()
+    assert again(store, session).expires_in == pytest.approx(60, abs=5)
+    session.set_timeouts(Timeouts(idle=7200, absolute=7200))
+    session.save()
+    request = again(store, session)
+    assert request.expires_in == pytest.approx(7200, abs=5) and not request.renewal_due
+    request.renew()
+    assert again(store, request).expires_in == pytest.approx(7200, abs=5)
+    assert again(store, request).user_id == "42"
+
+
+def test_ending_the_others_by_an_id_that_was_just_renewed(make: Any) -> None:
+    store = make()
+    session = store.load(None)
+    session.login("42")
+    other = store.load(None)
+    other.login("42")
+    request, parallel = again(store, session), again(store, session)
+    parallel.renew()
+    assert store.revoke_all("42", except_=request) == 1
+    assert again(store, other).is_new and again(store, parallel).user_id == "42"
+    request.destroy()
+    assert again(store, parallel).is_new
+
+
+def test_a_step_up_is_another_session_of_the_same_user(make: Any) -> None:
+    store = make()
+    session = store.load(None)
+    session["a"] = 1
+    session.login("42")
+    request, late = again(store, session), again(store, session)
+    late["b"] = 2
+    late.save()
+    request["c"] = 3
+    request.login("42")
+    assert dict(again(store, request)) == {"a": 1, "b": 2, "c": 3}
+    assert again(store, session).is_new and len(store.list_sessions("42")) == 1
+    request.login("7")
+    assert again(store, request).user_id == "7" and not again(store, request)
+    assert store.list_sessions("42") == []
+
+
+def test_app_servers_clocks_do_not_matter(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make()
+    session = store.load(None)
+    session.login("42")
+    if isinstance(store, MemorySessionStore):
+        return  # one process, one clock
+    for skew in (-(10**9), 10**9):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda now=now, skew=skew: now + skew)
+        request = again(store, session)
+        assert request.user_id == "42" and request.expires_in == pytest.approx(1800, abs=5)
+        request["x"] = skew
+        request.save()
+        monkeypatch.undo()
+    assert again(store, session)["x"] == 10**9
 
 
 @pytest.mark.parametrize("where", ["redis", "memory"])

@@ -600,6 +600,23 @@ NOT_COMPARED = {
     "function|dump": "a payload of all libraries; tests/integration/test_keyspace.py",
     "function|restore": "as function|dump",
     "function|stats": "of one node, of now",
+    **dict.fromkeys(
+        [
+            f"session.{name}"
+            for name in [
+                "create",
+                "load",
+                "save",
+                "touch",
+                "rotate",
+                "destroy",
+                "list",
+                "revoke",
+                "revokeall",
+            ]
+        ],
+        "a plain Redis has no sessions: tests/integration/test_session_commands.py",
+    ),
     "proxy|node": "a plain Redis has no PROXY",
     "proxy|help": "a plain Redis has no PROXY",
     "proxy|info": "a plain Redis has no PROXY",

@@ -92,7 +92,7 @@ def test_stand_ins_are_the_owners_on_a_ring_without_those_that_are_out(
 @given(
     shards,
     st.randoms(use_true_random=False),
-    st.sampled_from(["ring", "ketama", "modula"]),
+    st.sampled_from(["ring", "ketama", "modula", "ch3"]),
     st.sampled_from(KEY_HASHES[:12]),
     st.sampled_from(["", "{}", "$$", "<>", "\0\x7f"]),
     keys,
@@ -102,7 +102,7 @@ def test_order_of_configuration_moves_nothing(
 ) -> None:
     turned = [*members.items()]
     rng.shuffle(turned)
-    key_hash = "xxh64" if distribution == "ring" else key_hash
+    key_hash = {"ring": "xxh64", "ch3": "ch3"}.get(distribution, key_hash)
     one = Ring([*members.items()], distribution, 20, key_hash, tag)
     two = Ring(turned, distribution, 20, key_hash, tag)
     assert one.fingerprint == two.fingerprint

@@ -11,6 +11,7 @@ from shardproxy.client.settings import Settings
 from shardproxy.client.wire import Coding
 from shardproxy.core import errors as texts
 from shardproxy.core.commands import builtin
+from shardproxy.core.shares import spread
 from shardproxy.core.topology import Topology
 
 SHARDS = {name: f"redis://127.0.0.1:{port}" for port, name in enumerate("abc", 7001)}
@@ -126,28 +127,56 @@ def split(*args: Any) -> Any:
     return found
 
 
+def answers(found: Any) -> list[Any]:
+    return [
+        [b"of " + (key if isinstance(key, bytes) else key.encode()) for key in part[1:]]
+        for part in found.parts
+    ]
+
+
 def test_mget_is_split_and_merged_in_order() -> None:
     keys = [f"key:{number}" for number in range(50)]
     found = split("MGET", *keys)
     assert sorted(found.shards) == found.shards == [0, 1, 2]
     for shard, part in zip(found.shards, found.parts, strict=True):
         assert part[0] == b"MGET"
-        assert part[1:] == [key.encode() for key in keys if home(key.encode()) == shard]
-    replies = [[b"of " + key for key in part[1:]] for part in found.parts]
+        assert part[1:] == [key for key in keys if home(key.encode()) == shard]
+    replies = answers(found)
     assert found.merged(replies) == [f"of {key}".encode() for key in keys]
+
+
+@pytest.mark.parametrize("count", [2, 3, 90])
+def test_the_compiled_split_is_the_plain_one(count: int) -> None:
+    here = Router(
+        Settings.from_shards({f"s{n}": f"redis://h:{n + 1}" for n in range(count)}, {}).pool, TABLE, PLAIN
+    )
+    keys = ["key", b"key", "{tag}", "ü", b"\xff\0", *(f"k{n}" for n in range(200))]
+    fast = here.plan(("DEL", *keys)).split
+    slow = here._split(here.command("DEL"), ("DEL", *keys), [b"DEL", *map(here.key, keys)]).split
+    assert fast is not None and slow is not None
+    assert (fast.homes, fast.shards, fast.keys) == (slow.homes, slow.shards, slow.keys)
+    assert [list(map(here.key, part)) for part in fast.parts] == slow.parts
+    with pytest.raises(IndexError):
+        spread([0, 0], {0: [1]})
+    with pytest.raises(IndexError):
+        spread([0, 1], {0: [1]})
+    assert spread([2, 0, 2], {0: ["a"], 2: ["b", "c"]}) == ["b", "a", "c"]
+    assert spread([], {}) == []
 
 
 def test_a_key_twice_is_answered_twice() -> None:
     found = split("MGET", "a", "b", "a", "c", "a")
-    replies = [[b"of " + key for key in part[1:]] for part in found.parts]
+    replies = answers(found)
     assert found.merged(replies) == [b"of a", b"of b", b"of a", b"of c", b"of a"]
 
 
 def test_mset_keeps_values_with_their_keys_and_del_sums() -> None:
     found = split("MSET", "a", 1, "b", b"two", "c", 3.5)
-    assert sorted(zip(*[iter(each for part in found.parts for each in part[1:])] * 2, strict=True)) == [
-        (b"a", b"1"), (b"b", b"two"), (b"c", b"3.5"),
-    ]  # fmt: skip
+    pairs = zip(*[iter(each for part in found.parts for each in part[1:])] * 2, strict=True)
+    assert dict(pairs) == {"a": 1, "b": b"two", "c": 3.5}
+    found = split("MSET", "a", 1, 17, 2, "b", 3)
+    pairs = zip(*[iter(each for part in found.parts for each in part[1:])] * 2, strict=True)
+    assert dict(pairs) == {b"a": b"1", b"17": b"2", b"b": b"3"}
     assert found.merged([b"OK"] * len(found.parts)) == b"OK"
     assert split("DEL", "a", "b", "c").merged([1, 1]) == 2
 
@@ -156,7 +185,7 @@ def test_partial_results_by_key() -> None:
     keys = [f"key:{number}" for number in range(20)]
     found = split("MGET", *keys)
     down = errors.down("b", "127.0.0.1:7002", "connection refused")
-    replies = [[b"of " + key for key in part[1:]] for part in found.parts]
+    replies = answers(found)
     replies[found.shards.index(1)] = down
     partial = found.partial(replies)
     for key in keys:
@@ -219,5 +248,7 @@ def test_merging_what_all_shards_answered() -> None:
     assert merged("KEYS", [b"a"], [], [b"b"]) == [b"a", b"b"]
     assert merged("FLUSHALL", b"OK", b"OK") == b"OK"
     assert merged("PUBSUB NUMSUB", [b"a", 1, b"b", 0], [b"a", 2, b"b", 0]) == [b"a", 3, b"b", 0]
+    assert merged("CONFIG GET", [b"a", b"1", b"b", b"2"], [b"b", b"3"]) == [b"b", b"2", b"a", b"1"]
+    assert merged("CONFIG GET", {b"a": b"1"}, {b"a": b"2"}) == {b"a": b"1"}
     with pytest.raises(ResponseError, match="on_all"):
-        merged("CONFIG GET", [b"maxmemory", b"1"], [b"maxmemory", b"2"])
+        merged("FLUSHALL", b"OK", b"QUEUED")

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 from redis.exceptions import DataError, NoScriptError, ResponseError
+from servers import pack as plain
 
 from shardproxy.client.wire import NOTHING, Coding, Push, pack
-from tests.servers import pack as plain
 
 
 @pytest.mark.parametrize(

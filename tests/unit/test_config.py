@@ -231,7 +231,6 @@ MISTAKES = [
         "pool.main.shards.a.replicas",
         "not supported",
     ),
-    (NODES, 'a = "memcached://h:1"', "pool.main.shards.a.primary", "a memcached shard is not supported yet"),
     (TOP, '[pool.b.shards]\nx = "redis://h:1"', "pool: found 2 pools", "several are not supported yet"),
     # types and bounds
     (TOP, 'listen = "h:1"', "listen: ", "a list of"),
@@ -427,7 +426,7 @@ def test_no_repr_or_output_shows_a_secret(tmp_path: Path) -> None:
         "password = 77777",
         '[pool.main.shards]\na = "redis://:hunter2@h:1/7"',
         '[pool.main.shards]\na = "redis://u:hunter2@h"x',
-        '[pool.main.shards]\na = "memcached://:hun@ter2/hunter2@h:1"',
+        '[pool.main.shards]\na = "memcache://:hun@ter2/hunter2@h:1"',
         '[pool.main.shards]\na = { primary = "http://u:hunter2@h:1" }',
         '[pool.main.shards]\na = ["redis://u:hunter2@h:1"]',
         '[pool.main.shards]\na = { primary = "redis://h:1/?password=hunter2" }',
@@ -503,7 +502,7 @@ def test_the_documentation_names_every_option() -> None:
 def test_the_key_hashes_are_those_that_there_are() -> None:
     from shardproxy.core.hashing import KEY_HASHES
 
-    assert set(typing.get_args(config_text.KeyHash)) == {"auto", *KEY_HASHES}
+    assert set(typing.get_args(config_text.KeyHash)) == {"auto", "ch3", *KEY_HASHES}
 
 
 def test_what_the_limits_allow_makes_a_ring() -> None:

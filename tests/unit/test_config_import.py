@@ -197,7 +197,7 @@ def test_one_pool_is_printed_and_several_are_not_dropped(two: Path, tmp_path: Pa
 
 
 def test_pools_whose_files_would_be_one() -> None:
-    text = SOCKET.replace("gamma pool", "a b") + SOCKET.replace("gamma pool", "a-b")
+    text = SOCKET.replace("gamma pool", "a b") + LEAST.replace("beta", "a-b")
     assert "differ in letters or digits" in mistakes(text)
 
 

@@ -8,7 +8,7 @@ from shardproxy.core import errors
 DATAPLANE = Path(__file__).parents[2] / "shardproxy" / "dataplane"
 # A literal that begins an error, and the literals that continue it on the next lines
 LITERAL = re.compile(r'b?"(-[A-Z]+ (?:[^"\\]|\\.)*)"((?:\s*b?"(?:[^"\\]|\\.)*")*)')
-CONVERSION = re.compile(r"%(?:\.\d+)?(?:llu|[sbdu])")
+CONVERSION = re.compile(r"%(?:\.(?:\d+|\*))?(?:llu|[sbdu])")
 
 
 def said_by_the_engine() -> set[str]:

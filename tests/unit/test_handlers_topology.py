@@ -45,7 +45,9 @@ async def test_wrong_arguments(args: tuple[str, ...], error: str) -> None:
 
 async def test_who_has_another_generation_is_answered_at_once_and_nobody_waits_in_a_transaction() -> None:
     server = FakeServer()
-    assert generation((await call(server)).replies[0]) == 0
+    shown = (await call(server)).replies[0]
+    assert generation(shown) == 0
+    assert server.run_id.encode() in shown
     assert generation((await call(server, "watch", "7")).replies[0]) == 0
     assert generation((await call(server, "WATCH", "0", "0")).replies[0]) == 0
     assert generation((await call(server, "WATCH", in_exec=True)).replies[0]) == 0

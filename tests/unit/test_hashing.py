@@ -5,7 +5,7 @@ import zlib
 import pytest
 import xxhash
 
-from shardproxy.core.hashing import KEY_HASHES, hash_key, xxh64
+from shardproxy.core.hashing import KEY_HASHES, ch3_bucket, hash_key, xxh64
 
 LENGTHS = [*range(70), 127, 128, 1000, 4097]
 
@@ -76,3 +76,35 @@ def test_every_hash_is_tried_above() -> None:
 def test_an_unknown_hash_is_named() -> None:
     with pytest.raises(ValueError, match="no twemproxy key hash 'sha1'; there are one_at_a_time, md5"):
         hash_key("sha1", b"x")
+
+
+# What mcrouter's own tests (mcrouter/lib/test/Ch3HashTest.cpp) expect of it
+EVERY_BYTE = bytes((byte - 128) % 256 for byte in range(256))
+
+
+@pytest.mark.parametrize(
+    ("key", "buckets", "bucket"),
+    [
+        (b"sample", 100, 97),
+        (b"sample", 1, 0),
+        (b"", 100, 72),
+        (b"", 1 << 23, 6173600),
+        (b"sample", 1 << 23, 5167780),
+        (EVERY_BYTE, 99999, 31015),
+        (EVERY_BYTE[::-1], 99999, 67101),
+    ],
+)
+def test_ch3_of_mcrouter(key: bytes, buckets: int, bucket: int) -> None:
+    assert ch3_bucket(key, buckets) == bucket
+
+
+def test_ch3_counts_as_mcrouter_counts() -> None:
+    found = [ch3_bucket(b"%d" % number, 10) for number in range(10_000)]
+    counts = [995, 955, 1046, 968, 1032, 972, 1016, 1038, 1010, 968]
+    assert [found.count(bucket) for bucket in range(10)] == counts
+
+
+@pytest.mark.parametrize("buckets", [0, (1 << 23) + 1])
+def test_buckets_that_ch3_does_not_have(buckets: int) -> None:
+    with pytest.raises(ValueError, match="from 1 to 8388608"):
+        ch3_bucket(b"a", buckets)

@@ -35,6 +35,8 @@ RINGS: list[dict[str, Any]] = [
     {"distribution": "ketama", "shards": {f"10.0.0.{i}:6379": 1 for i in range(1, 26)}},
     *({"distribution": "modula", "shards": TWEMPROXY, "hash": name} for name in KEY_HASHES[:12]),
     {"distribution": "modula", "shards": TWEMPROXY, "hash_tag": "{}"},
+    {"distribution": "ch3", "shards": {str(i): 1 for i in range(5)}},
+    {"distribution": "ch3", "shards": {str(i): 1 for i in range(64)}, "hash_tag": "{}"},
 ]
 
 
@@ -102,6 +104,8 @@ def slow(described: dict[str, Any], key: bytes) -> str:
             for i in range(weight * described["virtual_nodes"])
         ]
         at = xxhash.xxh64_intdigest(key)
+    elif distribution == "ch3":
+        return sorted(shards, key=lambda name: (len(name), name))[slow_ch3(key, len(shards))]
     else:
         at = hash_key(described["hash"], key)
         order = sorted(map(str.encode, shards), key=lambda name: (len(name), name))
@@ -117,6 +121,44 @@ def slow(described: dict[str, Any], key: bytes) -> str:
     points.sort()
     owner = points[bisect.bisect_left(points, (at, b"")) % len(points)][1]
     return (owner if distribution == "ring" else owner[10:]).decode()
+
+
+M, SEED, MASK = 0xC6A4A7935BD1E995, 4193360111, (1 << 64) - 1
+
+
+def murmur64a(data: bytes) -> int:
+    h = SEED ^ (len(data) * M & MASK)
+    for at in range(0, len(data) // 8 * 8, 8):
+        k = int.from_bytes(data[at : at + 8], "little") * M & MASK
+        h = (h ^ ((k ^ k >> 47) * M & MASK)) * M & MASK
+    if rest := data[len(data) // 8 * 8 :]:
+        h = (h ^ int.from_bytes(rest, "little")) * M & MASK
+    h = (h ^ h >> 47) * M & MASK
+    return h ^ h >> 47
+
+
+def slow_ch3(key: bytes, buckets: int) -> int:
+    words = [murmur64a(key)]
+    while len(words) < 300:
+        words.append(murmur64a(words[-1].to_bytes(8, "little")))
+
+    def bit(at: int) -> int:
+        return words[at // 64] >> at % 64 & 1
+
+    level = (buckets - 1).bit_length()
+    at = level
+    for _ in range(32):
+        while level and not bit(at):
+            level -= 1
+            at = level
+        if not level:
+            return 0
+        chosen = [bit(at + 23 * step) for step in range(1, level)]
+        at += 23 * level
+        number = int("1" + "".join(map(str, chosen)), 2)
+        if number < buckets:
+            return number
+    return 0
 
 
 def float32(number: float) -> float:

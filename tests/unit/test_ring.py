@@ -5,7 +5,7 @@ import random
 import pytest
 import xxhash
 
-from shardproxy.core.hashing import KEY_HASHES, hash_key, xxh64
+from shardproxy.core.hashing import KEY_HASHES, ch3_bucket, hash_key, xxh64
 from shardproxy.core.ring import Ring, twemproxy_name
 
 ABC = [("a", 1), ("b", 2), ("c", 1)]
@@ -122,15 +122,16 @@ def test_stand_ins_are_the_next_points_that_are_not_out() -> None:
             assert ring.locate(key, out) == next((owner for owner in walk if owner not in out), None)
 
 
-def test_stand_ins_of_modula_are_the_next_entries() -> None:
-    ring = Ring([("a", 1), ("b", 2), ("c", 1)], "modula")
+@pytest.mark.parametrize("distribution", ["modula", "ch3"])
+def test_stand_ins_of_modula_and_ch3_are_the_next_entries(distribution: str) -> None:
+    ring = Ring([("a", 1), ("b", 2), ("c", 1)], distribution)
     home = {ring.locate(key): key for key in random_keys(100)}
     assert [ring.locate(home[0], [0]), ring.locate(home[1], [1]), ring.locate(home[2], [2])] == [1, 2, 0]
     assert ring.locate(home[0], [0, 1]) == 2
     assert ring.locate(home[0], [0, 1, 2]) is None
 
 
-@pytest.mark.parametrize("distribution", ["ring", "ketama", "modula"])
+@pytest.mark.parametrize("distribution", ["ring", "ketama", "modula", "ch3"])
 def test_one_shard_has_everything(distribution: str) -> None:
     ring = Ring([("only", 3)], distribution)
     assert {ring.locate(key) for key in random_keys(100)} == {0}
@@ -222,6 +223,25 @@ def test_the_fingerprint_is_over_points_and_names() -> None:
     assert ring.fingerprint == f"{xxhash.xxh64_intdigest(text.encode()):016x}"
 
 
+def test_ch3_counts_entries_of_names_by_length_then_bytes() -> None:
+    ring = Ring([("10", 1), ("9", 2), ("0", 1)], "ch3", hash_tag="{}")
+    assert ring.points() == [(0, 2), (1, 1), (2, 1), (3, 0)]
+    for key in random_keys(200):
+        assert (
+            ring.locate(b"a{%b}" % key.replace(b"}", b""))
+            == [2, 1, 1, 0][ch3_bucket(key.replace(b"}", b"") or b"a{}", 4)]
+        )
+
+
+def test_a_shard_more_takes_keys_of_ch3_and_moves_no_others() -> None:
+    keys = random_keys(500)
+    for count in range(1, 20):
+        less, more = (
+            Ring([(str(number), 1) for number in range(total)], "ch3") for total in (count, count + 1)
+        )
+        assert {more.locate(key) for key in keys if more.locate(key) != less.locate(key)} <= {count}
+
+
 def test_whatever_moves_a_key_changes_the_fingerprint() -> None:
     rings = [
         Ring(ABC),
@@ -233,6 +253,7 @@ def test_whatever_moves_a_key_changes_the_fingerprint() -> None:
         Ring(ABC, hash_tag="<>"),
         *(Ring(ABC, "ketama", hash=name) for name in KEY_HASHES[:12]),
         *(Ring(ABC, "modula", hash=name) for name in KEY_HASHES[:12]),
+        Ring(ABC, "ch3"),
         Ring(ABC, "ketama", hash_tag="{}"),
     ]
     assert len({ring.fingerprint for ring in rings}) == len(rings)
@@ -255,9 +276,12 @@ def test_whatever_moves_a_key_changes_the_fingerprint() -> None:
         ([("a", 6554)], {}, "a ring of 1048640 points; at most 1048576: lower the weights or virtual_nodes"),
         ([("a", 2**31 - 1)], {}, "a ring of 343597383520 points; at most 1048576"),
         ([("a", 2**20 + 1)], {"distribution": "modula"}, "a ring of 1048577 points; at most 1048576"),
-        (ABC, {"distribution": "random"}, "no distribution 'random'; there are ring, ketama, modula"),
+        (ABC, {"distribution": "random"}, "no distribution 'random'; there are ring, ketama, modula, ch3"),
         (ABC, {"virtual_nodes": 0}, "virtual_nodes is 0; at least 1"),
         (ABC, {"hash": "md5"}, "distribution ring hashes keys with xxh64, not 'md5'"),
+        (ABC, {"distribution": "ch3", "hash": "md5"}, "distribution ch3 hashes keys with ch3, not 'md5'"),
+        (ABC, {"hash": "ch3"}, "distribution ring hashes keys with xxh64, not 'ch3'"),
+        (ABC, {"distribution": "ketama", "hash": "ch3"}, "no twemproxy key hash 'ch3'"),
         (ABC, {"distribution": "ketama", "hash": "xxh64"}, "no twemproxy key hash 'xxh64'; there are one_at"),
         (ABC, {"distribution": "modula", "hash": "sha1"}, "no twemproxy key hash 'sha1'; there are one_at"),
         (ABC, {"hash_tag": "{"}, "hash_tag is '{'; two ASCII characters, or none"),

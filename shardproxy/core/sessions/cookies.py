@@ -117,6 +117,16 @@ class Carriers:
             scheme = forwarded.rpartition(",")[2].strip().lower()
         return "https" if scheme in ("https", "wss") else "http"
 
+    def address(self, peer: str, forwarded: str) -> str:
+        """The visitor's own, as far as it is known: the last of X-Forwarded-For that no trusted proxy has."""
+        for hop in reversed(forwarded.split(",") if forwarded else []):
+            if self._trusted is None or not self._trusts(peer):
+                break
+            if not (hop := hop.strip()):
+                break
+            peer = hop
+        return peer[:64]
+
     def _trusts(self, peer: str) -> bool:
         if not peer:
             return self._unix

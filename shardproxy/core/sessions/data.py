@@ -30,7 +30,7 @@ class SessionData(MutableMapping[str, Any]):
     is_new      nothing is stored (yet)
     unavailable the store could not be asked (`fail = "anonymous"`): reads as empty, a write raises
     user_id     whose it is; None: anonymous. Set by `login` only
-    device      what is known of the device, for `list_sessions`; stored when it is created or logs in
+    device      what is known of the device, for `list_sessions`; stored by `login`
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
     """
 
@@ -48,7 +48,7 @@ class SessionData(MutableMapping[str, Any]):
         """As if nothing had ever been stored."""
         self._identity: Identity | None = None
         self._meta: Meta | None = None
-        self.user_id: str | None = None
+        self._user_id: str | None = None
         self.handle = ""
         self._nonce = ""
         self._version = 0
@@ -69,6 +69,15 @@ class SessionData(MutableMapping[str, Any]):
         self.__dict__.update(state)
 
     # --- what it is ---
+
+    @property
+    def user_id(self) -> str | None:
+        self.accessed = True
+        return self._user_id
+
+    @user_id.setter
+    def user_id(self, user_id: str | None) -> None:
+        self._user_id = user_id
 
     @property
     def is_new(self) -> bool:

@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from shardproxy.core.sessions.errors import BadSecrets
 
@@ -65,16 +64,31 @@ class Secret:
         return text(self.keyed(b"log", cookie.encode("utf-8", "surrogatepass"), 9))
 
 
-class Identity(NamedTuple):
+class Identity:
     """What a genuine cookie says. tag: 20 characters. secret: the one that made the cookie."""
 
-    secret: Secret
-    tag: str
-    id: bytes
+    __slots__ = ("_hash", "id", "secret", "tag")
+
+    def __init__(self, secret: Secret, tag: str, id: bytes) -> None:
+        self.secret, self.tag, self.id = secret, tag, id
+        self._hash = ""
 
     @property
     def hash(self) -> str:
-        return self.secret.hash_of(self.id)
+        """The name of its record; asked for many times a request, made once."""
+        if not self._hash:
+            self._hash = self.secret.hash_of(self.id)
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and (self.secret, self.tag, self.id) == (
+            other.secret,
+            other.tag,
+            other.id,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.tag, self.id))
 
     def __repr__(self) -> str:
         return f"Identity({self.hash})"

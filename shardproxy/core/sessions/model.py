@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 Args: TypeAlias = Sequence[bytes]
 _META = re.compile(rb"\d+ (\d+) (\d+) (\d+) (\d+) ").match
 _INTEGER, _LIST = re.compile(rb"-?\d+").fullmatch, re.compile(rb"\[.*\]", re.DOTALL).fullmatch
+_NO_ITEMS = re.compile(rb"\[\s*\]").fullmatch
 
 
 class _Found:
@@ -140,7 +141,7 @@ class Model:
                 fields[field] = b"%d" % (int(fields.get(field, b"0")) + int(value))
             else:
                 has = fields.get(field, b"[]")
-                fields[field] = has[:-1] + (b"" if has == b"[]" else b",") + value + b"]"
+                fields[field] = has[:-1] + (b"" if _NO_ITEMS(has) else b",") + value + b"]"
             if what in (b"incr", b"append"):
                 results += [field, fields[field]]
         return results
@@ -185,7 +186,7 @@ class Model:
             schema, created, _, _, _, kind = fields[b"m"].split(b" ", 5)
             absolute, idle, renewal = map(int, args[3].split())
             fields[b"m"] = b" ".join((schema, created, args[3], kind))
-            found.left, found.idle, least = int(created) + absolute - self.now, idle, -1
+            found.left, found.idle, least = int(created) + absolute - self.now, idle, float("-inf")
             fields[b"r"] = renew_at = _int(min(int(renew_at), self.now + renewal))
         results = self._apply(record, args[4:])
         ttl = self._touch(record, user, found, least)
@@ -231,12 +232,12 @@ class Model:
             return [state]
         if args[1] not in (b"", self.records[record][b"v"]):
             return [b"CONFLICT"]
-        if no := self._try(record, args[5:]):
+        if no := self._try(record, args[6:]):
             return [no]
         whole = found.get(b"h") or b""
         handle, renew_at = whole[:8], _int(self.now + found.renewal)
         ttl = min(found.idle, found.left)
-        version = int(self.records[record][b"v"]) + 1
+        version = int(self.records[record][b"v"]) + int(args[5])
         self.records[fresh] = self.records[record] | {
             b"h": handle + args[3],
             b"r": renew_at,
@@ -244,7 +245,7 @@ class Model:
             b"v": b"%d" % version,
         }
         self._expire(fresh, ttl)
-        results = self._apply(fresh, args[5:])
+        results = self._apply(fresh, args[6:])
         self._remove(record)
         self.records[record] = {b"p": args[2] + b" " + whole[8:]}
         if g := found.get(b"g"):
@@ -285,6 +286,8 @@ class Model:
         epoch, kept = max(1 - self.indexes[user][b"e"], self.now), None
         if args[0]:
             state, found = self._look(record, user, args[0])
+            if state == b"MOVED":
+                return [state, found.get(b"p")]
             kept = found.member if state == b"OK" and found.get(b"e") else None
         gone = [member for member in self._members(user) if member != kept]
         for member in gone:

@@ -21,7 +21,16 @@ from shardproxy.core.sessions.errors import (
     TooManySessions,
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, Keyring, text
-from shardproxy.core.sessions.records import HANDLE, SCHEMA, Chance, Codec, Meta, Timeouts, Undecodable
+from shardproxy.core.sessions.records import (
+    HANDLE,
+    LETTER_OF_KIND,
+    SCHEMA,
+    Chance,
+    Codec,
+    Meta,
+    Timeouts,
+    Undecodable,
+)
 
 HOPS = 4  # pointers followed from one old id
 TRIES = 8  # of what must see the record unchanged
@@ -108,6 +117,10 @@ class Rules:
             raise ValueError("prefix: the braces of a key belong to its tag")
         if when_full not in ("oldest", "reject"):
             raise ValueError('when_full is "oldest" or "reject"')
+        if any(len(name) < 2 or not name.isidentifier() for name in classes):
+            raise ValueError(
+                "a class of sessions has a name like a Python variable's, of two letters or more"
+            )
         self.keyring, self.codec, self.chance = keyring, codec, chance
         self.classes, self.prefix, self.touch = dict(classes), prefix, touch
         self.grace, self.bound = round(grace * 1000), max(1, round(bound * 1000))
@@ -181,7 +194,9 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
         return False
     session._cookie_changed |= found != who
     _adopt(session, found, record)
-    session.user_id, session.device = record.user_id, record.device
+    session.user_id = record.user_id
+    if record.user_id is not None:
+        session.device = record.device  # else this request's stays, for a login
     session._values = {name: value for name, (value, _) in record.fields.items()}
     session._stored = {name: plain for name, (_, plain) in record.fields.items()}
     return True
@@ -277,7 +292,7 @@ def save(rules: Rules, session: SessionData, optimistic: bool = False, renew: bo
         if changes:
             yield from _create(rules, session, "anonymous", None)
         return
-    due = renew and session.renewal_due
+    due = renew and session.renewal_due and not session._timeouts
     if due or changes or session._timeouts:
         yield from _write(rules, session, changes, optimistic, due)
 
@@ -286,7 +301,11 @@ def renew(rules: Rules, session: SessionData) -> Plan:
     """A new id now, for equal privilege; saves, too. The old one works for a little while."""
     if session.unavailable:
         raise SessionUnavailable("the session could not be read: it cannot be renewed")
-    if session._identity is not None:
+    if session._identity is None:
+        yield from save(rules, session)
+    else:
+        if session._timeouts:
+            yield from save(rules, session, renew=False)
         yield from _write(rules, session, session._changes(), False, True)
 
 
@@ -304,23 +323,22 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
         expected = session._version if optimistic or here or rebound else ""
         steps = _steps(rules, session, target, sent, rebound)
         if fresh:
-            args = [who.hash, expected, target.hash, text(rules.chance(6)), rules.bound, *steps]
+            nonce = text(rules.chance(6))
+            args = [who.hash, expected, target.hash, nonce, rules.bound, int(bool(changes)), *steps]
             reply = yield Call("renew", keys, args)
         else:
             times = " ".join(map(str, session._timeouts.ms)) if session._timeouts else ""
             reply = yield Call("save", keys, [who.hash, expected, str(rules.touch), times, *steps])
         status = reply[0]
         if status == b"OK":
-            _written(rules, session, target, sent, reply, args[3] if fresh else None)
+            _written(rules, session, target, sent, reply, nonce if fresh else "")
             return
         if status == b"MOVED":  # a parallel request was faster: that one's id is ours, with our changes
             session._identity, session._cookie_changed = _follow(rules, who, reply[1]), True
+            yield from _refresh(rules, session, changes, optimistic)
             fresh = False
             if not changes and not session._timeouts:
-                yield from _refresh(rules, session, changes)
                 return
-            if expected != "":
-                yield from _refresh(rules, session, changes, optimistic)
         elif status == b"KIND":
             raise NotANumber("incr of what is no integer (or too large), append to what is no list")
         elif status == b"OPAQUE" or (status == b"CONFLICT" and not optimistic):
@@ -348,7 +366,7 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
     found, record = yield from _read(rules, session._identity, again=True)
     if record is None:
         raise SessionGone("the session has ended")
-    if optimistic and record.version != session._version + 1:  # + 1: the renewal
+    if optimistic and record.version != session._version:
         rules.event("conflict", session.handle, session.user_id)
         raise SessionConflict("another request has changed the session")
     _adopt(session, found, record)
@@ -358,9 +376,13 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
 def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Change]) -> None:
     """What the record has now, with this request's changes on it."""
     ours = {change.name for change in changes if change.what in ("set", "del")}
-    for name in (record.fields.keys() | session._stored.keys()) - ours:
+    steps = {change.name for change in changes} - ours
+    for name in (record.fields.keys() | session._stored.keys() | steps) - ours:
         if name in record.fields:
-            session._values[name], session._stored[name] = record.fields[name]
+            value, data = record.fields[name]
+            if session._stored.get(name) == data and name not in steps:
+                continue  # who holds the value may still change it
+            session._values[name], session._stored[name] = value, data
         else:
             session._values.pop(name, None)
             session._stored.pop(name, None)
@@ -394,7 +416,7 @@ def _steps(
                 steps += ["set", "." + name, codec.seal(key, "." + name, data)]
         if session.user_id is not None:
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
-        if session.device:
+        if session.device and session.user_id is not None:
             steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
     size = sum(map(len, session._stored.values())) + sum(len(change.data) for change in changes)
     if size > codec.max_size or len(session._values) > FIELDS:
@@ -404,7 +426,7 @@ def _steps(
 
 
 def _written(
-    rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: Any
+    rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: str
 ) -> None:
     now, ttl, version, results, renew_at = reply[1:6]
     key = rules.record_key(who.tag, who.hash)
@@ -412,22 +434,27 @@ def _written(
     for field, data in zip(results[::2], results[1::2], strict=True):
         name = field.decode("utf-8", "surrogatepass")
         found[name[1:]] = rules.codec.open(key, name, data)
-    if session._timeouts and session._meta and nonce is None:
+    if session._timeouts and session._meta:
         absolute, idle, renewal = session._timeouts.ms
         session._meta = session._meta._replace(absolute=absolute, idle=idle, renewal=renewal)
         session._timeouts = None
-    if int(version) == session._version + 1:
+    if int(version) == session._version + (1 if changes or not nonce else 0):
         session._version = int(version)  # else others' changes have not been seen: optimistic saves must fail
     session._now, session._ttl, session._renew_at = int(now), int(ttl), int(renew_at)
     session._saved(changes, found)
     rules.counters["saves"] += 1
-    if nonce is not None:
+    if nonce:
         session._identity, session._nonce, session._cookie_changed = who, nonce, True
         rules.event("renewed", session.handle, session.user_id)
 
 
 def _next(rules: Rules, who: Identity, nonce: str) -> Identity:
     return Identity(rules.keyring.newest, who.tag, who.secret.next_id(who.id, nonce))
+
+
+def create(rules: Rules, session: SessionData, kind: str = "anonymous") -> Plan:
+    """Stores a new session at once, also with nothing in it: for those who asked for just that."""
+    yield from _create(rules, session, kind, None)
 
 
 def _create(
@@ -443,14 +470,14 @@ def _create(
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
-    if session.device:
+    if session.device and user_id is not None:  # who is anonymous is on no list
         steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
         steps[0] = (len(steps) - 1) // 3
     whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
     reply = yield Call(
         "create", [key, rules.user_key(tag)],
-        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal, kind,
-         whose, room, rules.when_full, replaced, *steps],
+        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
+         LETTER_OF_KIND.get(kind, kind), whose, room, rules.when_full, replaced, *steps],
     )  # fmt: skip
     if reply[0] == b"FULL":
         raise TooManySessions(f"{rules.max_sessions} sessions are open")
@@ -541,8 +568,9 @@ def _leave(
     rules: Rules, session: SessionData, old: Identity, version: int | None, changes: list[Change]
 ) -> Plan:
     """Ends the session that this one has come from; what others saved there meanwhile comes along."""
-    for _ in range(TRIES):
-        reply = yield Call("destroy", rules.keys(old), [old.hash, "" if version is None else version])
+    for attempt in range(2 * TRIES):
+        expected = "" if version is None or attempt >= TRIES else version
+        reply = yield Call("destroy", rules.keys(old), [old.hash, expected])
         if reply[0] == b"MOVED":
             old = _follow(rules, old, reply[1])
         elif reply[0] == b"CONFLICT":
@@ -559,7 +587,7 @@ def _leave(
             yield from save(rules, session, renew=False)
         else:
             return
-    yield Call("destroy", rules.keys(old), [old.hash, ""])
+    raise SessionUnavailable("the session had another id each time it was to be ended")
 
 
 def destroy(rules: Rules, session: SessionData) -> Plan:
@@ -567,13 +595,13 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
     if session.unavailable:
         raise SessionUnavailable("the session could not be read: it cannot be destroyed")
     at = session._identity
-    for _ in range(HOPS):
+    for _ in range(TRIES):
         if at is None:
             break
         reply = yield Call("destroy", rules.keys(at), [at.hash, ""])
-        if reply[0] != b"MOVED":
-            break
-        at = _follow(rules, at, reply[1])
+        at = _follow(rules, at, reply[1]) if reply[0] == b"MOVED" else None
+    if at is not None:
+        raise SessionUnavailable("the session had another id each time it was to be ended")
     if session._identity is not None:
         rules.event("destroyed", session.handle, session.user_id)
     session._empty()
@@ -613,10 +641,15 @@ def revoke_all(rules: Rules, user_id: str, except_: SessionData | None = None) -
     count = 0
     kept = except_._identity if except_ is not None else None
     for tag in rules.keyring.tags_of(user_id):
-        keys, hash = _any(rules, tag), ""
-        if kept is not None and kept.tag == tag:
-            keys, hash = rules.keys(kept), kept.hash
-        reply = yield Call("revoke_all", keys, [hash])
+        for _ in range(TRIES):
+            at = kept if kept is not None and kept.tag == tag else None
+            keys, hash = (rules.keys(at), at.hash) if at is not None else (_any(rules, tag), "")
+            reply = yield Call("revoke_all", keys, [hash])
+            if at is None or reply[0] != b"MOVED":
+                break
+            kept = _follow(rules, at, reply[1])
+        else:
+            raise SessionUnavailable("the session had another id each time the others were to be ended")
         count += len(reply[1])
         yield from _gone(rules, tag, reply[1], user_id)
     return count
@@ -652,3 +685,10 @@ def sessions_of_tag(rules: Rules, tag: str) -> Plan:
                 SessionInfo(tag + member[:HANDLE], meta.kind, meta.created / 1000, seen, when / 1000, device)
             )
     return found
+
+
+def find(rules: Rules, handle: str) -> Plan:
+    """SessionInfo of a session of some user, by its public name; None: it is gone. ValueError: no handle."""
+    tag, _ = split_handle(handle)
+    found = yield from sessions_of_tag(rules, tag)
+    return next((each for each in found if each.handle == handle), None)

@@ -1,18 +1,18 @@
 """How a session looks in Redis: one hash, a field for each top-level key, and a few fields of our own.
 
 .name   a key of the session, encoded (see `Codec`); opaque to the scripts
-m       "schema created absolute idle renewal class", times in ms, in text
+m       "schema created absolute idle renewal class": times in ms; our own classes are a letter
 h       8 characters of handle, then the nonce of the next id
 v       version, +1 with every change
 r       when a new id is due (ms)
 e, u    of a signed-in session: epoch, and the user's id, encoded
-d       device data, encoded
+d       device data of a signed-in session, encoded
 g       after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
 p       instead of all that, what an old id has become: "hash-of-the-next nonce"
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -53,6 +53,17 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(max(1, round(each * 1000)) for each in (self.absolute, self.idle, self.renewal))  # type: ignore[return-value]  # three of them
 
 
+CLASSES: Mapping[str, Timeouts] = {
+    "anonymous": Timeouts(),
+    "signed_in": Timeouts(),
+    "remember_me": Timeouts(idle=14 * 86400, absolute=30 * 86400, renewal=3600, persistent=True),
+}
+
+
+LETTER_OF_KIND = {"anonymous": "a", "signed_in": "s", "remember_me": "r"}
+KIND_OF_LETTER = {letter: kind for kind, letter in LETTER_OF_KIND.items()}
+
+
 class Meta(NamedTuple):
     """What a record says of itself. Times in ms of the Redis node's clock."""
 
@@ -66,7 +77,8 @@ class Meta(NamedTuple):
     @classmethod
     def parse(cls, data: bytes) -> "Meta":
         schema, created, absolute, idle, renewal, kind = data.decode().split(" ")
-        return cls(int(schema), int(created), int(absolute), int(idle), int(renewal), kind)
+        times = int(created), int(absolute), int(idle), int(renewal)
+        return cls(int(schema), *times, KIND_OF_LETTER.get(kind, kind))
 
 
 class Codec:

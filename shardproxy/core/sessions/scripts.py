@@ -20,7 +20,8 @@ local record, user = KEYS[1], KEYS[2]
 
 -- A record's state, before anything is done with it. what: m, e, h, p, g, v, r; a pointer has p
 local function look(hash)
-  local f = redis.call('HMGET', record, 'm', 'e', 'h', 'p', 'g', 'v', 'r')
+  local f = redis.pcall('HMGET', record, 'm', 'e', 'h', 'p', 'g', 'v', 'r')
+  if f.err then return 'DAMAGED', {} end
   if f[4] then return 'MOVED', f end
   if not f[1] then return 'GONE', f end
   local created, absolute, idle, renewal = string.match(f[1], '^%d+ (%d+) (%d+) (%d+) (%d+) ')
@@ -33,7 +34,8 @@ local function look(hash)
     return 'GONE', f
   end
   if f[2] then
-    local epoch = redis.call('ZSCORE', user, 'e')
+    local epoch = redis.pcall('ZSCORE', user, 'e')
+    if type(epoch) == 'table' then return 'DAMAGED', {} end
     if not epoch or -tonumber(epoch) ~= tonumber(f[2]) or not redis.call('ZSCORE', user, f.member) then
       redis.call('DEL', record)
       redis.call('ZREM', user, f.member)
@@ -45,14 +47,14 @@ end
 
 -- u lives as long as any record of it
 local function keep(ttl)
-  if redis.call('PTTL', user) < ttl + 1000 then redis.call('PEXPIRE', user, int(ttl + 1000)) end
+  if redis.call('PTTL', user) < ttl + 1000 then redis.call('PEXPIREAT', user, int(now + ttl + 1000)) end
 end
 
 -- Its idle time begins again, when a tenth of it has passed; returns the TTL
 local function touch(f, least)
   local ttl, want = redis.call('PTTL', record), math.min(f.idle, f.left)
   if want - ttl < f.idle * least then return ttl end
-  redis.call('PEXPIRE', record, int(want))
+  redis.call('PEXPIREAT', record, int(now + want))
   if f[2] then
     redis.call('ZADD', user, 'XX', int(now + want), f.member)
     keep(want)
@@ -83,7 +85,7 @@ local function apply(key, at)
     elseif what == 'incr' then redis.call('HINCRBY', key, field, value)
     else
       local list = redis.call('HGET', key, field) or '[]'
-      local joint = list == '[]' and '' or ','
+      local joint = string.match(list, '^%[%s*%]$') and '' or ','
       redis.call('HSET', key, field, string.sub(list, 1, -2) .. joint .. value .. ']')
     end
     if what == 'incr' or what == 'append' then
@@ -123,7 +125,7 @@ if ARGV[4] ~= '' then
   local schema, created, kind = string.match(f[1], '^(%d+) (%d+) %d+ %d+ %d+ (.*)$')
   local absolute, idle, renewal = string.match(ARGV[4], '^(%d+) (%d+) (%d+)$')
   redis.call('HSET', record, 'm', schema .. ' ' .. created .. ' ' .. ARGV[4] .. ' ' .. kind)
-  f.left, f.idle, least = created + absolute - now, tonumber(idle), -1
+  f.left, f.idle, least = created + absolute - now, tonumber(idle), -math.huge
   renew_at = int(math.min(tonumber(f[7]), now + renewal))
   redis.call('HSET', record, 'r', renew_at)
 end
@@ -151,7 +153,7 @@ if ARGV[9] ~= '' then
 end
 redis.call('HSET', record, 'm', ARGV[3] .. ' ' .. int(now) .. ' ' .. ARGV[4] .. ' ' .. ARGV[8], 'h', ARGV[2],
   'v', 1, 'r', int(now + ARGV[7]))
-redis.call('PEXPIRE', record, int(ttl))
+redis.call('PEXPIREAT', record, int(now + ttl))
 if epoch ~= '' then
   redis.call('HSET', record, 'e', epoch, 'u', ARGV[9])
   for _, each in ipairs(evicted) do redis.call('ZREM', user, each) end
@@ -162,26 +164,26 @@ apply(record, 13)
 return {'OK', int(now), int(ttl), epoch, evicted}
 """,
     # KEYS record, u, new record; ARGV hash, expected or '', new hash, new nonce, how long the old id may lead
-    # on in ms, steps → OK now ttl version results renew-at | as save
+    # on in ms, 1 if the steps change anything, steps → OK now ttl version results renew-at | as save
     "renew": """
 local state, f = look(ARGV[1])
 if state == 'MOVED' then return {state, f[4]} end
 if state ~= 'OK' then return {state} end
 if ARGV[2] ~= '' and ARGV[2] ~= f[6] then return {'CONFLICT'} end
-local no = try(record, 6)
+local no = try(record, 7)
 if no then return {no} end
 local fresh, handle, renew_at = KEYS[3], string.sub(f[3], 1, 8), int(now + f.renewal)
 local ttl = math.min(f.idle, f.left)
 redis.call('DEL', fresh)
 redis.call('HSET', fresh, unpack(redis.call('HGETALL', record)))
 redis.call('HSET', fresh, 'h', handle .. ARGV[4], 'r', renew_at, 'g', 0)
-redis.call('PEXPIRE', fresh, int(ttl))
-local version = redis.call('HINCRBY', fresh, 'v', 1)
-local results = apply(fresh, 6)
+redis.call('PEXPIREAT', fresh, int(now + ttl))
+local version = redis.call('HINCRBY', fresh, 'v', ARGV[6])
+local results = apply(fresh, 7)
 redis.call('DEL', record)
 redis.call('HSET', record, 'p', ARGV[3] .. ' ' .. string.sub(f[3], 9))
 if f[5] then redis.call('HSET', record, 'g', f[5]) end
-redis.call('PEXPIRE', record, int(math.min(tonumber(ARGV[5]), ttl)))
+redis.call('PEXPIREAT', record, int(now + math.min(tonumber(ARGV[5]), ttl)))
 if f[2] then
   redis.call('ZREM', user, f.member)
   redis.call('ZADD', user, int(now + ttl), handle .. ARGV[3])
@@ -211,13 +213,14 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', user, 0, '+inf')) do
 end
 return {'OK', gone}
 """,
-    # KEYS record to be kept, u; ARGV its hash or '' → OK members that are gone, epoch
+    # KEYS record to be kept, u; ARGV its hash or '' → OK members that are gone, epoch | MOVED pointer
     # An index that is gone has no session alive. A full node cannot take a new epoch: then all of u goes
     "revoke_all": """
 local score = redis.call('ZSCORE', user, 'e')
 if not score then return {'OK', {}, ''} end
 local epoch, state, f = int(math.max(1 - tonumber(score), now)), '', {}
 if ARGV[1] ~= '' then state, f = look(ARGV[1]) end
+if state == 'MOVED' then return {state, f[4]} end
 local kept = state == 'OK' and f[2] and f.member
 local gone = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', user, 0, '+inf')) do

@@ -1,0 +1,186 @@
+"""Pipelines of the asyncio client; what is done is in `pipeline`, here are its steps that wait.
+
+Without a transaction the commands go to the connections that all calls share, in one piece a shard. MULTI
+... EXEC and what is watched have a connection of their own. A pipeline that is cancelled leaves no reply to
+anybody; what of it has run is then not known.
+"""
+
+import contextlib
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from redis.commands import AsyncCoreCommands, AsyncRedisModuleCommands
+from redis.exceptions import RedisError, WatchError
+
+from shardproxy.client import errors
+from shardproxy.client.aio_asking import AsyncAsker
+from shardproxy.client.aio_connection import Connection, Lost
+from shardproxy.client.aio_shard import AsyncShard
+from shardproxy.client.asking import Batch
+from shardproxy.client.pipeline import UNWATCHING, Call, PipelineBase
+from shardproxy.client.sync import NEVER_DECODE
+
+if TYPE_CHECKING:
+    from shardproxy.client.aio import AsyncShardedRedis
+
+
+class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreCommands):  # type: ignore[misc]
+    """See `AsyncShardedRedis.pipeline`. `execute` answers a list and empties it.
+
+    Commands are gathered without being awaited; after `watch` and before `multi` they are awaited.
+    """
+
+    _is_async_client: Literal[True] = True
+
+    def __init__(self, client: "AsyncShardedRedis", transaction: bool) -> None:
+        super().__init__(client, transaction)
+        self.asker: AsyncAsker = client.asker
+        self._watcher: tuple[AsyncShard, Connection] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.reset()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """As redis-py's: `await pipe.set(...)` does nothing but gather."""
+        return self
+        yield
+
+    async def reset(self) -> None:  # type: ignore[override]  # not the command
+        """Forgets what was gathered, and watches nothing any more."""
+        self._drop()
+
+    close = aclose = reset
+
+    def _drop(self) -> None:
+        self.command_stack = []
+        self.watching = self.explicit_transaction = False
+        if self._watcher is not None:
+            self._watcher[1].close("it watched keys")
+            self._watcher = None
+
+    async def discard(self) -> None:
+        self._drop()
+
+    async def unwatch(self) -> bool:  # type: ignore[override]  # as redis-py's Pipeline
+        return bool(await self.immediate_execute_command("UNWATCH")) if self.watching else True
+
+    # --- at once ---
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """WATCH, and what comes after it: on the connection that watches, if its keys are there."""
+        await self.asker.ready()
+        shard: Any
+        if args[0] == "WATCH":
+            shard = self._shard_of(args)
+        elif args[0] == "UNWATCH":
+            shard = self._watcher[0] if self._watcher else None
+        else:
+            plan = await self.asker.planned(args)
+            shard = self.asker.layout.shards[plan.shard] if plan.shard >= 0 else None
+            if self._watcher is None or shard is not self._watcher[0]:
+                return await self.client.execute_command(*args, **options)
+        if shard is None:
+            return True
+        if self._watcher is None:
+            self._watcher = shard, await self._taken_alone(shard)
+        elif self._watcher[0] is not shard:
+            raise errors.refusal(errors.CROSS_SHARD)
+        reply = await self._on_watcher(args, NEVER_DECODE not in options)
+        if args[0] == "WATCH":
+            self.watching = not isinstance(reply, Exception)
+        elif args[0] in UNWATCHING:
+            self.watching = False
+        if isinstance(reply, Exception):
+            raise reply
+        return self._called_back(args[0], reply, options)
+
+    async def _taken_alone(self, shard: AsyncShard) -> Connection:
+        try:
+            return await shard.private()
+        except Lost as lost:
+            raise errors.down(shard.name, shard.address, lost.reason) from None
+
+    async def _on_watcher(self, args: Sequence[Any], decode: bool) -> Any:
+        assert self._watcher is not None
+        shard, connection = self._watcher
+        batch = Batch(shard, self.asker.pack(args), 1, True, decode)  # type: ignore[arg-type]
+        await self.asker.exchange_alone(batch, connection)
+        if batch.error is not None:
+            self._drop()
+            raise WatchError(
+                f"A {type(batch.error).__name__} occurred while watching one or more keys: {batch.error}"
+            ) from batch.error
+        return batch.replies[0]
+
+    # --- running ---
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # type: ignore[override]  # it waits
+        """Runs what was gathered. raise_on_error=False: exceptions stand in the list, in place of replies."""
+        calls = self.command_stack
+        if not calls and not self.watching:
+            return []
+        try:
+            await self.asker.ready()
+            await self._know(calls)
+            if self.transaction or self.explicit_transaction:
+                return await self._transact(calls, raise_on_error)
+            results = await self._all(calls)
+        finally:
+            self._drop()
+        return self._checked(calls, results, raise_on_error)
+
+    async def _know(self, calls: Sequence[Call]) -> None:
+        """Commands that only the nodes know are learned before they are sorted."""
+        known = self.asker.layout.commands
+        for args in {args[0]: args for args, _ in calls if args[0] not in known}.values():
+            with contextlib.suppress(RedisError):
+                await self.asker.planned(args)
+
+    async def _all(self, calls: Sequence[Call]) -> list[Any]:
+        """Each call's reply, or exception."""
+        results: list[Any] = [None] * len(calls)
+        pending = list(range(len(calls)))
+        tries = 0
+        while pending:
+            pending = await self._once(calls, pending, results)
+            tries += 1
+            if pending and not await self.asker.another_try(tries, 0):
+                break
+        return results
+
+    async def _once(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
+        """As `_round`."""
+        found = self._sorted(calls, pending, results)
+        for number in found.asks:
+            args, options = calls[number]
+            try:
+                results[number] = await self.asker.call(args, NEVER_DECODE not in options)
+            except RedisError as error:
+                results[number] = error
+        await self.asker.exchange(found.batches)
+        return self._given(found, results)
+
+    async def _transact(self, calls: Sequence[Call], raise_on_error: bool) -> list[Any]:
+        """As `_run_transaction`."""
+        asker, tries = self.asker, 0
+        while True:
+            batch, loads = self._framed(calls)
+            if self._watcher is not None:
+                await asker.exchange_alone(batch, self._watcher[1])
+                shard, connection = self._watcher
+                self._watcher = None
+                shard.release(connection)  # EXEC has ended what it watched
+            else:
+                await asker.exchange([batch], alone=True)
+            if batch.error is None:
+                return self._finished(calls, batch.replies[loads:], raise_on_error)
+            self._unless_watching(batch.error)
+            tries += 1
+            if not batch.again or not await asker.another_try(tries, 0):
+                raise batch.error

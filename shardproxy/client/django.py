@@ -1,0 +1,49 @@
+"""A connection factory for django-redis: its caches on a `ShardedRedis`.
+
+    DJANGO_REDIS_CONNECTION_FACTORY = "shardproxy.client.django.ConnectionFactory"
+    CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "/etc/shardproxy.toml"}}
+
+LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED:
+settings of redis-py's. A location has one client in a process, which its threads share.
+Imports nothing of Django.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from shardproxy.client.sync import ShardedRedis
+
+if TYPE_CHECKING:
+    from shardproxy.client.pipeline import ShardedPipeline
+
+_clients: dict[str, "CacheRedis"] = {}
+_lock = threading.Lock()
+
+
+class CacheRedis(ShardedRedis):
+    """Pipelines go over any shards, unless asked otherwise: django-redis means them to save round trips."""
+
+    def pipeline(self, transaction: bool = False, shard_hint: object = None) -> "ShardedPipeline":
+        return super().pipeline(transaction)
+
+
+class ConnectionFactory:
+    """What django-redis asks of its factories. options: the cache's OPTIONS."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def connect(self, url: str) -> CacheRedis:
+        """The client of that location; the same one each time."""
+        settings = self.options.get("SHARDED", {})
+        name = f"{url} {sorted(settings.items(), key=str)!r}"
+        with _lock:
+            found = _clients.get(name)
+            if found is None:
+                made = CacheRedis.from_url if "://" in url else CacheRedis.from_config
+                found = _clients[name] = made(url, **settings)
+            return found
+
+    def disconnect(self, connection: CacheRedis) -> None:
+        connection.close()

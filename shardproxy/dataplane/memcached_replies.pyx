@@ -1,0 +1,317 @@
+"""What memcached nodes send: read, cut into frames, and made into what a Redis would have said.
+
+Rules: as replies'. A request has as many replies as it has keys, and one answer: what the form of its entry says. A value
+is passed on where it lies. What does not fit the form, and what says that the two sides have lost each other, resets the
+upstream: nobody can tell whose the next one would be.
+"""
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport strtoll
+from libc.string cimport memchr, memcmp, strlen
+
+from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release
+from shardproxy.core.memcached_wire cimport scan_meta
+from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, put_number
+from shardproxy.dataplane.counters cimport ERROR_REPLIES
+from shardproxy.dataplane.deliveries cimport deliver
+from shardproxy.dataplane.engine cimport (
+    GREETING, STREAM_ABOVE, TEXT, TO_ASK, TO_CLIENT, TO_PART, UP, Client, Engine, Entry, Node, Upstream, wall_us,
+)
+from shardproxy.dataplane.links cimport ask_forget, link_frame
+from shardproxy.dataplane.losses cimport upstream_lost
+from shardproxy.dataplane.replies cimport answered, printable
+from shardproxy.dataplane.slots cimport slot_at
+from shardproxy.dataplane.upstreams cimport fit, say, upstream_ready
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *p, size_t n, const void *what, size_t size)
+
+cdef enum:
+    # Entry.fault, the gravest last
+    TOO_LARGE = 1
+    FULL = 2
+    REFUSED = 3
+
+cdef enum:
+    OLDEST = 1006               # of the versions that speak the meta protocol: 1.6
+
+
+cdef void meta_replies(Engine e, Upstream *u) noexcept:
+    cdef Node *node = e.node_list[u.node]
+    cdef Entry *entry
+    cdef size_t used
+    cdef int status
+    cdef char *p
+    cdef char text[TEXT]
+    cdef bint last
+    while u.inp.len > u.scanned and u.state == UP:
+        p = buf_head(&u.inp)
+        if u.scanned == 0 and not u.midway and not u.stream and (
+                u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
+            snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
+        u.scanned += used
+        if status == SCAN_BAD:
+            snprintf(text, TEXT, "what it sends is not memcached's: '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        if u.stream:
+            if status != SCAN_DONE:
+                return
+            if u.linked:
+                link_frame(e, u, p, u.scanned)
+            buf_consume(&u.inp, u.scanned)
+            u.scanned = 0
+            continue
+        entry = &u.fifo[u.head & u.mask]
+        if status != SCAN_DONE:
+            if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
+                if not piece(e, node, entry, p, u.scanned, u.midway):
+                    misfit(e, u, p)
+                    return
+                buf_consume(&u.inp, u.scanned)
+                u.scanned = 0
+                u.midway = True
+            return
+        last = entry.frames == 1
+        if u.midway:
+            deliver(e, entry, p, u.scanned, last)
+        elif lost(p, u.scanned) or not translate(e, node, entry, p, u.scanned, last):
+            misfit(e, u, p)
+            return
+        u.midway = False
+        buf_consume(&u.inp, u.scanned)
+        u.scanned = 0
+        if last:
+            answered(e, u, node, entry, False)
+        else:
+            entry.frames -= 1
+
+
+cdef void misfit(Engine e, Upstream *u, const char *p) noexcept:
+    cdef char text[TEXT]
+    snprintf(text, TEXT, "its reply does not fit what was asked: '%s'", printable(e, &u.inp))
+    upstream_lost(e, u, text, True)
+
+
+cdef inline bint says(const char *p, size_t n, const char *words) noexcept nogil:
+    return n >= strlen(words) and memcmp(p, words, strlen(words)) == 0
+
+
+cdef bint lost(const char *p, size_t n) noexcept nogil:
+    """Whether it says that it takes for commands what is none: then its replies are not those to our requests."""
+    return p[0] == c'E' and says(p, n, "ERROR\r") or p[0] == c'C' and says(p, n, "CLIENT_ERROR bad data chunk")
+
+
+cdef bint piece(Engine e, Node *node, Entry *entry, char *p, size_t n, bint midway) noexcept:
+    """Part of a large value; False: it does not fit."""
+    if midway or entry.form == RAW:
+        deliver(e, entry, p, n, False)
+        return True
+    return p[0] == c'V' and translate(e, node, entry, p, n, False)
+
+
+cdef bint translate(Engine e, Node *node, Entry *entry, char *p, size_t n, bint last) noexcept:
+    """One reply, or the beginning of a value; False: it does not fit the form."""
+    cdef char line[32]
+    cdef Client *c
+    cdef char a = p[0], b = p[1]
+    cdef size_t size
+    if entry.form == RAW or entry.to != TO_CLIENT and entry.to != TO_PART:
+        deliver(e, entry, p, n, last)
+        return True
+    c = e.client_at(entry.client, entry.generation)
+    if c == NULL:
+        return True
+    if entry.form == ARRAY and entry.frames == entry.total:
+        size = put_number(line, c'*', entry.total)
+        deliver(e, entry, line, size, False)
+        if c.dead:
+            return True
+    if a == c'S' or a == c'C':
+        return fault(e, node, entry, p, n, last)
+    if p[2] != c' ' and p[2] != c'\r':
+        return False
+    if entry.form == VALUE or entry.form == ARRAY:
+        if a == c'V':
+            p[2] = c'$'         # "VA 5\r\n" → "$5\r\n", where it lies
+            deliver(e, entry, p + 2, n - 2, last)
+        elif a == c'E' and b == c'N':
+            nil(e, c, entry, last)
+        else:
+            return False
+        return True
+    if a == c'V' or b == c'A':
+        return False
+    if entry.form == STATUS:
+        if a == c'H':
+            deliver(e, entry, "+OK\r\n", 5, last)
+        elif a == c'N' and b == c'S':
+            nil(e, c, entry, last)
+        else:
+            return False
+        return True
+    if entry.form == SIZE:
+        if a == c'E':
+            deliver(e, entry, ":0\r\n", 4, last)
+        elif n > 6 and p[3] == c's':
+            p[3] = c':'         # "HD s5\r\n" → ":5\r\n"
+            deliver(e, entry, p + 3, n - 3, last)
+        else:
+            return False
+        return True
+    entry.tally += a == c'H'
+    if last:
+        conclude(e, node, entry)
+    return True
+
+
+cdef inline void nil(Engine e, Client *c, Entry *entry, bint last) noexcept:
+    if c.proto == 3:
+        deliver(e, entry, "_\r\n", 3, last)
+    else:
+        deliver(e, entry, "$-1\r\n", 5, last)
+
+
+cdef void conclude(Engine e, Node *node, Entry *entry) noexcept:
+    """The answer that is made of all replies."""
+    cdef char line[32]
+    if entry.fault:
+        fault_text(e, node, entry.fault, NULL, 0)
+        deliver(e, entry, e.text, e.text_size, True)
+    elif entry.form == SUM:
+        deliver(e, entry, line, put_number(line, c':', entry.tally), True)
+    elif entry.tally == entry.total:
+        deliver(e, entry, "+OK\r\n", 5, True)
+    else:
+        fault_text(e, node, REFUSED, NULL, 0)
+        deliver(e, entry, e.text, e.text_size, True)
+
+
+cdef bint fault(Engine e, Node *node, Entry *entry, const char *p, size_t n, bint last) noexcept:
+    """SERVER_ERROR or CLIENT_ERROR."""
+    cdef uint8_t what
+    if not says(p, n, "SERVER_ERROR ") and not says(p, n, "CLIENT_ERROR "):
+        return False
+    what = TOO_LARGE if says(p + 13, n - 13, "object too large") else \
+        FULL if says(p + 13, n - 13, "out of memory") else REFUSED
+    e.count[<int>ERROR_REPLIES] += 1
+    node.errors += 1
+    if entry.form == SUM or entry.form == ALL:
+        if what > entry.fault:
+            entry.fault = what
+        if last:
+            conclude(e, node, entry)
+        return True
+    fault_text(e, node, what, p, n)
+    deliver(e, entry, e.text, e.text_size, last)
+    return True
+
+
+cdef void fault_text(Engine e, Node *node, uint8_t what, const char *p, size_t n) noexcept:
+    if what == TOO_LARGE:
+        too_large(e, node)
+        return
+    if what == FULL:
+        e.text_size = snprintf(e.text, TEXT, "-OOM command not allowed when used memory > 'maxmemory': shard '%.80s' at "
+                               "%.80s is full\r\n", node.shard, node.name)
+    elif p != NULL:
+        e.text_size = snprintf(e.text, TEXT, "-ERR shard '%.80s' at %.80s answers '%.*s'\r\n", node.shard, node.name,
+                               <int>(n - 2 if n < 120 else 120), p)
+    else:
+        e.text_size = snprintf(e.text, TEXT, "-ERR shard '%.80s' at %.80s has refused it\r\n", node.shard, node.name)
+    fit(e)
+
+
+cdef void too_large(Engine e, Node *node) noexcept:
+    e.text_size = snprintf(e.text, TEXT, "-ERR the value is too large for memcached shard '%.80s' at %.80s: an item, with its "
+                           "key and header, has at most %llu bytes\r\n", node.shard, node.name,
+                           <unsigned long long>node.item_most)
+    fit(e)
+
+
+cdef void rewind(Engine e, Entry *entry) noexcept:
+    cdef Client *c
+    entry.frames = entry.total
+    entry.tally = entry.fault = 0
+    if entry.to == TO_ASK:
+        ask_forget(e, entry.slot)
+    elif entry.to == TO_PART:
+        c = e.client_at(entry.client, entry.generation)
+        if c != NULL and slot_at(c, entry.slot).fan != NULL:
+            c.held -= slot_at(c, entry.slot).fan.part[entry.part].reply.len
+            buf_release(&slot_at(c, entry.slot).fan.part[entry.part].reply)
+
+
+# --- the greeting ---
+
+cdef void meta_greeted(Engine e, Upstream *u) noexcept:
+    """Replies to `version`, `mn`, `stats settings` and `stats`; where there is a login, before them to `mn`, refused, and to it."""
+    cdef Node *node = e.node_list[u.node]
+    cdef size_t used = 0
+    cdef int status
+    cdef char *p
+    cdef char text[TEXT]
+    while u.greetings and u.inp.len > u.scanned:
+        p = buf_head(&u.inp)
+        status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
+        u.scanned += used
+        if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
+            snprintf(text, TEXT, "is not a memcached: it answered '%s'", printable(e, &u.inp))
+            upstream_lost(e, u, text, True)
+            return
+        if status != SCAN_DONE:
+            return
+        text[0] = 0
+        if u.greetings == 6:
+            if says(p, u.scanned, "CLIENT_ERROR unauth"):
+                u.greeted = wall_us()
+                say(e, u, e.greetings[u.node][1][0])
+            else:
+                snprintf(text, TEXT, "it asks for no login, but the configuration gives one")
+        elif u.greetings == 5 and not says(p, u.scanned, "STORED\r"):
+            # what it says may quote the login
+            snprintf(text, TEXT, "refuses the login")
+        elif u.greetings == 4 and not says(p, u.scanned, "VERSION "):
+            if says(p, u.scanned, "CLIENT_ERROR unauth"):
+                snprintf(text, TEXT, "it needs a login: give username and password")
+            else:
+                snprintf(text, TEXT, "is not a memcached: it answered '%s'", printable(e, &u.inp))
+        elif u.greetings == 4 and version_of(p + 8) < OLDEST:
+            snprintf(text, TEXT, "is memcached %.*s: a shard's must be 1.6 or newer, which speaks the meta protocol",
+                     <int>(u.scanned - 10 if u.scanned < 42 else 32), p + 8)
+        elif u.greetings == 3 and not says(p, u.scanned, "MN\r"):
+            snprintf(text, TEXT, "does not speak memcached's meta protocol: it answered '%s'", printable(e, &u.inp))
+        elif u.greetings == 2:
+            node.item_most = stat_of(p, u.scanned, "STAT item_size_max ")
+        elif u.greetings == 1:
+            node.ahead = stat_of(p, u.scanned, "STAT time ") * 1000000
+            node.clock_known = node.ahead != 0
+            node.ahead -= u.greeted
+        if text[0]:
+            upstream_lost(e, u, text, True)
+        if u.state != GREETING:
+            return
+        buf_consume(&u.inp, u.scanned)
+        u.scanned = 0
+        u.greetings -= 1
+    if u.greetings == 0:
+        upstream_ready(e, u)
+
+
+cdef int version_of(const char *p) noexcept nogil:
+    """Of "1.6.18": 1006; of what is no version: 0. There is a CRLF behind it."""
+    cdef char *end
+    cdef int64_t major = strtoll(p, &end, 10)
+    if end == p or end[0] != c'.' or major < 0 or major > 1000:
+        return 0
+    return <int>(major * 1000 + strtoll(end + 1, NULL, 10) % 1000)
+
+
+cdef int64_t stat_of(const char *p, size_t n, const char *name) noexcept nogil:
+    """A line's number; 0: it is not there. There is a CRLF behind every one."""
+    cdef const char *found = <const char *>memmem(p, n, name, strlen(name))
+    return strtoll(found + strlen(name), NULL, 10) if found != NULL else 0

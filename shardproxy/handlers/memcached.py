@@ -1,0 +1,140 @@
+"""What the engine (dataplane/memcached) does not translate for memcached nodes: several steps, or errors.
+
+Rules: commands on one key take their turn within this process, in the order in which they came, so that only
+other workers, other proxies and memcached's own clients can make a compare-and-swap fail. A client has one
+such command at a time, and what it sends later waits: so nobody waits behind more commands than there are
+clients, nor longer than a request may take.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from shardproxy.core import errors, reply
+from shardproxy.core.glob import matches
+from shardproxy.core.memcached import PROGRAMS
+from shardproxy.core.memcached.listing import Page, Wanted
+from shardproxy.core.memcached.wire import Refused, dumped
+from shardproxy.handlers.asking import LISTING, ask_in_steps, memcached_node
+from shardproxy.handlers.base import Answer, Server, on_memcached
+
+if TYPE_CHECKING:
+    from shardproxy.dataplane.calls import Call
+
+
+class Turn(asyncio.Lock):
+    """At one key: whoever holds it."""
+
+    users = 0  # with those who wait
+
+
+@on_memcached
+def memcached(server: Server, call: "Call") -> Answer:
+    if call.row.name not in PROGRAMS:
+        shard = server.reactor.shard_of(call.memcached)
+        return reply.error(errors.not_on_memcached(call.row.name, shard))
+    return _in_turn(server, call)
+
+
+async def _in_turn(server: Server, call: "Call") -> bytes:
+    keys = [call.args[at] for at in server.commands.keys_of(call.args)]
+    pool, clock = server.config.pool[server.topology.pools[0].name], asyncio.get_running_loop().time
+    limit = (pool.timeouts.write if call.row.writes else pool.timeouts.read) or pool.timeout
+    due = clock() + limit
+    try:
+        async with _turn(server, call.memcached, keys[0], due):
+            return await ask_in_steps(
+                server,
+                call.memcached,
+                call.row.name,
+                call.args,
+                client=call.client,
+                proto=call.proto,
+                keys=keys if call.row.writes else (),
+                timeout=max(due - clock(), 0.001),
+            )
+    except TimeoutError:
+        node = memcached_node(server, call.memcached)
+        return reply.error(errors.not_asked(node.shard, node.address, limit))
+
+
+@asynccontextmanager
+async def _turn(server: Server, node: int, key: bytes, due: float) -> AsyncIterator[None]:
+    """Raises TimeoutError when it has not come by then (by the loop's clock)."""
+    turn = server.turns.setdefault((node, key), Turn())
+    turn.users += 1
+    try:
+        async with asyncio.timeout_at(due):
+            await turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            del server.turns[node, key]
+
+
+# --- what a node has: a look at all of it, each time ---
+
+
+async def scan(server: Server, node: int, cursor: int, args: list[bytes]) -> bytes:
+    """SCAN cursor [MATCH pattern] [COUNT count] [TYPE type] of one node, as a Redis replies."""
+    try:
+        page = Page(cursor, Wanted.read(args))
+        await _each_key(server, node, page.add)
+    except Refused as error:
+        return reply.error(str(error))
+    following, keys = page.done()
+    return reply.array([reply.bulk(str(following)), reply.bulks(keys)])
+
+
+async def keys(server: Server, node: int, pattern: bytes) -> bytes:
+    """KEYS pattern of one node."""
+    found: list[bytes] = []
+
+    def add(key: bytes) -> None:
+        if matches(pattern, key):
+            found.append(key)
+
+    try:
+        await _each_key(server, node, add)
+    except Refused as error:
+        return reply.error(str(error))
+    return reply.bulks(found)
+
+
+async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> None:
+    """All that `lru_crawler metadump` lists, on a connection of its own. Raises Refused."""
+    told = memcached_node(server, node)
+    if not server.config.pool[server.topology.pools[0].name].memcached_keys:
+        raise Refused(errors.memcached_keys(told.where()))
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def line(frame: bytes) -> None:
+        found = dumped(frame)
+        if found is not None:
+            add(found[0])
+        elif not ended.done():
+            ended.set_result("" if frame.startswith(b"END") else frame.strip().decode(errors="replace"))
+
+    def lost(*_: object) -> None:
+        if not ended.done():
+            ended.set_result("nothing more: the connection is lost")
+
+    try:
+        link = server.reactor.open_link(node, stream=True, on_frame=line, on_lost=lost)
+    except ConnectionError as error:
+        raise Refused(str(error)) from None
+    try:
+        link.send(b"lru_crawler metadump all\r\n")
+        async with asyncio.timeout(LISTING):
+            said = await ended
+    except TimeoutError:
+        said = f"nothing more within {LISTING:g} s"
+    finally:
+        link.close()
+    if said:
+        raise Refused(errors.memcached_said(said).replace("{}", told.where(), 1))
