@@ -27,6 +27,7 @@ class Queued:
 
     held = None
     in_exec = True
+    memcached = -1
 
     def __init__(
         self, args: list[bytes], row: "Row", client: "ClientHandle", answered: dict[int, bytes]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from certs import Authority
 from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
 
 Nodes: TypeAlias = tuple[MemcachedNode, MemcachedNode, RedisNode]
@@ -181,6 +182,8 @@ def test_redis_shards_of_a_mixed_ring_can_all_they_could(raw: Raw) -> None:
     assert raw.ask("RPOP", key) == b"+QUEUED\r\n"
     assert raw.ask("PING") == b"+QUEUED\r\n"
     assert raw.ask("EXEC") == b"*2\r\n$1\r\n1\r\n+PONG\r\n"
+    assert [raw.ask("MULTI"), raw.ask("LLEN", key), raw.ask("CLIENT", "GETNAME")][0] == b"+OK\r\n"
+    assert raw.ask("EXEC") == b"*2\r\n:0\r\n$-1\r\n"  # some of it a handler's
     assert raw.value("CONFIG", "GET", "maxmemory") == ["maxmemory", "0"]
     with Raw(raw.socket.getpeername()) as other:
         assert other.ask("SUBSCRIBE", key).startswith(b"*3\r\n$9\r\nsubscribe")
@@ -290,3 +293,33 @@ def test_a_password(tmp_path: Path) -> None:
                 assert b"it asks for no login" in raw.ask("SET", "key", "1")
             until(lambda: proxy.events("node_refuses"))
         assert node.stats()["cmd_set"] == "0"  # it has not been told the password
+
+
+class TlsMemcached(MemcachedNode):
+    """One whose port speaks TLS, and nothing else."""
+
+    def _answers(self) -> bool:
+        assert self.process is not None and self.process.poll() is None
+        try:
+            Raw(self.port).close()
+        except OSError:
+            return False
+        return True
+
+
+def test_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    cert, key = authority.issue("node")
+    for each in (*tmp_path.parents[:2], tmp_path, authority.folder):  # memcached reads them as nobody
+        each.chmod(0o755)
+    key.chmod(0o644)
+    with TlsMemcached("-Z", "-o", f"ssl_chain_cert={cert},ssl_key={key}") as node:
+        shards = {"m": node.url.replace("memcached:", "memcacheds:")}
+        with ProxyProcess(toml(shards, pool=f'tls.ca = "{authority.ca}"')) as proxy, proxy.raw() as raw:
+            value = EVERY_BYTE * 2000
+            assert raw.ask("SET", "key", value) == b"+OK\r\n"
+            assert raw.ask("GET", "key") == b"$%d\r\n%b\r\n" % (len(value), value)
+            until(lambda: '"state": "up"' in raw.value("PROXY", "NODES"))
+            until(lambda: '"version": "1.6' in raw.value("PROXY", "NODES"))
+        with ProxyProcess(toml(shards)) as proxy, proxy.raw() as raw:
+            assert b"TLS: " in raw.ask("SET", "key", value)

@@ -87,7 +87,7 @@ async def test_a_websocket_ends_with_its_session(how: str) -> None:
             await session.destroy()
         closed = await ws.receive()
         assert (closed["type"], closed["code"]) == ("websocket.close", 4401)
-        await asyncio.wait([ws.task])
+        await asyncio.wait_for(ws.task, 10)
         assert ws.scope["ended"] == 4401
         await bystander.send("still here")
         assert (await bystander.receive())["text"] == "bob still here"
@@ -113,7 +113,7 @@ async def test_a_websocket_that_only_sends_ends_too() -> None:
         await store.revoke_all("ann")
         while (await ws.receive())["type"] != "websocket.close":
             pass
-        await asyncio.wait([ws.task])
+        await asyncio.wait_for(ws.task, 10)
     assert ws.scope["ended"]
     assert ws.from_app.empty(), "nothing is sent after the close"
 

@@ -221,6 +221,44 @@ def test_without_its_index_no_session_lives(store: SessionStore, client: Any) ->
     assert store.load(session.cookie).is_new
 
 
+def test_an_entry_or_an_epoch_that_is_gone_ends_the_session(store: SessionStore, client: Any) -> None:
+    """What `u` says counts, whatever records say."""
+    session, other = signed_in(store), signed_in(store)
+    index = client.keys("u:*")[0]
+    [member] = [each for each in client.zrange(index, 1, -1) if each.startswith(session.handle[20:].encode())]
+    client.zrem(index, member)
+    assert store.load(session.cookie).is_new and store.load(other.cookie).user_id == "42"
+    client.zincrby(index, -1, "e")  # the epoch, plus one
+    assert store.load(other.cookie).is_new
+
+
+@pytest.mark.parametrize("options", [{}, {"encrypt": True}, {"format": "msgpack"}])
+def test_counting_in_parallel_adds_up(client: Any, options: dict[str, Any]) -> None:
+    """What a script cannot read is counted with a version check, and again."""
+    store = SessionStore(client, SECRETS, **options)
+    session = signed_in(store, n=1)
+    one, two, three = (store.load(session.cookie) for _ in range(3))
+    for request in (one, two, three):
+        request.incr("n", 10)
+        request.append("log", "x")
+        request["mine"] = request.handle
+    one.save(), two.renew(), three.save()
+    assert dict(store.load(three.cookie)) == {"n": 31, "log": ["x"] * 3, "mine": one.handle}
+    assert three["n"] == 31 and three["log"] == ["x"] * 3
+
+
+def test_who_was_overtaken_by_a_renewal_can_renew_again(store: SessionStore) -> None:
+    session = signed_in(store)
+    one, two = store.load(session.cookie), store.load(session.cookie)
+    one.renew()
+    two["x"] = 1
+    two.save()
+    two.renew()
+    assert len({session.cookie, one.cookie, two.cookie}) == 3
+    for cookie in (session.cookie, one.cookie, two.cookie):
+        assert dict(store.load(cookie)) == {"x": 1} and store.load(cookie).cookie == two.cookie
+
+
 def test_an_outage_is_no_logout(client: Any, redis: RedisNode) -> None:
     """Django's cache sessions: any exception on load was an empty session, and the next save a logout."""
     with RedisNode() as node:

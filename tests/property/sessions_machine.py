@@ -289,6 +289,7 @@ class World:
         request.changes = request.effective()  # type: ignore[attr-defined]  # of this operation
         request.local = run(request.view, request.wanted)  # type: ignore[attr-defined]
         request.old = request.lineage  # type: ignore[attr-defined]
+        request.began = session._identity  # type: ignore[attr-defined]
         request.plan = plans[what]()
         self._advance(request, None, first=True)
 
@@ -343,7 +344,7 @@ class World:
     def _may_be_over(self, request: Request, lineage: Lineage) -> bool:
         """Not by anybody's doing. Who has an old id, and takes longer than it leads on, has lost his way."""
         idle, age = self.clock - lineage.seen, self.clock - lineage.born
-        key = self.rules.keys(request.session._identity)[0]
+        key = self.rules.keys(request.began)[0] if request.began else ""
         lost = self.clock - self.replaced.get(key, self.clock) > BOUND - SLACK
         return idle > IDLE * 0.9 - SLACK or age > ABSOLUTE - SLACK or lost
 
@@ -418,6 +419,7 @@ class World:
         assert lineage is not None
         if request.what == "login":
             lineage.steady = True
+            assert request.old is None or not request.old.alive or self._may_be_over(request, request.old)  # type: ignore[attr-defined]
             request.seen = session._version
             lineage.version = session._version
         if not lineage.cookies or session.cookie not in lineage.cookies:

@@ -28,7 +28,7 @@ STEPS = int(os.environ.get("SESSIONS_STEPS", "40"))
 pick = st.integers(0, 1000)
 USERS = st.sampled_from(["alice", "bob"])
 WHAT = st.sampled_from(
-    ["save"] * 8 + ["renew"] * 4 + ["optimistic", "login", "login", "destroy", "revoke", "revoke_all"]
+    ["save"] * 8 + ["renew"] * 4 + ["optimistic"] * 3 + ["login", "login", "destroy", "revoke", "revoke_all"]
 )
 CHANGES = st.one_of(
     st.tuples(st.just("set"), st.sampled_from(["n", "s"]), st.integers(0, 30)),
