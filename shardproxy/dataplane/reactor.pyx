@@ -640,7 +640,8 @@ cdef class Reactor(Engine):
         if self.node_list[node].memcached and not stream:
             raise ConnectionError(meta_refusal(self, node, b"").decode(errors="replace").strip("-\r\n"))
         self.now = self.now if self.in_tick else monotonic_us()
-        return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
+        # of memcached's there is one protocol
+        return open_link(self, node, 2 if self.node_list[node].memcached else proto, db, setup, stream, on_frame, on_lost)
 
     # --- what Python sees ---
 
