@@ -170,6 +170,11 @@ cdef struct Entry:
     uint32_t total              # of a memcached's replies: `frames` at first; 0: it is a Redis
     uint32_t tally              # what those that have come add up to
 
+# Entry.part of one that is TO_NOBODY
+cdef enum:
+    SAID = 0                    # to the connection: SELECT, UNWATCH, CLIENT ...
+    QUEUED = 1                  # the +OK and +QUEUED of the transaction whose EXEC comes next: no bytes of its own
+
 cdef enum:
     DOWN = 0
     CONNECTING = 1
@@ -207,6 +212,8 @@ cdef struct Upstream:
     uint64_t wait_ends          # us: when its own time is over; 0: never
     bint spent                  # the node has been told to let it go, and may be so later: for nobody else
     uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
+    bint recalled               # what waits on it has been told to let go, because of that; its nil is not its client's
+    bint unblocked              # a CLIENT UNBLOCK for it may come late: nothing waits on it any more
     char refusal[160]           # why the node would not queue a command of the transaction that is on it; empty: it did
     bint linked                 # Engine.links has a Link for it, which gets its pushes
     bint stream                 # every frame goes to the Link: no reply belongs to a request

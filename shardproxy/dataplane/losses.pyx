@@ -215,7 +215,7 @@ cdef inline bint belongs(const Entry *queued, const Entry *run) noexcept nogil:
 
 
 cdef void prune(Engine e, Upstream *u) noexcept:
-    cdef uint32_t i = u.head, w, first
+    cdef uint32_t i = u.head, w, first, ahead
     cdef Entry entry
     cdef Entry *waiting
     cdef Buf out
@@ -241,9 +241,13 @@ cdef void prune(Engine e, Upstream *u) noexcept:
         entry = u.fifo[i & u.mask]
         start = entry.start
         end = end_of(u, i)
+        ahead = 0
         # what answers to nobody are the +QUEUED of the transaction whose EXEC comes next, which have no bytes of their own,
         # or CLIENT CACHING; else it is said to the connection (SELECT, UNWATCH), which counts on it
-        waiting = &u.fifo[(i + 1) & u.mask] if entry.to == TO_NOBODY and i + 1 != u.tail else &u.fifo[i & u.mask]
+        waiting = &u.fifo[i & u.mask]
+        while waiting.to == TO_NOBODY and i + ahead + 1 != u.tail:
+            ahead += 1
+            waiting = &u.fifo[(i + ahead) & u.mask]
         said = entry.to == TO_NOBODY and entry.write and end - start > entry.prefix
         i += 1
         if said:

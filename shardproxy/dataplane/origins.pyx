@@ -77,6 +77,8 @@ cdef bint has_room(Engine e, Client *c) noexcept:
     if not full(e, o):
         return True
     if not c.in_line:
+        if o.tail - o.head > 2 * o.clients + 8:
+            forget_gone(e, o)
         if o.waiting == NULL or o.tail - o.head > o.mask:
             if queue_grow(<void **>&o.waiting, &o.mask, o.head, o.tail, sizeof(Waiter), 4) < 0:
                 client_close(e, c, "out of memory")
@@ -86,6 +88,19 @@ cdef bint has_room(Engine e, Client *c) noexcept:
         o.tail += 1
         c.in_line = True
     return False
+
+
+cdef void forget_gone(Engine e, Origin *o) noexcept:
+    """Those in line that have left without having been let in."""
+    cdef uint32_t i = o.head, w = o.head
+    cdef Waiter each
+    while i != o.tail:
+        each = o.waiting[i & o.mask]
+        i += 1
+        if e.client_at(each.index, each.generation) != NULL:
+            o.waiting[w & o.mask] = each
+            w += 1
+    o.tail = w
 
 
 cdef bint let_in(Engine e, Origin *o) noexcept:

@@ -17,7 +17,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport link_lost
 from shardproxy.dataplane.losses cimport ghost
-from shardproxy.dataplane.slots cimport client_push_in_order
+from shardproxy.dataplane.slots cimport client_push, client_push_in_order
 from shardproxy.dataplane.upstreams cimport fit, give, own_of, promise, start, upstream_give_up, upstream_leave, upstream_new
 
 cdef const char *NOTHING_IS_KNOWN = ">2\r\n$10\r\ninvalidate\r\n_\r\n"    # what a node sends for FLUSHALL
@@ -69,7 +69,10 @@ cdef Upstream *private_of(Engine e, int number, uint8_t proto, uint16_t db) noex
 cdef Upstream *private_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept:
     cdef Node *node = e.node_list[number]
     cdef Upstream *u
-    if node.privates >= e.private_most:
+    if node.privates >= e.private_most and node.pool != NULL:
+        # idle ones, of another protocol or database, make room; they are counted until the end of the tick
+        private_drop(e, node.pool)
+    elif node.privates >= e.private_most:
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %u private connections are in use\r\n",
                                node.shard, node.name, node.privates)
@@ -91,6 +94,7 @@ cdef void unlease(Engine e, Upstream *u, uint8_t why) noexcept:
     cdef int pooled = 0
     if why & WAITING and u.lease & WAITING:
         u.wait_until = u.wait_ends = u.moving = 0
+        u.recalled = False
         u.lease &= ~WAITING
         c = owner_of(e, u)
         if c != NULL:
@@ -135,6 +139,8 @@ cdef void tracked(Engine e, Client *c, const char *p, size_t n) noexcept:
     if redirected is not None:
         e.told.append((redirected, (p[:n],)))
         e.wake()
+    elif c.proto == 3 and c.waiting:
+        client_push(e, c, p, n)     # all before what waits is answered, and that may take for ever
     elif c.proto == 3:
         client_push_in_order(e, c, p, n)
 

@@ -195,7 +195,7 @@ cdef class Reactor(Engine):
         cdef uint64_t data
         cdef Client *c
         cdef Upstream *u
-        if self.closed:
+        if self.closed or self.in_tick:
             return
         n = epoll_wait(self.epoll, self.events, EVENTS, 0)
         self.now = monotonic_us()
@@ -367,7 +367,7 @@ cdef class Reactor(Engine):
         """What happens by the clock; called ten times a second."""
         cdef uint32_t i
         cdef Client *c
-        if self.closed:
+        if self.closed or self.in_tick:
             return
         self.tick()
         self.in_tick = True
@@ -643,7 +643,8 @@ cdef class Reactor(Engine):
         if self.node_list[node].memcached and not stream:
             raise ConnectionError(meta_refusal(self, node, b"").decode(errors="replace").strip("-\r\n"))
         self.now = self.now if self.in_tick else monotonic_us()
-        return open_link(self, node, proto, db, setup, stream, on_frame, on_lost)
+        # of memcached's there is one protocol
+        return open_link(self, node, 2 if self.node_list[node].memcached else proto, db, setup, stream, on_frame, on_lost)
 
     # --- what Python sees ---
 
@@ -713,6 +714,7 @@ cdef class Reactor(Engine):
         for fd in list(self.listeners):
             self.unlisten(fd)
         self.cron()
+        self.wake()
 
     def idle(self):
         return self.client_count == 0

@@ -16,7 +16,7 @@ from shardproxy.dataplane.counters cimport (
 )
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
-    KEPT, GREETING, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    KEPT, GREETING, QUEUED, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
@@ -146,11 +146,11 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
             node.errors += 1
-            if entry.to == TO_NOBODY and u.proto == 3 and not u.raised and no_hello(p, u.scanned):
+            if entry.to == TO_NOBODY and entry.part == QUEUED:
+                keep_refusal(u, p, u.scanned)
+            elif entry.to == TO_NOBODY and u.proto == 3 and not u.raised and no_hello(p, u.scanned):
                 u.raised = True                 # what was told to change its protocol: see private.tune
                 node.speaks = 2
-            elif entry.to == TO_NOBODY:
-                keep_refusal(u, p, u.scanned)
             sick = sickness(p, u.scanned)
             if sick != NULL:
                 blame(e, node, sick, False)
@@ -162,7 +162,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             n = len(made)
         if e.stale != NULL and not entry.write and u.db == 0:
             keep_reply(e, u, entry, NULL if u.midway else p, n)
-        if u.moving and u.lease & WAITING and not u.midway and is_nil(p, n):
+        if (u.moving or u.recalled) and u.lease & WAITING and not u.midway and is_nil(p, n):
             wait_elsewhere(e, u, entry)
         if u.refusal[0] and entry.to != TO_NOBODY:
             refused(e, u, entry, p, n)

@@ -20,7 +20,7 @@ from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport TRANSACTIONS
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport (
-    TEXT, TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream,
+    QUEUED, TEXT, TO_CLIENT, TO_NOBODY, TX_BROKEN, TX_NONE, TX_OPEN, WATCHING, Client, Engine, Upstream,
 )
 from shardproxy.dataplane.observing cimport observe_run
 from shardproxy.dataplane.private cimport lease, say_unheard
@@ -115,7 +115,7 @@ cdef void execute(Engine e, Client *c, Request *r, const Row *row) noexcept:
         return
     c.wrote |= <uint64_t>1 << (u.node & 63)
     # +OK and +QUEUED have been said already; should the node refuse a command, EXEC answers EXECABORT
-    bad = promise(e, u, TO_NOBODY, 0, 0, 0, 0, True, 0, 1 + c.tx_count, due) < 0
+    bad = promise(e, u, TO_NOBODY, 0, 0, 0, QUEUED, True, 0, 1 + c.tx_count, due) < 0
     if not bad and c.tx_calls:
         precede_run(e, u, c)
     if bad or promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, True, 0, 1, due) < 0:

@@ -540,7 +540,8 @@ cdef void upstreams_due(Engine e) noexcept:
             continue
         node = e.node_list[u.node]
         if u.state == DOWN:
-            if u.wanted and e.now >= u.retry_at and not e.draining and not node.out and not u.private:
+            # who drains connects for what waits already, and for nothing else
+            if u.wanted and e.now >= u.retry_at and not (e.draining and u.head == u.tail) and not node.out and not u.private:
                 start(e, u)
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
@@ -566,7 +567,9 @@ cdef void upstreams_due(Engine e) noexcept:
             u.done = 0
             u.measured = e.now
         if u.private:
-            if node.gone and (u.head == u.tail or u.lease & WAITING and not u.moving) and not u.over:
+            if node.gone and u.state == DOWN and not u.over:
+                private_drop(e, u)
+            elif node.gone and (u.head == u.tail or u.lease & WAITING and not u.moving) and not u.over:
                 upstream_lost(e, u, "it has left the ring", False)
             elif u.moving and e.now > u.moving and not u.over:
                 upstream_lost(e, u, "its keys have moved", False)
@@ -612,7 +615,7 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     u.state = DOWN
     u.doomed = u.wanted = u.midway = u.push = u.more = u.full = False
     u.wait_until = u.wait_ends = u.moving = 0
-    u.spent = False
+    u.spent = u.recalled = u.unblocked = False
     u.refusal[0] = 0
     u.events = 0
     buf_release(&u.inp)

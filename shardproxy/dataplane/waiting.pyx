@@ -21,7 +21,7 @@ from shardproxy.dataplane.private cimport lease, owner_of, private_drop, say_unh
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport NO_KEY, locate, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_feed
-from shardproxy.dataplane.upstreams cimport give, promise, upstream_at, upstream_for
+from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_at, upstream_for
 
 cdef enum:
     # us that a node may be late, beyond the timeout: it looks at what waits ten times a second, and less often when busy
@@ -35,6 +35,9 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
     cdef double seconds
     if c.head != c.tail:
         return WAIT
+    u = own_of(c, node)
+    if u != NULL and u.unblocked:
+        private_drop(e, u)
     u = lease(e, c, node, WAITING)
     if u == NULL:
         slot_answer(e, c, e.text, e.text_size)
@@ -55,6 +58,8 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
 cdef void wait_for(Engine e, Upstream *u, uint64_t time) noexcept:
     u.wait_ends = e.now + time if time else 0
     u.wait_until = u.wait_ends + e.timeout + PATIENCE if time else 0
+    u.moving = 0
+    u.recalled = False
 
 
 cdef int timeout_at(const Request *r, const Row *row):
@@ -122,7 +127,7 @@ cdef void follow_keys(Engine e) noexcept:
         n = u.given - entry.start
         row = read_again(e, p, n) if entry.to == TO_CLIENT else NULL
         if row == NULL or locate(e, &e.again, row) == u.node:
-            u.moving = 0
+            u.moving = 0        # but when it was recalled it begins again
             continue
         if entry.start >= u.written:
             # the old node has not heard of it
@@ -139,7 +144,8 @@ cdef void follow_keys(Engine e) noexcept:
         if not u.moving:
             u.moving = e.now + e.timeout
         e.moving = True
-        unblock(e, u, False, None)
+        if unblock(e, u, False, None):
+            u.recalled = True
 
 
 cdef bint unblock(Engine e, Upstream *u, bint error, object done):
@@ -152,7 +158,8 @@ cdef bint unblock(Engine e, Upstream *u, bint error, object done):
     way = upstream_at(e, u.node, 2, 0, e.now + e.allowed[1])
     if way == NULL:
         return False
-    u.spent = True
+    u.spent = u.unblocked = True
+    u.recalled = False          # whoever asks last gets the nil
     digits = snprintf(number, sizeof(number), "%lld", <long long>u.id)
     n = snprintf(text, TEXT, "*4\r\n$6\r\nCLIENT\r\n$7\r\nUNBLOCK\r\n$%d\r\n%s\r\n%s\r\n", digits, number,
                  "$5\r\nERROR" if error else "$7\r\nTIMEOUT")

@@ -71,9 +71,11 @@ def value_of(frame: bytes, kind: type | tuple[type, ...] = object) -> Any:
     return value
 
 
-def _fill(future: asyncio.Future[bytes]) -> Callable[[bytes], None]:
+def fill(future: asyncio.Future[bytes]) -> Callable[[bytes], None]:
+    """Gets a reply for a future whose owner may have given up."""
+
     def done(frame: bytes) -> None:
-        if not future.done():  # else who asked has given up
+        if not future.done():
             future.set_result(frame)
 
     return done
@@ -118,7 +120,7 @@ async def ask(
     server.reactor.ask(
         node,
         pack(*args),
-        _fill(future),
+        fill(future),
         client=client,
         proto=proto,
         db=db,
@@ -148,7 +150,7 @@ async def ask_memcached(
     server.reactor.ask_memcached(
         node,
         request,
-        _fill(future),
+        fill(future),
         frames=frames,
         write=write,
         client=client,
@@ -300,5 +302,5 @@ def usable(server: "Server", answers: list[Answer]) -> list[Answer] | bytes:
 async def ask_link(link: "Link", *args: Argument, timeout: float = -1) -> bytes:
     """On a connection of the handler's own."""
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    link.ask(pack(*args), _fill(future), timeout=timeout)
+    link.ask(pack(*args), fill(future), timeout=timeout)
     return await future

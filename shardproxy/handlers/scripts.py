@@ -130,7 +130,8 @@ async def stats(server: Server, call: "Call") -> bytes:
 async def tell_missed(server: Server, what: str, answers: list[Answer]) -> None:
     """Who was not there for a change makes up for it before it is admitted again: proxy/returns."""
     done = {answer.shard for answer in answers if not answer.frame.startswith(ABSENT)}
-    missed = [each.name for each in server.topology.pools[0].shards if each.name not in done]
+    pool = server.topology.pools[0]
+    missed = [each.name for each in pool.shards if each.name not in done | pool.memcached]
     if missed and done:
         await server.everywhere("missed", what, missed)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, raising, reply
 from shardproxy.core.resp import RequestParser, Scanner
-from shardproxy.handlers.asking import is_error, pack
+from shardproxy.handlers.asking import fill, is_error, pack
 from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def exec_(server: Server, call: "Call") -> Answer:
         back = pack("SELECT", call.client.db) if moves else b""
         request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
         server.reactor.ask(
-            node, request, ran.set_result, client=call.client, frames=2 + len(run) + moves, timeout=timeout
+            node, request, fill(ran), client=call.client, frames=2 + len(run) + moves, timeout=timeout
         )
     else:
         ran.set_result(b"*0\r\n")

@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.asking import ask_link, is_error, redis_places, value_of
+from shardproxy.handlers.asking import ask_link, fill, is_error, redis_places, value_of
 from shardproxy.handlers.base import Server, handles, part
 from shardproxy.handlers.connection import integer_in
 
@@ -108,7 +108,7 @@ async def unblock_here(server: Server, number: int, error: bool) -> bool:
     ends, where = loop.time() + UNBLOCK_LIMIT, client.blocked_at
     while where is not None and loop.time() < ends:
         answered: asyncio.Future[bytes] = loop.create_future()
-        if client.unblock(error, answered.set_result):
+        if client.unblock(error, fill(answered)):
             with contextlib.suppress(TimeoutError):
                 frame = await asyncio.wait_for(answered, ends - loop.time())
                 if frame != b":0\r\n":

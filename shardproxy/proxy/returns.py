@@ -320,13 +320,14 @@ class Returns:
         if "scripts" in missed:
             await call(line, ("SCRIPT", "FLUSH"))
             missed.discard("scripts")
-        others = [each.node.address for each in pool.shards if each.node.state == "up" and not each.draining]
+        there = [each for each in pool.shards if each.name not in pool.memcached and not each.draining]
+        others = [each.node.address for each in there if each.node.state == "up"]
         for other in others if "functions" in missed else ():
             with contextlib.suppress(NodeRefuses):
                 if other == address:
                     continue
-                async with self._line(other) as there:
-                    dump = await call(there, ("FUNCTION", "DUMP"))
+                async with self._line(other) as source:
+                    dump = await call(source, ("FUNCTION", "DUMP"))
                 if isinstance(dump, bytes):
                     await call(line, ("FUNCTION", "RESTORE", dump, "FLUSH"))
                 missed.discard("functions")
@@ -482,7 +483,7 @@ class Returns:
 
     async def _databases(self, line: Line) -> AsyncIterator[int]:
         """One after the other, each selected; then the first again."""
-        used = await self._fleet.databases()
+        used = {0} if isinstance(line, MetaLine) else await self._fleet.databases()
         for number in sorted(used):
             if used == {0} or await _selects(line, number):
                 yield number

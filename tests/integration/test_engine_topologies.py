@@ -12,6 +12,7 @@ from servers import Raw, RedisNode, frame_end, pack, redis_nodes, shards_of, tom
 from shardproxy import config
 from shardproxy.core import commands, misses
 from shardproxy.core.topology import State, Topology
+from shardproxy.dataplane.calls import Call
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.proxy.listeners import bind_all
 
@@ -23,8 +24,12 @@ class Engine:
 
     def __init__(self, nodes: list[RedisNode], timeout: str) -> None:
         self.config = config.load(toml(shards_of(nodes), pool=POOL % timeout).encode())
+        self.dispatch: Callable[[Call], None] = lambda call: None
         self.reactor = Reactor(
-            self.config.limits, lambda call: None, on_event=lambda name, fields: None, misses=misses.reply
+            self.config.limits,
+            lambda call: self.dispatch(call),
+            on_event=lambda name, fields: None,
+            misses=misses.reply,
         )
         self.reactor.set_commands(commands.builtin())
         self.topology = Topology.from_config(self.config)
@@ -232,3 +237,38 @@ def test_what_was_in_flight_comes_to_its_stand_ins_in_portions(
             assert all(reply in (b"$-1\r\n", b"$5\r\nlater\r\n") for reply in replies[:-2])
         assert all(node["upstreams"][0]["queue_bytes"] == 0 for node in engine.reactor.nodes())
         nodes[0].resume()
+
+
+def test_who_is_recalled_and_whose_keys_come_back_waits_on(engine: Engine, nodes: list[RedisNode]) -> None:
+    """Away and back before the old node has let it go: that it does then is not the client's affair."""
+    key, larger = engine.home("c"), engine.topology
+    smaller = larger.with_config(config.load(toml(shards_of(nodes[:2]), pool=POOL % "20s").encode()))
+    before = smaller.pools[0].home(key.encode()).name
+    engine.reactor.set_topology(smaller, {})
+    with engine.client() as raw, nodes["ab".index(before)].raw() as direct:
+        raw.send(pack("BLPOP", key, "0"))
+        engine.until(lambda: b"cmd=blpop" in direct.ask("CLIENT", "LIST"), "it waits")
+        engine.reactor.set_topology(larger, {})
+        engine.reactor.set_topology(smaller, {})
+        unblocked = "cmdstat_client|unblock:calls=1"
+        engine.until(lambda: unblocked in direct.value("INFO", "commandstats"), "it is told to let go")
+        for _ in range(10):
+            engine.reactor.cron()
+        assert direct.ask("RPUSH", key, "x") == b":1\r\n"
+        assert engine.frame(raw) == pack(key, "x")
+
+
+def test_a_tick_inside_a_tick_is_none(nodes: list[RedisNode]) -> None:
+    """A handler that drives the engine: nothing is freed, written or read under the parser's feet."""
+    engine = Engine(nodes, "20s")
+
+    def dispatch(call: Call) -> None:
+        engine.reactor.tick()
+        engine.reactor.cron()
+        call.reply(b"+PONG\r\n")
+
+    engine.dispatch = dispatch
+    with engine.client() as raw:
+        raw.send(pack("PING") * 50 + pack("GET", "a") + pack("PING"))
+        assert [engine.frame(raw) for _ in range(52)] == [b"+PONG\r\n"] * 50 + [b"$-1\r\n", b"+PONG\r\n"]
+    engine.close()

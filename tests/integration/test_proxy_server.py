@@ -1,6 +1,7 @@
 """The proxy as a process and inside a program: listening, learning, nodes down, draining, bad input."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from servers import (
     Relay,
     SomethingElse,
     free_port,
+    pack,
     redis_nodes,
     shards_of,
     toml,
@@ -116,6 +118,28 @@ def _listens(port: int) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+def test_a_connection_that_is_lost_while_draining_is_made_again_for_what_waits() -> None:
+    nothing = (b"\0\1\2", b"\0\1\2")
+    with (
+        RedisNode() as node,
+        Relay(node.port, nothing, nothing) as relay,
+        ProxyProcess(toml({"a": relay.address}, pool='timeout = "1m"')) as process,
+        process.raw() as raw,
+    ):
+        assert raw.ask("SET", "k", "v") == b"+OK\r\n"
+        node.pause()
+        raw.send(pack("GET", "k"))
+        until(lambda: _in_flight(process) == 1, "the request to be in flight")
+        process.signal(signal.SIGTERM)
+        until(lambda: not _listens(process.port), "it drains")
+        for each in relay.sockets[1:]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        node.resume()
+        assert raw.frame() == b"$1\r\nv\r\n"
+        assert process.wait() == 0
 
 
 def test_a_second_signal_ends_it_at_once() -> None:

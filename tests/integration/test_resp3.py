@@ -49,3 +49,18 @@ def test_a_type_passes(proxy: ProxyProcess, nodes: list[RedisNode], kind: str, p
     assert found[1] == found[0]
     if proto == 3:
         assert found[1] == KINDS[kind]
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize("kind", ["ATTRIB", "BIGNUM", "VERBATIM", "DOUBLE", "MAP", "SET", "TRUE", "NULL"])
+def test_what_a_node_says_to_debug_protocol_passes(
+    proxy: ProxyProcess, nodes: list[RedisNode], kind: str, proto: int
+) -> None:
+    with nodes[0].raw() as direct, proxy.raw() as raw:
+        for each in (direct, raw):
+            each.ask("HELLO", proto)
+        expected = direct.ask("DEBUG", "PROTOCOL", kind)
+        assert raw.ask("PROXY", "NODE", "a", "DEBUG", "PROTOCOL", kind) == expected
+        assert raw.ask("PING") == b"+PONG\r\n"
+        if (kind, proto) == ("ATTRIB", 3):
+            assert expected.startswith(b"|1\r\n") and expected.endswith(b"following the attribute\r\n")

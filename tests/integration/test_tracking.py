@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
+from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 NULL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
@@ -167,6 +167,66 @@ def test_a_change_of_the_ring_is_told(nodes: list[RedisNode]) -> None:
             for number in range(20):
                 writer.ask("SET", f"key{number}", 1)
         assert b"".join(settled(reader, 0.3)).count(b"invalidate") == 20
+
+
+def test_who_waits_for_data_is_told_meanwhile(own: ProxyProcess) -> None:
+    """It may wait for ever, and its cache would be old for as long."""
+    with own.raw() as reader, own.raw() as writer:
+        reader.ask("HELLO", 3)
+        reader.ask("CLIENT", "TRACKING", "ON")
+        reader.ask("GET", "k")
+        reader.send(pack("BLPOP", "list", 0))
+        until(lambda: b"cmd=blpop" in writer.ask("CLIENT", "LIST"), "it waits")
+        writer.ask("SET", "k", 1)
+        assert reader.frame() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
+        writer.ask("RPUSH", "list", "x")
+        assert pack("list", "x") in reader.frames(1) + settled(reader)
+
+
+def test_a_late_unblock_finds_nobody(own: ProxyProcess, nodes: list[RedisNode]) -> None:
+    """A client that tracks keeps its connection; what it waits for next is on another one."""
+
+    def waiting() -> list[str]:
+        found = []
+        for node in nodes:
+            with node.raw() as direct:
+                lines = direct.value("CLIENT", "LIST").splitlines()
+                found += [line.split()[0] for line in lines if "cmd=blpop" in line and "flags=b" in line]
+        return found
+
+    with own.raw() as raw, own.raw() as other:
+        raw.ask("HELLO", 3)
+        raw.ask("CLIENT", "TRACKING", "ON")
+        number = raw.value("CLIENT", "ID")
+        seen = []
+        for _ in range(2):
+            raw.send(pack("BLPOP", "list", 0))
+            seen += until(waiting, "it waits")
+            assert other.ask("CLIENT", "UNBLOCK", number) == b":1\r\n"
+            while raw.frame() != b"_\r\n":
+                pass
+        assert len(set(seen)) == 2, seen
+
+
+def test_caching_goes_with_its_transaction(nodes: list[RedisNode]) -> None:
+    """Also when what waited before them, for a node that does not say hello yet, is given up."""
+    calm = "consecutive = 1000, failures = 1000, minimum = 1000, interval = '1h'"
+    pool = f"timeout = '2s'\nconnect_timeout = '1h'\nhealth = {{ {calm} }}"
+    with ProxyProcess(toml(shards_of(nodes[:1]), pool=pool)) as proxy, proxy.raw() as raw:
+        emptied(nodes[:1])
+        raw.ask("HELLO", 3)
+        assert raw.ask("CLIENT", "TRACKING", "ON", "OPTIN") == b"+OK\r\n"
+        nodes[0].pause()
+        try:
+            assert raw.ask("GET", "early").startswith(b"-TIMEOUT")
+            raw.send(b"CLIENT CACHING YES\r\nMULTI\r\nGET k\r\nEXEC\r\n")
+            assert raw.frames(3) == [b"+OK\r\n", b"+OK\r\n", b"+QUEUED\r\n"]
+        finally:
+            nodes[0].resume()
+        assert raw.frame() == b"*1\r\n_\r\n"
+        with nodes[0].raw() as direct:
+            direct.ask("SET", "k", 1)
+        assert raw.frame() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
 
 
 def test_what_tracking_leaves_behind_is_closed(own: ProxyProcess, nodes: list[RedisNode]) -> None:
