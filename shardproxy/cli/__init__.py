@@ -39,8 +39,8 @@ Examples:
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="shardproxy %(version)s")
 def main() -> None:
-    """Many Redis servers behind one door.
+    """Many cache servers behind one door.
 
     Clients connect to shardproxy as if it were one Redis; it places every key on one shard of a consistent
-    hash ring of Redis nodes.
+    hash ring of Redis and Memcached nodes.
     """

@@ -6,7 +6,7 @@ full, has no room for clients, is paused, or speaks nonsense.
 
 import pytest
 from asking import counters, key_on, node_of, shard_of
-from faults import Behave, FakeNode, Talk, obey
+from faults import Behave, FakeNode, FaultProxy, Latency, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms" }'
@@ -86,6 +86,29 @@ def test_bytes_in_a_hung_nodes_sockets_do_not_run_over_what_came_later(on_return
             while node_of(raw, "a")["state"] != "up":
                 assert set(raw.value("MGET", *keys)) <= {"new", None}
             assert set(raw.value("MGET", *keys)) <= {"new", None}
+
+
+def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> None:
+    """It was given up, and runs after the shard is back; the next outage must not serve it (found by chaos)."""
+    with redis_nodes(2) as nodes, FaultProxy(nodes[1].port) as network:
+        config = toml({"a": nodes[0].address, "b": f"127.0.0.1:{network.port}"}, pool=rehash("invalidate"))
+        with ProxyProcess(config) as proxy, proxy.raw() as raw, nodes[1].raw() as stand_in:
+            for shard in "ab":
+                becomes(raw, shard, "up")
+            key = key_on(raw, "a")
+            goes(nodes[0], raw, "a", key)
+            assert raw.ask("SET", key, "first") == b"+OK\r\n"
+            slow = network.add(Latency(3.0))
+            raw.send(pack("SET", key, "held"))
+            assert raw.frame().startswith(b"-TIMEOUT ")
+            network.remove(slow)  # what comes now, on other connections, is quicker than what it holds
+            nodes[0].resume()
+            becomes(raw, "a", "up")
+            assert stand_in.ask("GET", key) == b"$-1\r\n"
+            assert raw.ask("SET", key, "last") == b"+OK\r\n"
+            goes(nodes[0], raw, "a", key)
+            assert raw.value("GET", key) is None
+            nodes[0].resume()
 
 
 # --- nodes that are there, and not well ---
