@@ -89,7 +89,7 @@ def test_bytes_in_a_hung_nodes_sockets_do_not_run_over_what_came_later(on_return
 
 
 def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> None:
-    """It was given up, and runs after the shard is back; the next outage must not serve it (found by chaos)."""
+    """It was given up, and runs after the shard is back; the next outage must not serve it."""
     with redis_nodes(2) as nodes, FaultProxy(nodes[1].port) as network:
         config = toml({"a": nodes[0].address, "b": f"127.0.0.1:{network.port}"}, pool=rehash("invalidate"))
         with ProxyProcess(config) as proxy, proxy.raw() as raw, nodes[1].raw() as stand_in:
