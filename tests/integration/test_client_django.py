@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from servers import RedisNode, shards_of, toml
+from webapps import set_up_django
 
 
 @pytest.fixture
@@ -14,8 +15,7 @@ def cache(nodes3: list[RedisNode], tmp_path: Path) -> Iterator[Any]:
 
     config = tmp_path / "shardproxy.toml"
     config.write_text(toml(shards_of(nodes3)))
-    if not settings.configured:
-        settings.configure(DJANGO_REDIS_CONNECTION_FACTORY="shardproxy.client.django.ConnectionFactory")
+    set_up_django()  # once a process, whichever tests are in it
     settings.DJANGO_REDIS_CONNECTION_FACTORY = "shardproxy.client.django.ConnectionFactory"
     from django_redis.cache import RedisCache
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,14 +269,20 @@ def test_evictions_lose_values_and_nothing_else() -> None:
             assert value is None or value == str(number) * 3000
 
 
-def test_a_password(tmp_path: Path) -> None:
-    users = tmp_path / "users"
-    users.write_text("user:hunter2\n")
+@pytest.fixture
+def users() -> Iterator[Path]:
+    """A file of logins; memcached reads it as nobody, which may not look into pytest's folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "users")
+        path.write_text("user:hunter2\n")
+        yield path
+
+
+def test_a_password(tmp_path: Path, users: Path) -> None:
     for word, works in (("hunter2", True), ("wrong-word", False)):
         secret = tmp_path / word
         secret.write_text(word)
-        for folder in (tmp_path, *tmp_path.parents[:2]):  # memcached reads it as nobody
-            folder.chmod(0o755)
         with MemcachedNode("-Y", str(users)) as node:
             shard = f'primary = "{node.url}"\nusername = "user"\npassword_file = "{secret}"\n'
             config = f'listen = ["127.0.0.1:0"]\n[pool.main.shards.m]\n{shard}'

@@ -19,7 +19,7 @@ from shardproxy.core.permit import Permit
 
 TABLE = builtin()
 ROWS = [row for row in TABLE.records if not row.subcommands and row.name != "quit"]
-OURS = {row.name for row in TABLE.records if row.name.split("|")[0] == "proxy"} | {
+OURS = {row.name for row in TABLE.records if row.group in ("proxy", "session")} | {
     "client|no-touch",
     "client|setinfo",
 }
