@@ -6,6 +6,7 @@ import pytest
 from flask import Flask, session
 
 from shardproxy.core.sessions.errors import SessionTooLarge
+from shardproxy.core.sessions.rules import Event
 from shardproxy.sessions import MemorySessionStore
 from shardproxy.sessions.flask import Sessions
 
@@ -52,7 +53,7 @@ def test_forged_cookies_do_not_flood_the_log(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("shardproxy.sessions.store.time.monotonic", lambda: now)
-    told = []
+    told: list[Event] = []
     store = MemorySessionStore(SECRETS, on_event=told.append)
     with caplog.at_level(logging.WARNING, "shardproxy.sessions"):
         for _ in range(100):
