@@ -6,6 +6,8 @@ import pytest
 from flask import Flask, session
 
 from shardproxy.core.sessions.errors import SessionTooLarge
+from shardproxy.core.sessions.keyring import Keyring
+from shardproxy.core.sessions.records import Codec, Undecodable
 from shardproxy.core.sessions.rules import Event
 from shardproxy.sessions import MemorySessionStore
 from shardproxy.sessions.flask import Sessions
@@ -75,3 +77,9 @@ def test_a_static_file_makes_no_session() -> None:
     client = app.test_client()
     assert "Set-Cookie" not in client.get("/static/test_sessions_limits.py").headers
     assert "Set-Cookie" in client.get("/").headers
+
+
+@pytest.mark.parametrize("packed", [b"\x81\xc0\x01", b"\xd4\x05a"], ids=["a key that is nil", "an extension"])
+def test_msgpack_that_json_cannot_say_is_a_damaged_field(packed: bytes) -> None:
+    with pytest.raises(Undecodable):
+        Codec(Keyring(SECRETS), bytes).open("key", ".field", b"\x01" + packed)
