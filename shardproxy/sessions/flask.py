@@ -86,6 +86,8 @@ class Sessions(SessionInterface):
         session.visit = visit
         static = app.static_url_path if app.has_static_folder else None
         if static and request.path.startswith(f"{static}/"):
+            # What a before_request function writes must not become a new session in place of the visitor's
+            session.visit = visit._replace(carrier=None)
             return session
         try:
             wsgi.fill(self.store, self.web, visit, session)

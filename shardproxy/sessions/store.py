@@ -13,6 +13,7 @@ What they do is in core/sessions/operations; here are the loops that run it.
 
 import logging
 import secrets as chance
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from shardproxy.sessions.executors import FAULTS, Awaiting, AwaitingMemory, Bloc
 from shardproxy.sessions.fitness import Verdict, examine
 
 log = logging.getLogger("shardproxy.sessions")
+
+WARNINGS = 5  # a minute, of suspicious cookies
 
 
 class BoundSession(SessionData):
@@ -197,6 +200,7 @@ class BaseStore:
         self.fail = fail
         self._check, self._checked = check, not check
         self._on_event = on_event
+        self._warns_again, self._warned, self._unsaid = 0.0, 0, 0
         self.rules = Rules(
             keyring, codec, chance.token_bytes, {**CLASSES, **(classes or {})}, prefix, grace, bound, touch,
             max_sessions, when_full, self._told,
@@ -212,12 +216,25 @@ class BaseStore:
 
     def _told(self, event: Event) -> None:
         if event.kind == "suspicious":
-            log.warning("suspicious session cookie %s: %s", event.handle, event.detail)
+            self._warn(event)
         if self._on_event is not None:
             try:
                 self._on_event(event)
             except Exception as error:  # the application's own: no reason to lose a session
                 log.error("on_event raised %s", type(error).__name__)
+
+    def _warn(self, event: Event) -> None:
+        """Forged cookies cost nothing: a flood of them must not flood the log. `on_event` is told of all."""
+        now = time.monotonic()
+        if now >= self._warns_again:
+            self._warns_again, self._warned = now + 60, 0
+        self._warned += 1
+        if self._warned > WARNINGS:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more were not logged)" if self._unsaid else ""
+        self._unsaid = 0
+        log.warning("suspicious session cookie %s: %s%s", event.handle, event.detail, more)
 
     def _judged(self, verdict: Verdict) -> None:
         """What `examine` has found: said once; UnfitPool as often as it is asked."""

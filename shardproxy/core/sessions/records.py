@@ -164,11 +164,13 @@ class Codec:
                 if not inflate.eof or inflate.unused_data:
                     raise Undecodable("compressed too large, or cut off")
             value = self._msgpack(data) if flags & MSGPACK else self._json(data)
+            if flags & MSGPACK != self.flags:  # by a store of the other format
+                data = self._encode(value)
         except (Undecodable, SessionUnavailable):
             raise
         except Exception as error:  # what a damaged record raises is nobody's to enumerate
             raise Undecodable(type(error).__name__) from None
-        return value, data if flags & MSGPACK == self.flags else self.plain(value)
+        return value, data
 
 
 def _bound(head: bytes, key: str, field: str) -> bytes:

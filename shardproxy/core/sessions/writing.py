@@ -1,6 +1,6 @@
 """Writing sessions: creating, saving into what others have saved, renewal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from shardproxy.core.sessions.data import Change, SessionData
@@ -149,7 +149,7 @@ def _steps(
     rules: Rules,
     session: SessionData,
     target: Identity,
-    changes: Iterable[Change],
+    changes: Sequence[Change],
     rebound: bool = False,
     token: str = "",
 ) -> list[str | bytes | int]:
@@ -171,8 +171,12 @@ def _steps(
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
         if session.device and session.user_id is not None:
             steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
-    size = sum(map(len, session._stored.values())) + sum(len(change.data) for change in changes)
-    if size > codec.max_size or len(session._values) > FIELDS:
+    before = sum(map(len, session._stored.values()))
+    replaced = sum(len(session._stored.get(name, b"")) for what, name, _ in changes if what in ("set", "del"))
+    size = before - replaced + sum(len(change.data) for change in changes)
+    many = len(session._values) > max(FIELDS, len(session._stored))
+    # Parallel saves may have made it larger together: it still can be renewed, made smaller, logged in
+    if size > max(codec.max_size, before) or many:
         raise SessionTooLarge(f"a session of {size} bytes, {len(session._values)} fields: over the limit")
     if token:
         steps += ["once", "t", token]
