@@ -2,12 +2,11 @@
 
 import socket
 
-import hiredis
 import pytest
 from redis.exceptions import InvalidResponse
 
 from shardproxy.client.memcached import MemcachedConnection, _Link
-from shardproxy.client.wire import Coding
+from shardproxy.client.wire import Coding, pack
 from shardproxy.core.commands import builtin
 
 
@@ -16,7 +15,7 @@ def test_a_reply_nobody_asked_for() -> None:
     with ours, node:
         node.sendall(b"STAT time 1\r\nEND\r\nSTAT item_size_max 1024\r\nEND\r\n")
         connection = MemcachedConnection(_Link(ours), Coding(), 5.0, builtin(), "a", "a:1")
-        connection.send(hiredis.pack_command(("GET", "k")))
+        connection.send(pack(("GET", "k")))
         node.sendall(b"EN\r\nVA 5 f0\r\nother\r\n")
         with pytest.raises(InvalidResponse):
             connection.read()
