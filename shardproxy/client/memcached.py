@@ -13,6 +13,7 @@ from typing import Any
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shardproxy.client.connection import BUFFER, CLOSED, Connection
@@ -146,6 +147,8 @@ class MemcachedConnection(Connection):
                         time.sleep(pause)
                 if pending:
                     self.sock.sendall(b"".join(run.ask.data for run in pending if run.ask is not None))
+            if self._replies:  # the next call would take it for its own
+                raise InvalidResponse("the node sent a reply that nothing had asked for")
             self._ready.extend(self._runs)
             self._runs = []
         return encode(self._ready.popleft().reply, self._proto)

@@ -24,6 +24,7 @@ OLDEST = (1, 6)  # the meta protocol
 TRIES = 5  # of a compare-and-swap between proxies
 BATCH = 1000  # keys at once
 PAGE = 65536  # bytes of one read
+PATIENCE, PAUSE = 5, 0.1  # askings, and seconds between them, of a crawler that is busy
 
 
 class MetaLine(Line):
@@ -106,22 +107,31 @@ class MetaLine(Line):
                 self._dump.close()
             self._dump = MetaLine(self._address, self._way, self._timeout)
             await self._dump._open()
-            assert self._dump._writer is not None
-            self._dump._writer.write(b"lru_crawler metadump all\r\n")
+            self._dump._request_dump()
         assert self._dump is not None
         keys: list[bytes] = []
+        busy = 0
         while len(keys) < BATCH:
             line = await self._dump._frame()
             if line.startswith(b"END"):
                 self._dump.close()
                 self._dump = None
                 return [b"0", keys]
+            if line.startswith(b"BUSY") and busy < PATIENCE:  # with somebody else's listing, or its own work
+                busy += 1
+                await asyncio.sleep(PAUSE)
+                self._dump._request_dump()
+                continue
             if not line.startswith(b"key="):
                 raise NodeRefuses(
                     f"it answers lru_crawler metadump with {line[:40].decode(errors='replace')!r}"
                 )
             keys.append(unquote_to_bytes(line[4:].partition(b" ")[0]))
         return [b"1", keys]
+
+    def _request_dump(self) -> None:
+        assert self._writer is not None
+        self._writer.write(b"lru_crawler metadump all\r\n")
 
     async def _beats(self, key: bytes) -> tuple[dict[str, float], bytes]:
         """Who has used it when, and its CAS value; b"": there is nothing."""
