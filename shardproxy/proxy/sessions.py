@@ -15,6 +15,7 @@ session is answered as a map (`_shown`). Owns words ↔ operations, and the loop
 """
 
 import functools
+import re
 import secrets as chance
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -47,6 +48,7 @@ from shardproxy.handlers.base import BadReply, Server, handles
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
+NUMBER = re.compile(rb"-?\d{1,18}")
 MAX_SIZE = 1 << 18  # bytes of a session, decoded
 CODES: tuple[tuple[type[SessionError], str], ...] = (
     (SessionGone, "SESSIONGONE"),
@@ -178,12 +180,9 @@ def _json(word: bytes, what: str) -> Any:
 
 
 def _number(word: bytes) -> int:
-    try:
-        if len(word) > 20:
-            raise ValueError
-        return int(word)
-    except ValueError:
-        raise Misused(errors.NOT_AN_INTEGER) from None
+    if not NUMBER.fullmatch(word):
+        raise Misused(errors.NOT_AN_INTEGER)
+    return int(word)
 
 
 class Words:

@@ -123,6 +123,8 @@ def test_versions_and_limits(client: Any) -> None:
         ("CREATE", "DEVICE", "1"),
         ("CREATE", "INCR", "a", "x"),
         ("CREATE", "INCR", "a", "1" * 50),
+        ("CREATE", "INCR", "a", "1_0"),
+        ("CREATE", "INCR", "a", " 5"),
         ("CREATE", "SET", "a", '"x"', "INCR", "a", "1"),
         ("CREATE", "NONSENSE"),
         ("LOAD", "x", "y"),
