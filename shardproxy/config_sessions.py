@@ -16,6 +16,7 @@ from shardproxy.config_text import Password, Timeout
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
+    from shardproxy.core.sessions.records import Timeouts
 
 WAYS = ("secrets", "secrets_env", "secrets_file")
 LEAST_SECRET = 16  # bytes
@@ -126,3 +127,13 @@ def read_secrets(
     elif short := [number for number, each in enumerate(found, 1) if len(each.encode()) < LEAST_SECRET]:
         reader.mistake(where, f"number {short[0]} of less than {LEAST_SECRET} bytes", NEEDED)
     return found
+
+
+def timeouts_of(config: SessionsConfig) -> "dict[str, Timeouts]":
+    """Of each class that it names, as core/sessions has them."""
+    from shardproxy.core.sessions.records import Timeouts  # of no use to who only reads a configuration
+
+    return {
+        name: Timeouts(each.idle, each.absolute, each.renewal, each.persistent)
+        for name, each in config.classes.items()
+    }

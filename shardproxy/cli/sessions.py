@@ -33,23 +33,18 @@ def _store(path: str) -> "Iterator[SessionStore]":
     """Over the nodes themselves: no proxy need run."""
     from shardproxy.client.sync import ShardedRedis
     from shardproxy.config import read_session_secrets
+    from shardproxy.config_sessions import timeouts_of
     from shardproxy.core.sessions.errors import SessionError
-    from shardproxy.core.sessions.records import Timeouts
     from shardproxy.sessions import SessionStore
 
     config = load_config(path)
     it = config.sessions
     if it.pool is None:
         raise click.ClickException(f"{path}: [sessions] names no pool: there are no sessions")
-    classes = {
-        name: Timeouts(each.idle, each.absolute, each.renewal, each.persistent)
-        for name, each in it.classes.items()
-    }
     with ShardedRedis.from_config(config, pool=it.pool) as client:
         try:
-            yield SessionStore(
-                client, read_session_secrets(config), classes=classes, prefix=it.prefix, encrypt=it.encrypt
-            )
+            secrets, classes = read_session_secrets(config), timeouts_of(it)
+            yield SessionStore(client, secrets, classes=classes, prefix=it.prefix, encrypt=it.encrypt)
         except SessionError as error:
             raise click.ClickException(str(error)) from None
         except ValueError as error:

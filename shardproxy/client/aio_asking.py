@@ -24,7 +24,6 @@ from shardproxy.client.asking import AGAIN, RANDOM_TRIES, SERVES, Asker, Batch, 
 from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.follower import AsyncFollower
 from shardproxy.client.health import Transition
-from shardproxy.client.merging import Scans
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
 from shardproxy.core.commands import CommandTable, learn
@@ -50,7 +49,6 @@ class AsyncAsker(Asker):
         pipelining: bool = True,
     ) -> None:
         self.large = LARGE if pipelining else -1
-        self.scans = Scans()
         self.listeners: weakref.WeakSet[AsyncShardedPubSub] = weakref.WeakSet()  # told of new layouts
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -364,15 +362,7 @@ class AsyncAsker(Asker):
             raise errors.refusal(errors.NO_PLACE)
         if mode == "hold" and await self._verdict(pool, shard.node.address, started + pool.timeout):
             return AGAIN
-        if mode == "miss" and plan.command.reads:
-            from shardproxy.core import misses  # seldom needed, and slow to import
-
-            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
-            if frame is not None:
-                reader = self.coding.reader()
-                reader.feed(frame)
-                return reader.gets()
-        raise errors.down(shard.name, shard.node.address, shard.node.reason or shard.node.state)
+        return self._missing(shard, mode, plan)
 
     async def _verdict(self, pool: Pool, address: str, limit: float) -> bool:
         """Whether there is another snapshot, before that time; a trial is made meanwhile."""

@@ -25,12 +25,11 @@ from shardproxy.client.connection import Connection, Shard
 from shardproxy.client.errors import PartialError
 from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
-from shardproxy.client.merging import of_all, of_parts
+from shardproxy.client.merging import Scans, of_all, of_parts
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
 from shardproxy.core.commands import CommandTable, builtin, learn
 from shardproxy.core.errors import NO_SHARDS
-from shardproxy.core.scan_cursor import NODE_MOST, Position, after, place, ring_of
 from shardproxy.core.topology import Pool, Topology
 from shardproxy.core.topology import Shard as ShardRecord
 
@@ -90,7 +89,7 @@ class Asker:
         self.scripts: dict[str, Any] = {}  # texts by SHA1: what a restarted node has to be taught again
         self._learned = False
         self._tokens, self._counted = TOKENS, 0
-        self._rings: dict[int, frozenset[str]] = {}
+        self.scans = Scans()
         self._shards: dict[tuple[str, str], Shard] = {}
         retry = settings.common.get("retry")
         self._backoff = getattr(retry, "_backoff", None)
@@ -445,30 +444,17 @@ class Asker:
     def _scan(self, layout: Layout, args: Sequence[Any], items: list[bytes]) -> Any:
         """SCAN cursor ...: one shard a call, the cursor says which comes next; as the proxy's."""
         shards = self._placed(layout)
-        ring = ring_of(shards)
-        self._rings[ring] = frozenset(shards)
         try:
-            cursor = int(items[1])
-        except ValueError:
-            return errors.refusal("ERR invalid cursor")
-        found = place(Position.unpack(cursor) if cursor else Position(ring=ring), shards, self._rings)
-        if found is None:
+            step = self.scans.step(items[1], shards)
+        except ResponseError as error:
+            return error
+        if step is None:
             return [b"0", []]
-        at, name = found
-        batch = Batch(shards[name], self.pack((args[0], at.node, *args[2:])), 1, False)
+        batch = Batch(shards[step.shard], self.pack((args[0], step.cursor, *args[2:])), 1, False)
         self.exchange([batch])
-        if batch.error is not None:
-            if self.nodes.pool.partial == "error":
-                raise batch.error
-            node, keys = 0, []
-        elif isinstance(batch.replies[0], Exception):
-            return batch.replies[0]
-        else:
-            node, keys = int(batch.replies[0][0]), batch.replies[0][1]
-        if node > NODE_MOST:
-            raise errors.refusal(f"ERR shard '{name}' gave a cursor that is too large: scan it with on_shard")
-        following = place(after(at, node), shards, self._rings)
-        return [str(following[0].pack() if following else 0).encode(), keys]
+        if batch.error is not None and self.nodes.pool.partial == "error":
+            raise batch.error
+        return self.scans.reply(step, None if batch.error else batch.replies[0], shards)
 
     def _random(self, layout: Layout, decode: bool) -> Any:
         """RANDOMKEY, of a shard in proportion to its keys."""
@@ -521,6 +507,10 @@ class Asker:
                 time.sleep(HELD_FOR)
             if pool is not self.nodes.pool:
                 return AGAIN
+        return self._missing(shard, mode, plan)
+
+    def _missing(self, shard: ShardRecord, mode: str, plan: Plan) -> Any:
+        """What is answered for a shard that is down. Raises ShardError."""
         if mode == "miss" and plan.command.reads:
             from shardproxy.core import misses  # seldom needed, and slow to import
 

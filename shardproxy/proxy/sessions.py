@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from shardproxy.config import Config, ConfigError, SessionsConfig, read_session_secrets
+from shardproxy.config_sessions import timeouts_of
 from shardproxy.core import acl, errors, reply
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.sessions import operations
@@ -40,7 +41,8 @@ from shardproxy.core.sessions.errors import (
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Call as ScriptCall
 from shardproxy.core.sessions.operations import Plan, Rules
-from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
+from shardproxy.core.sessions.records import CLASSES, Codec
+from shardproxy.core.sessions.rules import awaited
 from shardproxy.core.sessions.scripts import SCRIPTS
 from shardproxy.handlers.asking import ask, is_error, text_of, value_of
 from shardproxy.handlers.base import BadReply, Server, handles
@@ -101,15 +103,11 @@ def rules_of(config: Config) -> Rules:
     """Raises ConfigError, when the secrets cannot be read."""
     it = config.sessions
     keyring = Keyring(read_session_secrets(config))
-    classes = {
-        name: Timeouts(each.idle, each.absolute, each.renewal, each.persistent)
-        for name, each in it.classes.items()
-    }
     return Rules(
         keyring,
         Codec(keyring, chance.token_bytes, encrypt=it.encrypt, max_size=MAX_SIZE),
         chance.token_bytes,
-        {**CLASSES, **classes},
+        {**CLASSES, **timeouts_of(it)},
         it.prefix,
         grace=it.grace,
         max_sessions=it.max_sessions,
@@ -119,17 +117,7 @@ def rules_of(config: Config) -> Rules:
 
 async def run(server: Server, plan: Plan) -> Any:
     """An operation's result; each of its scripts runs where the user's keys are."""
-    try:
-        call = next(plan)
-        while True:
-            try:
-                values = await _run_script(server, call)
-            except SessionUnavailable as error:
-                call = plan.throw(error)
-            else:
-                call = plan.send(values)
-    except StopIteration as done:
-        return done.value
+    return await awaited(plan, functools.partial(_run_script, server))
 
 
 async def _run_script(server: Server, call: ScriptCall) -> list[Any]:
@@ -233,16 +221,14 @@ def _ms(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds * 1000)
 
 
-def _shown(rules: Rules, session: SessionData, proto: int, data: bool = True) -> bytes:
+def _shown(rules: Rules, session: SessionData, proto: int) -> bytes:
     """A session: cookie, whether it is to be set in the browser and for how long, whose it is, its times."""
     identity, meta = session._identity, session._meta
     assert identity is not None and meta is not None
-    kind = rules.classes.get(meta.kind)
-    left = max(0, (meta.created + meta.absolute - session._now) // 1000)
     pairs: Pairs = [
         (reply.bulk("cookie"), reply.bulk(rules.keyring.cookie(identity))),
         (reply.bulk("changed"), reply.integer(int(session._cookie_changed))),
-        (reply.bulk("max_age"), _optional(left if kind and kind.persistent else None, proto)),
+        (reply.bulk("max_age"), _optional(rules.max_age(meta, session._now), proto)),
         (reply.bulk("handle"), reply.bulk(session.handle)),
         (reply.bulk("user"), reply.bulk(session.user_id, proto)),
         (reply.bulk("class"), reply.bulk(meta.kind)),
@@ -252,12 +238,10 @@ def _shown(rules: Rules, session: SessionData, proto: int, data: bool = True) ->
         (reply.bulk("ttl"), reply.integer(session._ttl)),
         (reply.bulk("renewal_due"), reply.integer(int(session.renewal_due))),
     ]
-    if data:
-        fields = [
-            (reply.bulk(name), reply.bulk(msgspec.json.encode(value)))
-            for name, value in session._values.items()
-        ]
-        pairs.append((reply.bulk("data"), reply.mapping(fields, proto)))
+    fields = [
+        (reply.bulk(name), reply.bulk(msgspec.json.encode(value))) for name, value in session._values.items()
+    ]
+    pairs.append((reply.bulk("data"), reply.mapping(fields, proto)))
     return reply.mapping(pairs, proto)
 
 

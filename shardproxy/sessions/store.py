@@ -23,6 +23,7 @@ from shardproxy.core.sessions.errors import SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.operations import Event, Plan, Rules, SessionInfo
 from shardproxy.core.sessions.records import CLASSES, Codec, Timeouts
+from shardproxy.core.sessions.rules import awaited
 from shardproxy.sessions.executors import FAULTS, Awaiting, AwaitingMemory, Blocking, Memory
 from shardproxy.sessions.fitness import Verdict, examine
 
@@ -56,9 +57,7 @@ class BoundSession(SessionData):
     @property
     def cookie_max_age(self) -> int | None:
         """Seconds, for the persistent cookie of its class; None: as long as the browser runs."""
-        if self._meta is None or not self._store.rules.classes.get(self._meta.kind, Timeouts()).persistent:
-            return None
-        return max(0, (self._meta.created + self._meta.absolute - self._now) // 1000)
+        return self._store.rules.max_age(self._meta, self._now) if self._meta else None
 
     def _may_change_id(self, needed: bool = True) -> None:
         if not self.sendable and needed:
@@ -389,17 +388,7 @@ class AsyncSessionStore(BaseStore):
     async def _run(self, plan: Plan) -> Any:
         if not self._checked:
             await self.check()
-        try:
-            call = next(plan)
-            while True:
-                try:
-                    reply = await self._executor.run(call)
-                except SessionUnavailable as error:
-                    call = plan.throw(error)
-                else:
-                    call = plan.send(reply)
-        except StopIteration as done:
-            return done.value
+        return await awaited(plan, self._executor.run)
 
 
 class MemorySessionStore(SessionStore):

@@ -1,11 +1,12 @@
 """What all operations on sessions need: `Rules`, and the records that go in and out of them. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from shardproxy.core.sessions.errors import SessionUnavailable
 from shardproxy.core.sessions.keyring import Identity, Keyring
 from shardproxy.core.sessions.records import Chance, Codec, Meta, Timeouts
 
@@ -25,6 +26,21 @@ class Call(NamedTuple):
 
 
 Plan: TypeAlias = Generator[Call, list[Any], Any]
+
+
+async def awaited(plan: Plan, run: Callable[[Call], Awaitable[list[Any]]]) -> Any:
+    """An operation's result, each of its calls run by what is awaited; SessionUnavailable is thrown in."""
+    try:
+        call = next(plan)
+        while True:
+            try:
+                reply = await run(call)
+            except SessionUnavailable as error:
+                call = plan.throw(error)
+            else:
+                call = plan.send(reply)
+    except StopIteration as done:
+        return done.value
 
 
 class Event(NamedTuple):
@@ -116,6 +132,12 @@ class Rules:
     def event(self, kind: str, handle: str = "", user_id: str | None = None, detail: str = "") -> None:
         self.counters[kind] += 1
         self.on_event(Event(kind, handle, user_id, detail))
+
+    def max_age(self, meta: Meta, now: int) -> int | None:
+        """Seconds, for the persistent cookie of its class; None: as long as the browser runs. now: ms."""
+        if not self.classes.get(meta.kind, Timeouts()).persistent:
+            return None
+        return max(0, (meta.created + meta.absolute - now) // 1000)
 
     def suspicious(self, cookie: str, detail: str) -> None:
         self.event("suspicious", self.keyring.newest.log_name(cookie), detail=detail)
