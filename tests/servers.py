@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
 import tempfile
@@ -177,18 +178,31 @@ class Raw:
 # --- servers ---
 
 
-class RedisNode:
-    """A redis-server on 127.0.0.1; `options` are as on its command line: ("--maxmemory", "1mb")."""
+class Node:
+    """A server on 127.0.0.1 that can die, hang and come back on its port; `options`: of its command line."""
+
+    name: str  # of its program
+    scheme: str
 
     def __init__(self, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
         self.options = options
-        self.folder = tempfile.mkdtemp(prefix="shardproxy-test-redis-")
         self.process: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        raise NotImplementedError
+
+    def ready(self) -> bool:
+        """Whether it answers; OSError: not yet."""
+        raise NotImplementedError
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.address}"
 
     @property
     def pid(self) -> int:
@@ -197,22 +211,16 @@ class RedisNode:
 
     def start(self) -> Self:
         """Returns when it answers; also after `stop` or `kill`, on the same port."""
-        server = program("redis-server", "redis-server")
-        self.process = subprocess.Popen(
-            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder,
-             "--enable-debug-command", "yes", *self.options],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        until(self._answers, f"redis-server on port {self.port}")
+        self.process = self.launch()
+        until(self._answers, f"{self.name} on port {self.port}")
         return self
 
     def _answers(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            pytest.fail(f"redis-server ended with exit code {self.process.returncode}")
+            pytest.fail(f"{self.name} ended with exit code {self.process.returncode}")
         try:
-            with Raw(self.port, timeout=1) as raw:
-                return raw.ask("PING")[:1] in b"+-"
+            return self.ready()
         except OSError:
             return False
 
@@ -223,12 +231,45 @@ class RedisNode:
             self.process.wait()
             self.process = None
 
+    def stop(self) -> None:
+        self.kill()
+
     def pause(self) -> None:
         """It keeps its connections and says nothing."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class RedisNode(Node):
+    """A redis-server; `options`: ("--maxmemory", "1mb")."""
+
+    name, scheme = "redis-server", "redis"
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        super().__init__(*options, port=port)
+        self.folder = tempfile.mkdtemp(prefix="shardproxy-test-redis-")
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        server = program("redis-server", "redis-server")
+        return subprocess.Popen(
+            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder,
+             "--enable-debug-command", "yes", *self.options],
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def ready(self) -> bool:
+        with Raw(self.port, timeout=1) as raw:
+            return raw.ask("PING")[:1] in b"+-"
 
     def stop(self) -> None:
         """Gone, with its files."""
@@ -242,59 +283,22 @@ class RedisNode:
         with self.raw() as raw:
             return set(raw.value("KEYS", beginning + "*"))
 
-    @property
-    def url(self) -> str:
-        return f"redis://{self.address}"
 
-    def __enter__(self) -> Self:
-        return self.start()
+class MemcachedNode(Node):
+    """A memcached, empty at each start; `options`: ("-m", "2")."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    name, scheme = "memcached", "memcached"
 
-
-class MemcachedNode:
-    """A memcached on 127.0.0.1; `options` are as on its command line: ("-m", "2"). As RedisNode."""
-
-    def __init__(self, *options: str, port: int | None = None) -> None:
-        self.port = port or free_port()
-        self.options = options
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"memcached://{self.address}"
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def start(self) -> Self:
-        """Returns when it answers; also after `stop` or `kill`, on the same port, and empty."""
+    def launch(self) -> "subprocess.Popen[bytes]":
         server = program("memcached", "memcached")
         user = ("-u", "nobody") if os.getuid() == 0 else ()
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [server, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-t", "2", *user, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        until(self._answers, f"memcached on port {self.port}")
-        return self
 
-    def _answers(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            pytest.fail(f"memcached ended with exit code {self.process.returncode}")
-        try:
-            return bool(self.say(b"mn\r\n", b"\n"))
-        except OSError:
-            return False
+    def ready(self) -> bool:
+        return bool(self.say(b"mn\r\n", b"\n"))
 
     def say(self, request: bytes, end: bytes) -> bytes:
         """A request as it is, and what is answered up to these bytes."""
@@ -318,30 +322,11 @@ class MemcachedNode:
         lines = self.say(f"stats {what}".strip().encode() + b"\r\n", b"END\r\n").decode().splitlines()
         return dict(line.split(" ", 2)[1:] for line in lines if line.startswith("STAT "))
 
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    stop = kill
-
     def pause(self) -> None:
-        """It keeps its connections and says nothing; its threads do not stop all at once."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """Its threads do not stop all at once."""
+        super().pause()
         threads = Path(f"/proc/{self.pid}/task")
         until(lambda: all(b") T " in (each / "stat").read_bytes() for each in threads.iterdir()))
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 class SomethingElse:
@@ -536,6 +521,11 @@ def redis_nodes(count: int, *options: str) -> Iterator[list[RedisNode]]:
 def shards_of(nodes: Sequence[RedisNode]) -> dict[str, str]:
     """Shards a, b, c ... on these nodes."""
     return {chr(ord("a") + number): node.address for number, node in enumerate(nodes)}
+
+
+def urls_of(nodes: Sequence[Node]) -> dict[str, str]:
+    """The same as the client library takes them: shard → URL."""
+    return {name: node.url for name, node in zip(string.ascii_lowercase, nodes, strict=False)}
 
 
 class Stranger(Raw):

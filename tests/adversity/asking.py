@@ -1,4 +1,4 @@
-"""What tests ask a proxy about itself, by PROXY INFO, NODES and LOCATE."""
+"""What tests ask a proxy about itself, by PROXY INFO, NODES and LOCATE; and a client of the library."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from servers import ProxyProcess, Raw, toml
+
+from shardproxy import AsyncShardedRedis, ShardedRedis
 
 
 def counters(raw: Raw) -> dict[str, int]:
@@ -20,6 +22,12 @@ def shard_of(raw: Raw, key: str) -> str:
 def key_on(raw: Raw, shard: str) -> str:
     """A key that lives there."""
     return next(key for number in range(1000) if shard_of(raw, key := f"key{number}") == shard)
+
+
+def keys_of(client: AsyncShardedRedis | ShardedRedis, shard: str, count: int = 20) -> list[str]:
+    """The first keys that live there."""
+    found = (f"key:{number}" for number in range(10_000))
+    return [key for key in found if client.locate(key).home == shard][:count]
 
 
 def nodes_of(raw: Raw) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import redis
+from asking import keys_of
 from redis.exceptions import RedisError, WatchError
-from servers import RedisNode, redis_nodes, shards_of
+from servers import RedisNode, redis_nodes, urls_of
 
 from shardproxy import AsyncShardedRedis, PartialError
 from shardproxy.client.aio_asking import LARGE
@@ -29,10 +30,6 @@ from shardproxy.client.errors import (
 
 SOON = {"wait": "100ms", "wait_most": "100ms", "interval": "200ms"}
 STEPS_MOST = 100
-
-
-def urls(nodes: list[RedisNode]) -> dict[str, str]:
-    return {name: f"redis://{address}" for name, address in shards_of(nodes).items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +47,8 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 def made(nodes: list[RedisNode], on_transition: Any = None, **pool: Any) -> AsyncShardedRedis:
     return AsyncShardedRedis(
-        urls(nodes), pool={"timeout": "5s", "health": SOON} | pool, on_transition=on_transition
+        urls_of(nodes), pool={"timeout": "5s", "health": SOON} | pool, on_transition=on_transition
     )
-
-
-def keys_of(client: AsyncShardedRedis, shard: str, count: int = 20) -> list[str]:
-    found = (f"key:{number}" for number in range(10_000))
-    return [key for key in found if client.locate(key).home == shard][:count]
 
 
 class Interrupted:
@@ -280,7 +272,7 @@ async def test_a_node_that_hangs(nodes: list[RedisNode]) -> None:
 
 
 async def test_topologies_that_change_in_mid_pipeline(steady: list[RedisNode]) -> None:
-    client, two = made(steady), AsyncShardedRedis(dict(list(urls(steady).items())[:2]))
+    client, two = made(steady), AsyncShardedRedis(dict(list(urls_of(steady).items())[:2]))
     snapshots = [client.topology, two.topology]
     tasks = [asyncio.ensure_future(use(client, f"u{number}", 30)) for number in range(4)]
     turn = 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import redis
+from asking import keys_of
 from redis.exceptions import RedisError
-from servers import RedisNode, redis_nodes, shards_of, until
+from servers import RedisNode, redis_nodes, until, urls_of
 
 from shardproxy import PartialError, ShardedRedis
 from shardproxy.client.errors import (
@@ -27,10 +28,6 @@ from shardproxy.client.errors import (
 from shardproxy.client.health import Transition
 
 SOON = {"wait": "100ms", "wait_most": "100ms", "interval": "200ms"}
-
-
-def urls(nodes: list[RedisNode]) -> dict[str, str]:
-    return {name: f"redis://{address}" for name, address in shards_of(nodes).items()}
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +45,8 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 def made(nodes: list[RedisNode], on_transition: Any = None, **pool: Any) -> ShardedRedis:
     return ShardedRedis(
-        urls(nodes), pool={"timeout": "500ms", "health": SOON} | pool, on_transition=on_transition
+        urls_of(nodes), pool={"timeout": "500ms", "health": SOON} | pool, on_transition=on_transition
     )
-
-
-def keys_of(client: ShardedRedis, shard: str, count: int = 20) -> list[str]:
-    found = (f"key:{number}" for number in range(10_000))
-    return [key for key in found if client.locate(key).home == shard][:count]
 
 
 def use(client: ShardedRedis, who: str, rounds: int) -> None:

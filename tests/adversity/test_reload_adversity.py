@@ -262,12 +262,9 @@ class _AtHost(RedisNode):
         super().__init__("--bind", host, port=port)
         self.host = host
 
-    def _answers(self) -> bool:
-        try:
-            with Raw((self.host, self.port), timeout=1) as raw:
-                return raw.ask("SET", "who", self.host) == b"+OK\r\n"
-        except OSError:
-            return False
+    def ready(self) -> bool:
+        with Raw((self.host, self.port), timeout=1) as raw:
+            return raw.ask("SET", "who", self.host) == b"+OK\r\n"
 
 
 def _who(raw: Raw) -> Any:

@@ -18,7 +18,7 @@ from redis.exceptions import (
 
 from shardproxy import AsyncShardedRedis
 from shardproxy.client.aio_asking import LARGE
-from tests.servers import RedisNode, redis_nodes, shards_of
+from tests.servers import RedisNode, redis_nodes, shards_of, urls_of
 
 SCRIPT = "return {KEYS[1], ARGV[1], redis.call('incr', KEYS[1])}"
 
@@ -29,13 +29,9 @@ def nodes() -> Iterator[list[RedisNode]]:
         yield found
 
 
-def urls(nodes: list[RedisNode]) -> dict[str, str]:
-    return {name: f"redis://{address}" for name, address in shards_of(nodes).items()}
-
-
 @pytest.fixture
 async def client(nodes: list[RedisNode]) -> AsyncIterator[AsyncShardedRedis]:
-    async with AsyncShardedRedis(urls(nodes), decode_responses=True) as found:
+    async with AsyncShardedRedis(urls_of(nodes), decode_responses=True) as found:
         await found.flushall()
         yield found
 
@@ -103,7 +99,7 @@ async def test_what_redis_py_makes_of_replies(client: AsyncShardedRedis, keys: l
 )
 async def test_as_redis_py_with_the_same_settings(nodes: list[RedisNode], settings: dict[str, Any]) -> None:
     async with (
-        AsyncShardedRedis(urls(nodes), **settings) as client,
+        AsyncShardedRedis(urls_of(nodes), **settings) as client,
         redis.asyncio.Redis(port=nodes[0].port, **settings) as plain,
     ):
         for each in (client, plain):
@@ -262,7 +258,7 @@ async def test_locks(client: AsyncShardedRedis, nodes: list[RedisNode]) -> None:
         await lock.extend(10)
         await client.on_all("SCRIPT FLUSH")
     assert await client.get("lock") is None
-    async with AsyncShardedRedis(urls(nodes), pool={"kind": "cache"}) as cache:
+    async with AsyncShardedRedis(urls_of(nodes), pool={"kind": "cache"}) as cache:
         with pytest.raises(LockError, match="second owner"):
             cache.lock("lock")
         async with cache.lock("lock", timeout=10, allow_cache_pool=True):
@@ -292,7 +288,7 @@ async def test_calls_at_the_same_time_share_a_connection(client: AsyncShardedRed
 
 
 async def test_without_pipelining_each_call_has_a_connection(nodes: list[RedisNode]) -> None:
-    async with AsyncShardedRedis({"a": urls(nodes)["a"]}, pipelining=False) as client:
+    async with AsyncShardedRedis({"a": urls_of(nodes)["a"]}, pipelining=False) as client:
         await client.set("x", "y")
         assert await asyncio.gather(*(client.get("x") for _ in range(5))) == [b"y"] * 5
         assert await connections(client, "a") >= 5
@@ -302,7 +298,7 @@ async def test_without_pipelining_each_call_has_a_connection(nodes: list[RedisNo
 async def test_blocking_commands_wait_longer_than_the_timeout(
     client: AsyncShardedRedis, nodes: list[RedisNode]
 ) -> None:
-    async with AsyncShardedRedis(urls(nodes), pool={"timeout": "2s"}) as quick:
+    async with AsyncShardedRedis(urls_of(nodes), pool={"timeout": "2s"}) as quick:
         assert await quick.blpop("list", timeout=2.2) is None  # type: ignore[arg-type]
         waiting = asyncio.ensure_future(quick.blpop("list", timeout=0))
         await asyncio.sleep(2.2)
@@ -398,7 +394,7 @@ async def test_credentials_and_databases() -> None:
                 with redis.Redis(port=number, db=3, password="sesame") as alone:
                     assert alone.get("x") == b"1"
                     assert "me" in {each["name"] for each in alone.client_list()}  # type: ignore[union-attr]
-        async with AsyncShardedRedis(urls(nodes)) as stranger:
+        async with AsyncShardedRedis(urls_of(nodes)) as stranger:
             with pytest.raises(redis.AuthenticationError):
                 await stranger.get("x")
         wrong = {name: url.replace("sesame", "wrong") for name, url in shards.items()}
@@ -408,7 +404,7 @@ async def test_credentials_and_databases() -> None:
 
 
 async def test_topology_changes(client: AsyncShardedRedis, nodes: list[RedisNode]) -> None:
-    async with AsyncShardedRedis(dict(list(urls(nodes).items())[:2]), decode_responses=True) as two:
+    async with AsyncShardedRedis(dict(list(urls_of(nodes).items())[:2]), decode_responses=True) as two:
         await asyncio.gather(*(client.set(f"key:{number}", number) for number in range(50)))
         await two.get("key:1")
         before = {f"key:{n}": two.locate(f"key:{n}").shard for n in range(50)}

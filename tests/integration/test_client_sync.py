@@ -14,7 +14,7 @@ from redis.exceptions import (
     ResponseError,
     WatchError,
 )
-from servers import RedisNode, redis_nodes, shards_of, until
+from servers import RedisNode, redis_nodes, shards_of, until, urls_of
 
 from shardproxy import ShardedRedis
 from shardproxy.config import ConfigError
@@ -28,13 +28,9 @@ def nodes() -> Iterator[list[RedisNode]]:
         yield found
 
 
-def urls(nodes: list[RedisNode]) -> dict[str, str]:
-    return {name: f"redis://{address}" for name, address in shards_of(nodes).items()}
-
-
 @pytest.fixture
 def client(nodes: list[RedisNode]) -> Iterator[ShardedRedis]:
-    with ShardedRedis(urls(nodes), decode_responses=True) as found:
+    with ShardedRedis(urls_of(nodes), decode_responses=True) as found:
         found.flushall()
         yield found
 
@@ -80,7 +76,7 @@ def test_what_redis_py_makes_of_replies(client: ShardedRedis, keys: list[str]) -
 )
 def test_as_redis_py_with_the_same_settings(nodes: list[RedisNode], settings: dict[str, Any]) -> None:
     with (
-        ShardedRedis(urls(nodes), **settings) as client,
+        ShardedRedis(urls_of(nodes), **settings) as client,
         redis.Redis(port=nodes[0].port, **settings) as plain,
     ):
         for each in (client, plain):
@@ -254,7 +250,7 @@ def test_locks(client: ShardedRedis, nodes: list[RedisNode]) -> None:
         lock.extend(10)
         client.on_all("SCRIPT FLUSH")
     assert client.get("lock") is None
-    cache = ShardedRedis(urls(nodes), pool={"kind": "cache"})
+    cache = ShardedRedis(urls_of(nodes), pool={"kind": "cache"})
     with pytest.raises(LockError, match="second owner"):
         cache.lock("lock")
     with cache.lock("lock", timeout=10, allow_cache_pool=True):
@@ -263,7 +259,7 @@ def test_locks(client: ShardedRedis, nodes: list[RedisNode]) -> None:
 
 
 def test_blocking_commands_wait_longer_than_the_timeout(client: ShardedRedis, nodes: list[RedisNode]) -> None:
-    with ShardedRedis(urls(nodes), pool={"timeout": "200ms"}) as quick:
+    with ShardedRedis(urls_of(nodes), pool={"timeout": "200ms"}) as quick:
         assert quick.blpop("list", timeout=0.5) is None  # type: ignore[arg-type]
         threading.Timer(0.4, lambda: client.rpush("list", "x")).start()
         assert quick.blpop("list", timeout=0) == (b"list", b"x")
@@ -366,7 +362,7 @@ def test_credentials_and_databases() -> None:
             number = int(client.locate("x").address.rpartition(":")[2])
             with redis.Redis(port=number, db=3, password="sesame") as alone:
                 assert alone.get("x") == b"1"
-        with ShardedRedis(urls(nodes)) as stranger, pytest.raises(redis.AuthenticationError):
+        with ShardedRedis(urls_of(nodes)) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.get("x")
 
 
@@ -378,7 +374,7 @@ def test_modules_commands_are_learned(client: ShardedRedis) -> None:
 
 
 def test_topology_changes(client: ShardedRedis, nodes: list[RedisNode]) -> None:
-    two = ShardedRedis(dict(list(urls(nodes).items())[:2]), decode_responses=True)
+    two = ShardedRedis(dict(list(urls_of(nodes).items())[:2]), decode_responses=True)
     for number in range(50):
         client.set(f"key:{number}", number)
     two.get("key:1")

@@ -26,12 +26,9 @@ class TlsNode(RedisNode):
         )
         self.authority, self.shown = authority, authority.issue("direct")
 
-    def _answers(self) -> bool:
-        try:
-            with self.raw() as raw:
-                return raw.ask("PING")[:1] in b"+-"
-        except OSError:
-            return False
+    def ready(self) -> bool:
+        with self.raw() as raw:
+            return raw.ask("PING")[:1] in b"+-"
 
     def raw(self) -> Raw:
         context = self.authority.context(*self.shown)
