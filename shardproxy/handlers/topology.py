@@ -73,10 +73,12 @@ def topology(server: Server, call: "Call") -> Answer:
     wait = (numbers[1] if len(numbers) > 1 else WAIT) or 0
     if call.in_exec or not wait or known != server.topology.generation:
         return _shown(server)
-    return _watch(server, call, min(wait, WAIT_MOST) / 1000)
+    return _watch(server, call, known, min(wait, WAIT_MOST) / 1000)
 
 
-async def _watch(server: Server, call: "Call", seconds: float) -> bytes:
+async def _watch(server: Server, call: "Call", known: int, seconds: float) -> bytes:
+    if known != server.topology.generation:  # since the command came: this begins a turn of the loop later
+        return _shown(server)
     client = call.client
     changed = server.waits[client.id] = server.watchers.join(client.id)
     client.waiting = True

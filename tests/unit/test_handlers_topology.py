@@ -70,6 +70,20 @@ async def test_who_has_this_one_waits_for_the_next() -> None:
     assert not server.waits
 
 
+async def test_a_change_before_the_wait_has_begun_is_not_missed() -> None:
+    """The handler's task begins a turn of the loop later than the command came."""
+    server, texts = FakeServer(), [b"PROXY", b"TOPOLOGY", b"WATCH", b"0"]
+    made = FakeCall(texts, FakeClient(), server.commands.row(*texts[:2]))
+    handlers.dispatch(server, made)  # type: ignore[arg-type]  # fakes
+    server.topology = server.topology.with_node_state("127.0.0.1:7002", "out", "gone")
+    server.watchers.wake()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert made.done
+    assert generation(made.replies[0]) == 1
+    assert not server.waits
+
+
 async def test_the_end_of_its_time_answers_with_what_there_is() -> None:
     server = FakeServer()
     assert generation(await finished(await call(server, "WATCH", "0", "1"), server)) == 0
