@@ -114,8 +114,9 @@ def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> N
 @pytest.mark.parametrize("on_return", ["invalidate", "flush"])
 def test_an_outage_before_the_last_one_is_swept_shows_nothing_of_it(on_return: str) -> None:
     """What b keeps of a's keys could not be deleted yet when a goes again."""
-    with redis_nodes(2) as nodes, ProxyProcess(toml(shards_of(nodes), pool=rehash(on_return))) as proxy:
-        with proxy.raw() as raw, nodes[1].raw() as stand_in:
+    with redis_nodes(2) as nodes, nodes[1].raw() as stand_in:
+        config = toml(shards_of(nodes), pool=rehash(on_return))
+        with ProxyProcess(config) as proxy, proxy.raw() as raw:
             for shard in "ab":
                 becomes(raw, shard, "up")
             key = key_on(raw, "a")
