@@ -16,7 +16,7 @@ from shardproxy.core import errors, reply
 from shardproxy.core.glob import matches
 from shardproxy.core.memcached import PROGRAMS
 from shardproxy.core.memcached.listing import Page, Wanted
-from shardproxy.core.memcached.wire import Refused, dumped
+from shardproxy.core.memcached.wire import LISTINGS, Refused, dumped
 from shardproxy.handlers.asking import LISTING, Moved, ask, ask_in_steps, memcached_node
 from shardproxy.handlers.base import Answer, Server, on_memcached
 
@@ -129,7 +129,7 @@ async def keys(server: Server, node: int, pattern: bytes) -> bytes:
 
 
 async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> None:
-    """All that `lru_crawler metadump` lists, on a connection of its own. Raises Refused."""
+    """All that a node lists, on a connection of its own. Raises Refused."""
     told = memcached_node(server, node)
     if not server.config.pool[server.topology.pools[0].name].memcached_keys:
         raise Refused(errors.memcached_keys(told.where()))
@@ -149,13 +149,15 @@ async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> 
         link = server.reactor.open_link(node, proto=2, stream=True, on_frame=line, on_lost=lost)
     except ConnectionError as error:
         raise Refused(str(error)) from None
-    said = "BUSY"  # its crawler does one thing at a time
+    said, how = "BUSY", 0  # its crawler does one thing at a time
     try:
         async with asyncio.timeout(LISTING):
             while said.startswith("BUSY"):
-                link.send(b"lru_crawler metadump all\r\n")
+                link.send(LISTINGS[how])
                 said = await ends.get()
-                if said.startswith("BUSY"):
+                if said.startswith("BADCLASS") and how + 1 < len(LISTINGS):
+                    said, how = "BUSY", how + 1
+                elif said.startswith("BUSY"):
                     await asyncio.sleep(BUSY_PAUSE)
     except TimeoutError:
         said = f"nothing more within {LISTING:g} s"
