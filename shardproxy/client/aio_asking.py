@@ -8,7 +8,6 @@ given up on a shared connection: its place in the FIFO stays, and the reply is d
 
 import asyncio
 import os
-import random
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from shardproxy.client import errors, merging
+from shardproxy.client import errors, merging, steps
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
-from shardproxy.client.asking import AGAIN, RANDOM_TRIES, SERVES, Asker, Batch, Layout
-from shardproxy.client.everywhere import Everywhere
+from shardproxy.client.asking import AGAIN, SERVES, Asker, Batch, Layout
 from shardproxy.client.follower import AsyncFollower
 from shardproxy.client.health import Transition
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
 from shardproxy.client.settings import Settings
+from shardproxy.client.steps import Program, Step
 from shardproxy.core.commands import CommandTable, learn
-from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.topology import Pool
 
 if TYPE_CHECKING:
@@ -109,8 +107,8 @@ class AsyncAsker(Asker):
             layout = self.layout
             if plan.split is not None:
                 return await self.in_parts(layout, plan, plan.split, decode)
-            if plan.everywhere is not None:
-                return await self.of_everyone(layout, plan.everywhere, plan, args, decode)
+            if plan.everywhere is not None or plan.across:
+                return await self.run_through(layout, self.program(layout, plan, args, decode))
             started = started or time.monotonic()
             if layout.troubled:
                 instead = await self.despite_trouble(layout, plan, started)
@@ -160,14 +158,9 @@ class AsyncAsker(Asker):
 
     async def _with_its_script(self, batch: Batch, plan: Plan) -> Any:
         """As `_with_script`."""
-        reply = batch.replies[0]
-        if plan.command.row.calls != "sha" or not isinstance(reply, Exception) or plan.items is None:
-            return reply
-        text = self.script(plan.items[1]) if str(reply).startswith("No matching script") else None
-        if text is None:
-            return reply
-        data = self.pack(("SCRIPT LOAD", text)) + self.pack(plan.items)
-        again = Batch(batch.shard, data, 2, True, batch.decode)
+        again = self.taught(batch, plan)
+        if again is None:
+            return batch.replies[0]
         await self.exchange([again])
         if again.error is not None:
             raise again.error
@@ -273,76 +266,28 @@ class AsyncAsker(Asker):
         except RedisError as error:
             return error
 
-    async def of_everyone(
-        self, layout: Layout, what: Everywhere, plan: Plan, args: Sequence[Any], decode: bool
-    ) -> Any:
-        """As `everywhere`."""
-        if what.who == "any":
-            return await self._of_any(layout, args, decode)
-        if what.who == "scan":
-            return await self._next_of_scan(layout, args, plan.items or [])
-        if what.who == "random":
-            return await self._random_key(layout, decode)
-        found = await self.of_all(args, decode, what.writes)
-        return merging.of_all(what, found, self.nodes.pool.partial)
+    async def run_through(self, layout: Layout, program: Program) -> Any:
+        """As `run`."""
+        answers: Any = None
+        while True:
+            try:
+                asked = program.send(answers)
+            except StopIteration as done:
+                return done.value
+            answers = await self._answered(layout, asked)
 
-    async def of_all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
+    async def _answered(self, layout: Layout, asked: Sequence[Step]) -> list[Any]:
+        if any(step.at < 0 for step in asked) and layout.troubled:
+            return await asyncio.gather(*(self._caught_call(step.args, step.decode) for step in asked))
+        batches = [self.batch_of(layout, step) for step in asked]
+        await self.exchange(batches)
+        return [batch.error or batch.replies[0] for batch in batches]
+
+    async def of_all(self, args: Sequence[Any]) -> dict[str, Any]:
         """As `all`."""
         layout = self.layout
-        asked = [at for at in range(len(layout.shards)) if at not in layout.router.absent]
-        others = [at for at in asked if layout.shards[at].memcached is None]
-        if len(asked) > len(others) > 0:
-            from shardproxy.core.memcached import PROGRAMS
-
-            if layout.router.command(args[0]).name not in PROGRAMS:
-                asked = others  # what memcached cannot do, the others do
-        batches = [self._batch(at, args, writes, decode, layout) for at in asked]
-        await self.exchange(batches)
-        return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
-
-    async def _of_any(self, layout: Layout, args: Sequence[Any], decode: bool) -> Any:
-        error: Exception = errors.refusal(NO_SHARDS)
-        pool = layout.router.pool
-        ready = [at for at, each in enumerate(pool.shards) if pool.mode(each) == "serve"]
-        for at in ready or range(len(layout.shards)):
-            batch = self._batch(at, args, False, decode, layout)
-            await self.exchange([batch])
-            if batch.error is None:
-                return batch.replies[0]
-            error = batch.error
-        raise error
-
-    async def _next_of_scan(self, layout: Layout, args: Sequence[Any], items: list[bytes]) -> Any:
-        """SCAN cursor ...: one shard a call."""
-        shards = self._placed(layout)
-        step = self.scans.step(items[1], shards)
-        if step is None:
-            return [b"0", []]
-        batch = Batch(shards[step.shard], self.pack((args[0], step.cursor, *args[2:])), 1, False)
-        await self.exchange([batch])
-        if batch.error is not None and self.nodes.pool.partial == "error":
-            raise batch.error
-        return self.scans.reply(step, None if batch.error else batch.replies[0], shards)
-
-    async def _random_key(self, layout: Layout, decode: bool) -> Any:
-        """RANDOMKEY, of a shard in proportion to its keys."""
-        shards = self._placed(layout)
-        sizes = await self.of_all(("DBSIZE",), writes=False)
-        failed = {name: size for name, size in sizes.items() if isinstance(size, Exception)}
-        if failed:
-            raise errors.PartialError({}, failed)
-        for _ in range(RANDOM_TRIES):
-            if not any(sizes.values()):
-                break
-            name = random.choices(list(sizes), list(sizes.values()))[0]
-            batch = Batch(shards[name], self.pack(("RANDOMKEY",)), 1, False, decode)
-            await self.exchange([batch])
-            if batch.error is not None:
-                raise batch.error
-            if batch.replies[0] is not None:
-                return batch.replies[0]
-            sizes[name] = 0
-        return None
+        found: dict[str, Any] = await self.run_through(layout, steps.of_each(layout.router, args))
+        return found
 
     # --- while not all is well ---
 

@@ -10,26 +10,24 @@ snapshot: router and shards, swapped together; who works with an old one finds i
 """
 
 import functools
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis.utils
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shardproxy.client import errors
+from shardproxy.client import errors, steps
 from shardproxy.client.connection import Connection, Shard
-from shardproxy.client.errors import PartialError
-from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.health import Nodes, Transition
-from shardproxy.client.merging import Scans, of_all, of_parts
+from shardproxy.client.merging import Scans, of_parts
 from shardproxy.client.routing import FOREVER, Plan, Router, Split
+from shardproxy.client.scripts import Scripts
 from shardproxy.client.settings import Settings
+from shardproxy.client.steps import Program, Step
 from shardproxy.core.commands import CommandTable, builtin, learn
-from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.topology import Pool, Topology
 from shardproxy.core.topology import Shard as ShardRecord
 
@@ -37,8 +35,6 @@ TOKENS = 10.0  # retries that are free of the budget, at the beginning and after
 LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
 ASKED_EVERY = 0.05  # seconds between trials while proxies are waited for
-RANDOM_TRIES = 16
-SCRIPTS_MOST = 1024  # texts that are kept
 DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
 SERVES, AGAIN = object(), object()  # see in_trouble
 
@@ -86,7 +82,7 @@ class Asker:
         self.pack = self.coding.packer()
         self.table = table or _table()
         self.proto = 3 if str(settings.common.get("protocol") or DEFAULT_PROTOCOL) == "3" else 2
-        self.scripts: dict[str, Any] = {}  # texts by SHA1: what a restarted node has to be taught again
+        self.scripts = Scripts()
         self._learned = False
         self._tokens, self._counted = TOKENS, 0
         self.scans = Scans()
@@ -174,8 +170,8 @@ class Asker:
             plan = self.plan(args)
             if plan.split is not None:
                 return self.split(layout, plan, plan.split, decode)
-            if plan.everywhere is not None:
-                return self.everywhere(layout, plan.everywhere, plan, args, decode)
+            if plan.everywhere is not None or plan.across:
+                return self.run(layout, self.program(layout, plan, args, decode))
             shard = layout.shards[plan.shard]
             if layout.troubled:
                 looks += 1
@@ -234,29 +230,24 @@ class Asker:
 
     def _with_script(self, batch: Batch, plan: Plan) -> Any:
         """A script that its node has lost is loaded again; nothing of it has run."""
-        reply = batch.replies[0]
-        if plan.command.row.calls != "sha" or not isinstance(reply, Exception):
-            return reply
-        text = (
-            self.script(plan.items[1]) if plan.items and str(reply).startswith("No matching script") else None
-        )
-        if text is None or plan.items is None:
-            return reply
-        data = self.pack(("SCRIPT LOAD", text)) + self.pack(plan.items)
-        again = Batch(batch.shard, data, 2, True, batch.decode)
+        again = self.taught(batch, plan)
+        if again is None:
+            return batch.replies[0]
         self.exchange([again])
         if again.error is not None:
             raise again.error
         return again.replies[1]
 
-    def script(self, sha: bytes) -> Any:
-        """The text of a script, if it was registered or loaded by this client."""
-        return self.scripts.get(sha.decode("latin-1").lower())
-
-    def remember(self, sha: str, text: Any) -> None:
-        while len(self.scripts) >= SCRIPTS_MOST:
-            del self.scripts[next(iter(self.scripts))]
-        self.scripts[sha] = text
+    def taught(self, batch: Batch, plan: Plan) -> Batch | None:
+        """The call of a script after SCRIPT LOAD, when its node has not known it and this client does."""
+        reply = batch.replies[0]
+        if plan.command.row.calls != "sha" or not isinstance(reply, NoScriptError) or plan.items is None:
+            return None
+        if (text := self.scripts.text(plan.items[1])) is None:
+            return None
+        self.scripts.loaded(plan.items[1])
+        data = self.pack(("SCRIPT LOAD", text)) + self.pack(plan.items)
+        return Batch(batch.shard, data, 2, True, batch.decode)
 
     # --- several shards ---
 
@@ -390,91 +381,49 @@ class Asker:
         except RedisError as error:
             return error
 
-    # --- no key ---
+    # --- several times ---
 
-    def everywhere(
-        self, layout: Layout, what: Everywhere, plan: Plan, args: Sequence[Any], decode: bool
-    ) -> Any:
-        if what.who == "any":
-            return self._any(layout, self.pack(args), decode)
-        if what.who == "scan":
-            return self._scan(layout, args, plan.items or [])
-        if what.who == "random":
-            return self._random(layout, decode)
-        found = of_all(what, self.all(args, decode, what.writes), self.nodes.pool.partial)
-        if plan.command.name == "script|flush":
-            self.scripts.clear()
-        elif plan.command.name == "script|exists" and isinstance(found, list):
-            # 1 when an EVALSHA would find it: it is loaded where it is called
-            shas = (plan.items or [])[2:]
-            return [
-                int(there or self.script(sha) is not None) for there, sha in zip(found, shas, strict=True)
-            ]
-        return found
+    def program(self, layout: Layout, plan: Plan, args: Sequence[Any], decode: bool) -> Program:
+        """Of a call that takes several steps, or concerns no key."""
+        if plan.across:
+            from shardproxy.client.across import emulated  # seldom needed
 
-    def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
+            return emulated(layout.router, plan, decode)
+        return steps.everywhere(layout.router, self.scans, self.scripts, plan, args, decode)
+
+    def run(self, layout: Layout, program: Program) -> Any:
+        """What it comes to. Raises what it raises."""
+        answers: Any = None
+        while True:
+            try:
+                asked = program.send(answers)
+            except StopIteration as done:
+                return done.value
+            answers = self._answers(layout, asked)
+
+    def _answers(self, layout: Layout, asked: Sequence[Step]) -> list[Any]:
+        if any(step.at < 0 for step in asked) and layout.troubled:
+            return [self._caught(step.args, step.decode) for step in asked]
+        batches = [self.batch_of(layout, step) for step in asked]
+        self.exchange(batches)
+        return [batch.error or batch.replies[0] for batch in batches]
+
+    def batch_of(self, layout: Layout, step: Step) -> Batch:
+        """Of a program's step. Raises refusals."""
+        at, writes = step.at, step.writes
+        if at < 0:
+            plan = layout.router.plan(step.args)
+            if plan.shard < 0:
+                raise errors.refusal(errors.CROSS_SHARD)
+            at, writes = plan.shard, not plan.command.reads
+        return Batch(layout.shards[at], self.pack(step.args), 1, writes, step.decode)
+
+    def all(self, args: Sequence[Any]) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
         self.look()
-        layout, data = self.layout, self.pack(args)
-        asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
-        if any(shard.memcached for shard in asked) and not all(shard.memcached for shard in asked):
-            from shardproxy.core.memcached import PROGRAMS
-
-            name = layout.router.command(args[0]).name  # what memcached cannot do, the others do
-            asked = [shard for shard in asked if shard.memcached is None or name in PROGRAMS]
-        batches = [Batch(shard, data, 1, writes, decode) for shard in asked]
-        self.exchange(batches)
-        return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
-
-    def _any(self, layout: Layout, data: bytes, decode: bool) -> Any:
-        error: Exception = errors.refusal(NO_SHARDS)
-        pool = layout.router.pool
-        ready = [at for at, each in enumerate(pool.shards) if pool.mode(each) == "serve"]
-        for at in ready or range(len(layout.shards)):
-            batch = Batch(layout.shards[at], data, 1, False, decode)
-            self.exchange([batch])
-            if batch.error is None:
-                return batch.replies[0]
-            error = batch.error
-        raise error
-
-    def _placed(self, layout: Layout) -> dict[str, Shard]:
-        return {shard.name: shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent}
-
-    def _scan(self, layout: Layout, args: Sequence[Any], items: list[bytes]) -> Any:
-        """SCAN cursor ...: one shard a call, the cursor says which comes next; as the proxy's."""
-        shards = self._placed(layout)
-        try:
-            step = self.scans.step(items[1], shards)
-        except ResponseError as error:
-            return error
-        if step is None:
-            return [b"0", []]
-        batch = Batch(shards[step.shard], self.pack((args[0], step.cursor, *args[2:])), 1, False)
-        self.exchange([batch])
-        if batch.error is not None and self.nodes.pool.partial == "error":
-            raise batch.error
-        return self.scans.reply(step, None if batch.error else batch.replies[0], shards)
-
-    def _random(self, layout: Layout, decode: bool) -> Any:
-        """RANDOMKEY, of a shard in proportion to its keys."""
-        shards = self._placed(layout)
-        sizes = {name: size for name, size in self.all(("DBSIZE",), writes=False).items() if name in shards}
-        failed = {name: size for name, size in sizes.items() if isinstance(size, Exception)}
-        if failed:
-            raise PartialError({}, failed)
-        for _ in range(RANDOM_TRIES):
-            if not any(sizes.values()):
-                break
-            name = random.choices(list(sizes), list(sizes.values()))[0]
-            batch = Batch(shards[name], self.pack(("RANDOMKEY",)), 1, False, decode)
-            self.exchange([batch])
-            if batch.error is not None:
-                raise batch.error
-            if batch.replies[0] is not None:
-                return batch.replies[0]
-            sizes[name] = 0
-        return None
+        layout = self.layout
+        found: dict[str, Any] = self.run(layout, steps.of_each(layout.router, args))
+        return found
 
     # --- while not all is well ---
 

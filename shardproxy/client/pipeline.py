@@ -315,7 +315,8 @@ class PipelineBase:
         asker = self.asker
         try:
             plan = asker.plan(args)
-            if asker.layout is not layout or options.get(NEVER_DECODE) or plan.waits is not None:
+            alone = options.get(NEVER_DECODE) or plan.waits is not None or plan.across
+            if alone or asker.layout is not layout:
                 found.asks.append(number)
                 return
             if plan.split is not None:
@@ -349,8 +350,9 @@ class PipelineBase:
 
     def _teach(self, lane: Lane, sha: bytes) -> None:
         """SCRIPT LOAD ahead of a script's first call: its node may have lost it."""
-        text = self.asker.script(sha)
+        text = self.asker.scripts.text(sha)
         if text is not None and sha not in lane.scripts:
+            self.asker.scripts.loaded(sha)
             lane.scripts.add(sha)
             lane.data.append(self.asker.pack(("SCRIPT LOAD", text)))
             lane.owners.append((-1, 0))
@@ -405,9 +407,9 @@ class PipelineBase:
                 continue  # it is not sent
             try:
                 plan = self.asker.plan(args)
-                if plan.split is not None:
+                if plan.split is not None or plan.across:
                     raise errors.refusal(errors.CROSS_SHARD)
-                if not plan.command.row.in_multi:
+                if not layout.router.in_multi(plan.command):
                     raise errors.refusal(NOT_IN_MULTI.format(plan.command.name.upper().replace("|", " ")))
                 reads = reads and (plan.command.reads or plan.command.row.keyless)
                 if plan.everywhere is None:
@@ -433,7 +435,8 @@ class PipelineBase:
         for args, _ in calls:
             if str(args[0]).lower().startswith("evalsha") and len(args) > 1:
                 sha = self.asker.layout.router.key(args[1])
-                if (text := self.asker.script(sha)) is not None:
+                if (text := self.asker.scripts.text(sha)) is not None:
+                    self.asker.scripts.loaded(sha)
                     texts[sha] = text
         return [("SCRIPT LOAD", text) for text in texts.values()]
 
