@@ -27,7 +27,7 @@ from redis.exceptions import LockError, ResponseError, WatchError
 
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Lost
-from shardproxy.client.asking import Batch
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url

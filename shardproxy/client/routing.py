@@ -42,7 +42,7 @@ PROXYS = ("proxy", "session.")  # commands that only a proxy knows
 class Command:
     """What is known of a command by its name alone."""
 
-    __slots__ = ("blocks", "everywhere", "key_at", "name", "nodes", "reads", "row", "way", "words", "write")
+    __slots__ = ("blocks", "everywhere", "key_at", "limit", "name", "nodes", "reads", "row", "way", "words")
 
     def __init__(self, row: Row, words: tuple[bytes, ...]) -> None:
         self.row, self.words, self.name = row, words, row.name
@@ -50,6 +50,7 @@ class Command:
         self.blocks = "blocking" in row.flags
         self.everywhere = everywhere.TABLE.get(row.name)
         self.way: Way = _way(row, self.everywhere)
+        self.limit: float | None = None  # seconds for a try, where its class's are not the pool's
         # It concerns a node by itself: INFO, CLIENT LIST. Where there is one shard it is asked
         self.nodes = (
             row.kind == "local" and row.name not in TO_CONNECTIONS and not row.name.startswith(PROXYS)
@@ -124,7 +125,9 @@ class Plan(NamedTuple):
 class Router:
     """Of one snapshot. Raises what redis-py would of the proxy's answer (errors.refusal)."""
 
-    def __init__(self, pool: Pool, table: CommandTable, coding: Coding) -> None:
+    def __init__(self, pool: Pool, table: CommandTable, coding: Coding, limits: bool = False) -> None:
+        """limits: the pool's `timeouts` hold for the classes of commands."""
+        self._limits = limits
         self.pool, self.table, self.coding = pool, table, coding
         self.names = tuple(shard.name for shard in pool.shards)
         self.encode: Callable[[Any], Any] = coding.encoder.encode
@@ -178,7 +181,24 @@ class Router:
                 raise errors.refusal(unknown_subcommand(container.name, words[1]))
             text = words[0].decode(errors="replace")[:128] if words else ""
             raise errors.refusal(errors.UNKNOWN_COMMAND.format(text))
-        return Command(row, words)
+        found = Command(row, words)
+        found.limit = self.limit_of(found)
+        if found.limit is not None:
+            found.key_at = 0  # no business of those who just ask
+        return found
+
+    def limit_of(self, command: Command | None) -> float | None:
+        """Seconds for a try of this, or of a transaction (None), where they are not the pool's."""
+        pool, times = self.pool, self.pool.timeouts
+        if not self._limits:
+            return None
+        reads = command is not None and command.reads
+        time = times.script if command is not None and command.row.calls else (
+            times.read if reads else times.write
+        )  # fmt: skip
+        if time == pool.timeout:
+            return None
+        return min(time, pool.attempt_timeout) if reads or time < pool.timeout else time
 
     def place(self, command: Command, args: Args) -> int:
         """Of a command with `key_at`: its shard's number. IndexError when the key is missing."""

@@ -23,7 +23,8 @@ from redis.commands.core import Script
 from redis.exceptions import LockError, RedisError, ResponseError, WatchError
 from redis.lock import Lock
 
-from shardproxy.client.asking import Asker, Batch
+from shardproxy.client.asking import Asker
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
@@ -165,7 +166,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             key = args[command.key_at]
             router = layout.router
             shard = layout.shards[router.locate(key if type(key) is bytes else router.key(key))]
-            connection = shard.idle_one(command.reads)
+            connection = shard.idle_one()
             if connection is None:
                 reply = asker.ask(args, decode)
             else:
