@@ -705,22 +705,16 @@ def _inline_passwords(config: Config) -> Iterator[str]:
                 yield tables.join(f"pool.{pool_name}.shards", name) + ".password"
 
 
-SAMPLE = Config(
-    pool={
-        "main": PoolConfig(
-            shards={
-                name: ShardConfig(primary=f"redis://127.0.0.1:700{port}")
-                for port, name in enumerate("abc", 1)
-            }
-        )
-    }
-)
+def sample() -> Config:
+    """The defaults, and three shards."""
+    shards = {name: ShardConfig(primary=f"redis://127.0.0.1:700{port}") for port, name in enumerate("abc", 1)}
+    return Config(pool={"main": PoolConfig(shards=shards)})
 
 
 def default_text() -> str:
     """A complete commented file: every option with its help and default, and three shards."""
     return "# shardproxy.toml: every option, with its default. Keep what you change.\n\n" + tables.toml(
-        SAMPLE, commented=True
+        sample(), commented=True
     )
 
 

@@ -95,6 +95,7 @@ class Asker:
         self._backoff = getattr(retry, "_backoff", None)
         self._retries = retry.get_retries() if retry is not None else None
         self.follower: Any = None  # a Follower, or the asyncio client's
+        self.prober: Any = None  # a Prober, or the asyncio client's, if one is asked for
         self.layout: Layout
         self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
         self._changed(settings.pool)
@@ -120,7 +121,17 @@ class Asker:
             from shardproxy.client.memcached import connect
 
             memcached = functools.partial(connect, table=self.table)
-        return Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made = Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made.connecting = self.prober and self.prober.start
+        return made
+
+    def probe(self) -> None:
+        """Nodes are probed from now on, whenever the client is in use."""
+        from shardproxy.client.probing import Prober
+
+        self.prober = Prober(self)
+        for shard in self.layout.shards:
+            shard.connecting = self.prober.start
 
     def apply(self, topology: Topology, followed: bool = False) -> None:
         self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
@@ -158,6 +169,8 @@ class Asker:
         return True
 
     def close(self) -> None:
+        if self.prober is not None:
+            self.prober.stop()
         for shard in self._shards.values():
             shard.close()
         if self.follower is not None:
@@ -542,7 +555,10 @@ class Asker:
                     reply = connection.read()
                     if isinstance(reply, Exception):
                         raise reply
-                shard.give(connection)
+                if shard.idle:
+                    connection.close()  # or a client that probes would gather them
+                else:
+                    shard.give(connection)
                 reason = ""
         except (OSError, RedisError) as error:
             reason = _reason(error)

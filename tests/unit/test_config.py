@@ -450,7 +450,7 @@ def test_a_configuration_goes_to_a_worker(tmp_path: Path) -> None:
 
 def test_the_default_text_parses_to_the_defaults() -> None:
     text = config.default_text()
-    assert load(text.encode()) == config.SAMPLE
+    assert load(text.encode()) == config.sample()
     assert tomllib.loads(text)["pool"]["main"]["hash"] == "auto"
 
 
