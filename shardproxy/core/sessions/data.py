@@ -29,6 +29,8 @@ class SessionData(MutableMapping[str, Any]):
     accessed    anything of it was read or written: the response depends on the cookie
     is_new      nothing is stored (yet)
     unavailable the store could not be asked (`fail = "anonymous"`): reads as empty, a write raises
+    late        its id was ended a moment ago, by a login or logout in another request: reads as empty; a save
+                is a SessionGone, as a new id would take the place of the one that the login has made
     user_id     whose it is; None: anonymous. Set by `login` only
     device      what is known of the device, for `list_sessions`; stored by `login`
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
@@ -40,7 +42,6 @@ class SessionData(MutableMapping[str, Any]):
         self.unavailable = False
         self.device: dict[str, Any] = dict(device or {})
         self._presented: Identity | None = None  # of the request's cookie, when it was genuine
-        self._cookie_changed = False
         self._timeouts: Timeouts | None = None  # of this session alone, wanted
         self._empty()
 
@@ -48,6 +49,8 @@ class SessionData(MutableMapping[str, Any]):
         """As if nothing had ever been stored."""
         self._identity: Identity | None = None
         self._meta: Meta | None = None
+        self.late = self._cookie_changed = False
+        self._followed: Identity | None = None  # where the presented id has led
         self._user_id: str | None = None
         self.handle = ""
         self._nonce = ""
@@ -112,6 +115,11 @@ class SessionData(MutableMapping[str, Any]):
     def renewal_due(self) -> bool:
         """A new id is due: `renew()`, or `save()`, makes it where a cookie can be sent."""
         return self._meta is not None and self._now >= self._renew_at
+
+    @property
+    def id_followed(self) -> bool:
+        """The request came with an old id, and is to be answered with the one that it leads to."""
+        return self._cookie_changed and self._followed is not None and self._followed == self._identity
 
     @property
     def modified(self) -> bool:

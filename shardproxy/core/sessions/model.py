@@ -86,8 +86,9 @@ class Model:
 
     def _look(self, record: str, user: str, hash: bytes) -> tuple[bytes, _Found]:
         found = _Found(self.records.get(record, {}), hash)
-        if found.get(b"p"):
-            return b"MOVED", found
+        pointer = found.get(b"p")
+        if pointer is not None:
+            return b"MOVED" if pointer else b"ENDED", found
         if not found.get(b"m"):
             return b"GONE", found
         times = _META(found.get(b"m") or b"")
@@ -283,6 +284,9 @@ class Model:
         self._remove(record)
         if found.get(b"e"):
             self._zrem(user, found.member)
+        if int(args[2]) > 0:
+            self.records[record] = {b"p": b""}
+            self._expire(record, int(args[2]))
         return [state]
 
     def revoke(self, keys: Sequence[str], args: Args) -> list[Any]:

@@ -9,7 +9,7 @@ e, u    of a signed-in session: epoch, and the user's id, encoded
 d       device data of a signed-in session, encoded
 g       after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
 t       of the last save that must not be done twice: its token
-p       instead of all that, what an old id has become: "hash-of-the-next nonce"
+p       instead of all that, what an old id has become: "hash-of-the-next nonce"; "": ended a moment ago
 """
 
 import zlib

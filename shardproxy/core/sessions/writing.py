@@ -13,7 +13,7 @@ from shardproxy.core.sessions.errors import (
     TooManySessions,
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, text
-from shardproxy.core.sessions.reading import adopt, follow, read
+from shardproxy.core.sessions.reading import adopt, alive, follow, read
 from shardproxy.core.sessions.records import HANDLE, LETTER_OF_KIND, SCHEMA, Codec, Meta
 from shardproxy.core.sessions.rules import FIELDS, TRIES, Call, Plan, Record, Rules
 
@@ -37,6 +37,8 @@ def save(rules: Rules, session: SessionData, optimistic: bool = False, renew: bo
     due = renew and session.renewal_due and not session._timeouts
     if due or changes or session._timeouts:
         yield from _write(rules, session, changes, optimistic, due)
+    elif session.id_followed and not (yield from alive(rules, session)):
+        session._cookie_changed = False  # a login has come since it was read: its cookie is the one to stay
 
 
 def renew(rules: Rules, session: SessionData) -> Plan:
@@ -93,9 +95,16 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
             rules.event("conflict", session.handle, session.user_id)
             raise SessionConflict("another request has changed the session")
         else:
-            rules.counters["saves_of_the_dead"] += 1
-            raise SessionGone("the session has ended")
+            raise _gone(rules, session)
     raise SessionUnavailable(f"the session was changed by others {TRIES} times while it was being saved")
+
+
+def _gone(rules: Rules, session: SessionData) -> SessionGone:
+    """To be raised: nothing is stored, and whatever cookie another request has set stays."""
+    session._cookie_changed = False
+    rules.counters["saves_of_the_dead"] += 1
+    rules.event("conflict", session.handle, session.user_id, "a save after the end of the session")
+    return SessionGone("the session has ended")
 
 
 def _whole(codec: Codec, session: SessionData, change: Change) -> Change:
@@ -110,7 +119,7 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
     assert session._identity is not None
     found, record = yield from read(rules, session._identity, again=True)
     if record is None:
-        raise SessionGone("the session has ended")
+        raise _gone(rules, session)
     if optimistic and record.version != session._version:
         rules.event("conflict", session.handle, session.user_id)
         raise SessionConflict("another request has changed the session")
@@ -219,7 +228,9 @@ def create(rules: Rules, session: SessionData, kind: str = "anonymous") -> Plan:
 def create_for(
     rules: Rules, session: SessionData, kind: str, user_id: str | None, replaced: str = "", room: int = 0
 ) -> Plan:
-    """A record with all that the session has, under an id nobody has ever seen."""
+    """A record with all that the session has, under an id nobody has ever seen. SessionGone: it is late."""
+    if session.late and user_id is None:
+        raise _gone(rules, session)
     codec, newest = rules.codec, rules.keyring.newest
     tag = newest.tag_of(user_id) if user_id is not None else text(rules.chance(TAG))
     who = Identity(newest, tag, rules.chance(32))
@@ -245,7 +256,7 @@ def create_for(
     now, ttl = int(reply[1]), int(reply[2])
     meta = Meta(SCHEMA, now, absolute, idle, renewal, kind)
     adopt(session, who, Record(meta, handle, nonce, 1, now + renewal, user_id, {}, {}, now, ttl))
-    session.user_id, session._cookie_changed = user_id, True
+    session.user_id, session._cookie_changed, session.late = user_id, True, False
     session._stored = {}
     session._saved(changes, {})
     rules.event("created", session.handle, user_id)
