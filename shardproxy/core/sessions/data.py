@@ -133,7 +133,7 @@ class SessionData(MutableMapping[str, Any]):
         value = self._values[name]
         if name not in self._handed and not isinstance(value, _SCALARS):
             # What was set in this request is compared with the record; what was read, with itself
-            self._handed[name] = b"" if name in self._changed else self._codec.plain(value)
+            self._handed[name] = b"" if name in self._changed else self._codec.plain(value, name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -187,13 +187,14 @@ class SessionData(MutableMapping[str, Any]):
         value = self._values.get(name, [])
         if not isinstance(value, list):
             raise TypeError(f"{name!r} is no list")
+        data = self._codec.plain(item, name)
         changed = name in self._handed and self._codec.plain(value) != self._handed[name]
         value.append(item)  # in place: it may be held by somebody
         self._values[name] = value
         if changed:
             self._changed.add(name)
         if name not in self._changed:  # else it is set as a whole
-            self._ops.append(Change("append", name, self._codec.plain(item)))
+            self._ops.append(Change("append", name, data))
             self._handed[name] = self._codec.plain(value)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
@@ -217,7 +218,7 @@ class SessionData(MutableMapping[str, Any]):
                 if name in self._stored:
                     yield Change("del", name, b"")
                 continue
-            data = self._codec.plain(self._values[name])
+            data = self._codec.plain(self._values[name], name)
             if name in self._changed:
                 if data != self._stored.get(name):
                     yield Change("set", name, data)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 Args: TypeAlias = Sequence[bytes]
 _META = re.compile(rb"\d+ (\d+) (\d+) (\d+) (\d+) ").match
+_NUMBERS = re.compile(rb"([1-9]\d*) (\d+)").fullmatch
 _INTEGER, _LIST = re.compile(rb"-?\d+").fullmatch, re.compile(rb"\[.*\]", re.DOTALL).fullmatch
 _NO_ITEMS = re.compile(rb"\[\s*\]").fullmatch
 
@@ -93,6 +94,9 @@ class Model:
             return b"GONE", found
         times = _META(found.get(b"m") or b"")
         if not times:
+            return b"DAMAGED", found
+        numbers = _NUMBERS((found.get(b"v") or b"") + b" " + (found.get(b"r") or b""))
+        if not numbers or max(map(float, times.groups() + numbers.groups())) > 2**50:
             return b"DAMAGED", found
         created, absolute, found.idle, found.renewal = map(int, times.groups())
         found.left = created + absolute - self.now

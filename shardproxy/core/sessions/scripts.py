@@ -27,6 +27,11 @@ local function look(hash)
   if not f[1] then return 'GONE', f end
   local created, absolute, idle, renewal = string.match(f[1], '^%d+ (%d+) (%d+) (%d+) (%d+) ')
   if not created then return 'DAMAGED', f end
+  -- Numbers that no store has written: PEXPIREAT and HINCRBY would not take them
+  local numbers = string.match((f[6] or '') .. ' ' .. (f[7] or ''), '^[1-9]%d* %d+$')
+  if not numbers or math.max(created, absolute, idle, renewal, f[6], f[7]) > 2 ^ 50 then
+    return 'DAMAGED', f
+  end
   f.left = created + absolute - now
   f.idle, f.renewal = tonumber(idle), tonumber(renewal)
   f.member = string.sub(f[3] or '', 1, 8) .. hash
@@ -195,7 +200,8 @@ if no then return {no} end
 local fresh, handle, renew_at = KEYS[3], string.sub(f[3], 1, 8), int(now + f.renewal)
 local ttl = math.min(f.idle, f.left)
 redis.call('DEL', fresh)
-redis.call('HSET', fresh, unpack(redis.call('HGETALL', record)))
+local all = redis.call('HGETALL', record)
+for i = 1, #all, 1000 do redis.call('HSET', fresh, unpack(all, i, math.min(i + 999, #all))) end
 redis.call('HSET', fresh, 'h', handle .. ARGV[4], 'r', renew_at, 'g', 0)
 redis.call('PEXPIREAT', fresh, int(now + ttl))
 local version = redis.call('HINCRBY', fresh, 'v', ARGV[6])

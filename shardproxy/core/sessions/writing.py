@@ -111,7 +111,7 @@ def _whole(codec: Codec, session: SessionData, change: Change) -> Change:
     """An incr or append as the value it comes to."""
     if change.what in ("set", "del"):
         return change
-    return Change("set", change.name, codec.plain(session._values[change.name]))
+    return Change("set", change.name, codec.plain(session._values[change.name], change.name))
 
 
 def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool = False) -> Plan:
@@ -179,7 +179,7 @@ def _steps(
         if session.user_id is not None:
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
         if session.device and session.user_id is not None:
-            steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
+            steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
     before = sum(map(len, session._stored.values()))
     replaced = sum(len(session._stored.get(name, b"")) for what, name, _ in changes if what in ("set", "del"))
     size = before - replaced + sum(len(change.data) for change in changes)
@@ -235,15 +235,15 @@ def create_for(
     tag = newest.tag_of(user_id) if user_id is not None else text(rules.chance(TAG))
     who = Identity(newest, tag, rules.chance(32))
     key = rules.record_key(tag, who.hash)
-    changes = [Change("set", name, codec.plain(value)) for name, value in session._values.items()]
+    changes = [Change("set", name, codec.plain(value, name)) for name, value in session._values.items()]
     timeouts = session._timeouts or rules.classes[kind]
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
     if session.device and user_id is not None:  # who is anonymous is on no list
-        steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
+        steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
         steps[0] = (len(steps) - 1) // 3
-    whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
+    whose = codec.seal(key, "u", codec.plain(user_id, "user_id")) if user_id is not None else ""
     reply = yield Call(
         "create", [key, rules.user_key(tag)],
         [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
