@@ -52,6 +52,7 @@ class AsyncAsker(BaseAsker):
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watcher: AsyncFollower | None = None  # where proxies say what there is
+        self.prober: Any = None  # an AsyncProber, if one is asked for
         super().__init__(settings, on_transition, table)
         _ALIVE.add(self)
 
