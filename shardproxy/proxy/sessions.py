@@ -25,7 +25,7 @@ import msgspec
 
 from shardproxy.config import Config, ConfigError, SessionsConfig, read_session_secrets
 from shardproxy.config.sessions import timeouts_of
-from shardproxy.core import acl, errors, reply
+from shardproxy.core import acl, acl_rules, errors, reply
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.data import SessionData
@@ -139,7 +139,7 @@ async def _run_script(server: Server, call: ScriptCall) -> list[Any]:
 
 @functools.lru_cache(maxsize=256)
 def _commands(selector: acl.Selector, table: CommandTable) -> frozenset[str]:
-    return acl.allowed(selector, table.records)[0]
+    return acl_rules.allowed(selector, table.records)[0]
 
 
 def granted(server: Server, call: "Call") -> bool:
