@@ -117,7 +117,7 @@ class Proxy:
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
-        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
+        self._connections: dict[str, list[str]] = {}  # to nodes, as they were last told
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
         self._ask_again: dict[str, asyncio.Event] = {}
