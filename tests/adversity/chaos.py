@@ -1,11 +1,12 @@
 """Clients that write down what they are told, while nodes die, hang, slow down and return: `--minutes 60`
 
-    python -m tests.adversity.chaos --minutes 60 --pool invalidate flush --at-once --workers 2
+    python -m tests.adversity.chaos --minutes 60 --pool invalidate flush --at-once --protocol mixed
 
 Rounds of troubles over the same nodes and the same proxy; after each round everything is well again, every
 key is read once more, and `history.check` judges all of it. Prints a line a round and, at the end, one a pool
 with what the proxy's memory did; the exit code is 1 when there was a mistake. `--seed 7` repeats the choices
 of a run, not its timing. Node c is behind a network with faults, a and b are reached directly.
+`--protocol memcached` has three memcacheds, `mixed` two and a Redis.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import pytest
 from asking import nodes_of
 from faults import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 from history import OK, OUTCOMES, UNKNOWN, History, Operation, check, number_in, value_of
-from servers import ProxyProcess, pack, redis_nodes, toml, until
+from servers import MemcachedNode, ProxyProcess, RedisNode, pack, toml, until
 
 QUICK = 'timeout = "300ms"\nconnect_timeout = "300ms"\nhealth = { interval = "200ms", timeout = "250ms" }'
 POOLS = {
@@ -41,6 +42,11 @@ POOLS = {
     "flush": f'kind = "cache"\non_shard_down = "rehash"\non_return = "flush"\n{QUICK}',
     "miss": f'kind = "cache"\non_shard_down = "miss"\non_return = "keep"\n{QUICK}',
     "durable": QUICK,
+}
+NODES: dict[str, Sequence[type[RedisNode | MemcachedNode]]] = {  # a, b, c
+    "redis": (RedisNode, RedisNode, RedisNode),
+    "memcached": (MemcachedNode, MemcachedNode, MemcachedNode),
+    "mixed": (RedisNode, MemcachedNode, MemcachedNode),
 }
 PATIENCE = 30.0  # of a client, for any reply
 PATIENT = 60.0  # seconds that a machine with other work may take until a node is judged
@@ -211,12 +217,17 @@ TOXICS: Sequence[tuple[str, list[Toxic]]] = (
 class Stage:
     """Three nodes, a network before the last, a proxy: and what may happen to them, one thing at a time."""
 
-    def __init__(self, stack: contextlib.ExitStack, pool: str, workers: int, seed: int) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, pool: str, workers: int, seed: int, protocol: str = "redis"
+    ) -> None:
         self.random = random.Random(seed)
-        self.nodes = dict(zip("abc", stack.enter_context(redis_nodes(3)), strict=True))
+        self.nodes = {
+            name: stack.enter_context(kind()) for name, kind in zip("abc", NODES[protocol], strict=True)
+        }
         self.network = stack.enter_context(FaultProxy(self.nodes["c"].port))
-        addresses = {name: node.address for name, node in self.nodes.items()} | {"c": self.network.address}
-        config = toml(addresses, top=f"workers = {workers}", pool=POOLS[pool])
+        urls = {name: node.url for name, node in self.nodes.items()}
+        urls["c"] = f"{self.nodes['c'].scheme}://{self.network.address}"
+        config = toml(urls, top=f"workers = {workers}", pool=POOLS[pool])
         self.proxy = stack.enter_context(ProxyProcess(config))
         self.happened: list[str] = []
         self.run: Run | None = None
@@ -265,14 +276,24 @@ class Stage:
         self.hiccup(shard)
 
     def busy(self, shard: str) -> None:
-        with self.nodes[shard].raw() as raw:
+        """Of a memcached, which cannot be: a hiccup."""
+        if not isinstance(node := self.nodes[shard], RedisNode):
+            self.hiccup(shard)
+            return
+        with node.raw() as raw:
             raw.ask("DEBUG", "SLEEP", f"{self.random.uniform(0.1, 0.8):.2f}")
 
     def cut(self, shard: str) -> None:
-        with self.nodes[shard].raw() as raw:
-            for _ in range(3):
-                raw.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                self.more(10)
+        """By the node; the connections to a memcached by the network, so it is c whichever is asked for."""
+        node = self.nodes[shard]
+        for _ in range(3):
+            if isinstance(node, RedisNode):
+                with node.raw() as raw:
+                    raw.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            else:
+                self.happened[-1] = "c cut"
+                self.network.cut()
+            self.more(10)
 
     def toxic(self, shard: str) -> None:
         """Of c, whichever is asked for."""
@@ -339,16 +360,15 @@ class Stage:
         asyncio.run(run.go(lambda: self.troubles(kinds, count)))
         mistakes = check(run.history)
         mistakes += [f"in the log: {event}" for event in self.proxy.events("handler_failed")]
-        for node in self.nodes.values():
-            with node.raw() as raw:
-                raw.ask("FLUSHALL")
+        with self.proxy.raw() as raw:
+            raw.ask("FLUSHALL")
         return run, mistakes
 
 
 @contextlib.contextmanager
-def stage(pool: str, workers: int = 1, seed: int = 1) -> Iterator[Stage]:
+def stage(pool: str, workers: int = 1, seed: int = 1, protocol: str = "redis") -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
-        made = Stage(stack, pool, workers, seed)
+        made = Stage(stack, pool, workers, seed, protocol)
         made.all_up()
         yield made
 
@@ -378,6 +398,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="for each pool")
     parser.add_argument("--pool", choices=[*POOLS, "all"], nargs="+", default=["all"])
     parser.add_argument("--at-once", action="store_true", help="the pools, each with nodes of its own")
+    parser.add_argument("--protocol", choices=[*NODES], default="redis", help="of the nodes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -392,7 +413,7 @@ def main() -> int:
 def chaos(pool: str, args: argparse.Namespace) -> Summary:
     """Rounds for so long, in a process of its own."""
     start, number, wrong, memory, seen = time.monotonic(), 0, 0, [0], Counter[str]()
-    with stage(pool, args.workers, args.seed) as made:
+    with stage(pool, args.workers, args.seed, args.protocol) as made:
         while time.monotonic() < start + 60 * args.minutes:
             number += 1
             first = len(made.happened)
