@@ -27,6 +27,7 @@ from shardproxy.dataplane.engine cimport (
     Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, ask_meta, due_in, open_link, tell
+from shardproxy.dataplane.losses cimport named
 from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
@@ -103,6 +104,7 @@ cdef class Reactor(Engine):
         self.written_bytes = {}
         self.databases = {0}
         self.ghosts = {}
+        self.killed = {}
         self.asks = {}
         self.links = {}
         self.told = []
@@ -489,7 +491,11 @@ cdef class Reactor(Engine):
         return all(answered(self, number) for (_, where), number in self.numbers.items() if where == address)
 
     def take_ghosts(self, str address):
-        return self.ghosts.pop(address, [])
+        found = self.ghosts.pop(address, [])
+        for index, told in self.killed.items():         # by whoever is just connecting, if nothing comes between
+            if self.upstreams[<int>index].killing and self.node_list[self.upstreams[<int>index].node].name == address.encode():
+                found += told
+        return found
 
     # --- scripts, and all keys: see reactor.pyi ---
 
@@ -547,7 +553,7 @@ cdef class Reactor(Engine):
         for i in range(self.upstream_count):
             u = self.upstreams[i]
             if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
-                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(named(u))
         return found
 
     def set_address(self, str node, str address):

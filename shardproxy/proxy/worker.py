@@ -210,7 +210,7 @@ class Worker:
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
 
-    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
+    def connections(self, ids: Mapping[str, Sequence[str]]) -> None:
         self.channel.tell("connections", ids)
 
     def node_version(self, address: str, version: str) -> None:
