@@ -207,8 +207,8 @@ class Worker:
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
 
-    def connections(self, ids: Mapping[str, Sequence[int]]) -> None:
-        self.channel.tell("connections", ids)
+    def connections(self, ids: Mapping[str, Sequence[int]], databases: Sequence[int]) -> None:
+        self.channel.tell("connections", [ids, databases])
 
     def node_version(self, address: str, version: str) -> None:
         self.channel.tell("version", [address, version])
