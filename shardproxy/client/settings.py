@@ -18,7 +18,7 @@ from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_ur
 
 from shardproxy.client.wire import Coding
 from shardproxy.config import Config, Credentials, PoolConfig, load
-from shardproxy.config_tables import Reader
+from shardproxy.config.tables import Reader
 from shardproxy.core.topology import Pool, Topology
 
 # Settings of redis-py's that make no sense for many nodes, or that this client does in its own way

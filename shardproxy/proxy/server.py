@@ -19,7 +19,7 @@ import msgspec
 
 from shardproxy import handlers
 from shardproxy.config import Config, Credentials, Limits, read_users
-from shardproxy.config_text import door
+from shardproxy.config.text import door
 from shardproxy.core import commands, misses, raising
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from shardproxy.config import Config, ConfigError, SessionsConfig, read_session_secrets
-from shardproxy.config_sessions import timeouts_of
+from shardproxy.config.sessions import timeouts_of
 from shardproxy.core import acl, errors, reply
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.sessions import operations

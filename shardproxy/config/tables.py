@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from shardproxy.config_text import Secret, shown, toml_key, toml_value
+from shardproxy.config.text import Secret, shown, toml_key, toml_value
 
 
 class Rule(NamedTuple):
