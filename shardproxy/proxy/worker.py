@@ -210,8 +210,8 @@ class Worker:
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
 
-    def connections(self, ids: Mapping[str, Sequence[str]]) -> None:
-        self.channel.tell("connections", ids)
+    def connections(self, ghosts: Mapping[str, Sequence[str]], databases: Sequence[int]) -> None:
+        self.channel.tell("connections", [ghosts, databases])
 
     def node_version(self, address: str, version: str) -> None:
         self.channel.tell("version", [address, version])
