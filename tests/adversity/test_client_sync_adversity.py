@@ -337,6 +337,50 @@ def test_it_starts_with_nodes_down(nodes: list[RedisNode]) -> None:
         until(lambda: caught(client, keys_of(client, "a")[0]) is None)
 
 
+def heard(messages: Any, count: int) -> list[bytes]:
+    found: list[bytes] = []
+
+    def enough() -> bool:
+        message = messages.get_message(True, 0.1)
+        if message:
+            found.append(message["data"])
+        return len(found) >= count
+
+    until(enough)
+    return sorted(found)
+
+
+def test_subscriptions_move_with_their_shards(steady: list[RedisNode]) -> None:
+    """Every channel is heard once wherever it is, and its confirmations were told once."""
+    whole, part = made(steady), made(steady[:2])
+    smaller, larger = part.topology, whole.topology
+    channels = [f"moving {number}" for number in range(12)]
+    wanted = sorted(channel.encode() for channel in channels)
+    with whole, part, whole.pubsub() as messages:
+        messages.subscribe(*channels)
+        told = until(lambda: [messages.get_message(timeout=0.1) for _ in channels])
+        assert sorted(each["data"] for each in told) == list(range(1, 13))
+        messages.psubscribe("by pattern:*")
+        assert until(lambda: messages.get_message(timeout=0.1))["data"] == 13
+        for topology in (smaller, larger, smaller):
+            whole.apply(topology)
+            assert messages.get_message(timeout=0.05) is None
+            until(lambda: all(count for _, count in whole.pubsub_numsub(*channels)) or messages.get_message())
+            for channel in channels:
+                assert whole.publish(channel, channel) == 1
+            assert whole.publish("by pattern:a", "pattern") == 1
+            assert heard(messages, 13) == [*wanted, b"pattern"]
+        pid = in_child(lambda: childs_messages(whole, messages, channels[0]))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert heard(messages, 1) == [b"of the child"]
+
+
+def childs_messages(client: ShardedRedis, messages: Any, channel: str) -> None:
+    messages.get_message(timeout=0.05)
+    until(lambda: client.publish(channel, "of the child") == 2 or messages.get_message(True, 0.1))
+    assert heard(messages, 1) == [b"of the child"]
+
+
 def test_topologies_change_under_pipelines(steady: list[RedisNode]) -> None:
     """Keys move between shards all the time: a read may find nothing, but never what is another's."""
     whole, part = made(steady), made(steady[:2])
