@@ -141,6 +141,18 @@ class ShardedPubSub:
     def patterns(self) -> dict[Any, Any]:
         return {name: handler for part in self._parts.values() for name, handler in part.patterns.items()}
 
+    @property
+    def shard_channels(self) -> dict[Any, Any]:
+        return {
+            name: handler for part in self._parts.values() for name, handler in part.shard_channels.items()
+        }
+
+    @property
+    def connection(self) -> Any:
+        """redis-py's, where there is one shard with subscriptions; else None."""
+        parts = list(self._parts.values())
+        return parts[0].connection if len(parts) == 1 else None
+
     def subscribe(self, *args: Any, **handlers: Callable[[Any], Any]) -> None:
         """Channels; as keyword arguments with who handles their messages."""
         self._each("subscribe", self._of, args, handlers)
