@@ -135,9 +135,11 @@ def test_errors(client: ShardedRedis, nodes3: list[RedisNode], seen: Seen) -> No
     assert wrong_type.attributes["error.type"] == "ResponseError"
     assert unknown.name == "(unknown)" and unknown.attributes["db.response.status_code"] == "ERR"
     address = f"127.0.0.1:{free_port()}"
-    with ShardedRedis({"gone": f"redis://{address}"}, telemetry=seen.telemetry, db=1) as down:
-        with pytest.raises(ShardDownError):
-            down.get(SECRET)
+    with (
+        ShardedRedis({"gone": f"redis://{address}"}, telemetry=seen.telemetry, db=1) as down,
+        pytest.raises(ShardDownError),
+    ):
+        down.get(SECRET)
     (lost,) = seen.spans()
     assert lost.attributes == wanted("GET", "gone", address) | {"error.type": "ShardDownError"}
     assert "WRONGTYPE" in {each.attributes.get("db.response.status_code") for each in seen.durations()}
