@@ -180,9 +180,13 @@ def _steps(
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
         if session.device and session.user_id is not None:
             steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
-    before = sum(map(len, session._stored.values()))
-    replaced = sum(len(session._stored.get(name, b"")) for what, name, _ in changes if what in ("set", "del"))
-    size = before - replaced + sum(len(change.data) for change in changes)
+    before = sum(len(name) + len(data) for name, data in session._stored.items())
+    replaced = sum(
+        len(name) + len(session._stored[name])
+        for what, name, _ in changes
+        if what in ("set", "del") and name in session._stored
+    )
+    size = before - replaced + sum(len(change.name) + len(change.data) for change in changes)
     many = len(session._values) > max(FIELDS, len(session._stored))
     # Parallel saves may have made it larger together: it still can be renewed, made smaller, logged in
     if size > max(codec.max_size, before) or many:
