@@ -197,12 +197,13 @@ class SessionData(MutableMapping[str, Any]):
         value = self._values.get(name, [])
         if not isinstance(value, list):
             raise TypeError(f"{name!r} is no list")
+        data = self._codec.plain(item, name)
         if name in self._handed and self._difference(name):
             self._changed.add(name)
         value.append(item)  # in place: it may be held by somebody
         self._values[name] = value
         if name not in self._changed:  # else it is set as a whole
-            self._ops.append(Change("a", name, self._codec.plain(item)))
+            self._ops.append(Change("a", name, data))
             self._handed.add(name)
             self._appended[name] = self._codec.plain(value)
 
@@ -227,7 +228,7 @@ class SessionData(MutableMapping[str, Any]):
             return None if had is None else Change("d", name, b"")
         if name not in self._changed:
             had = self._appended.get(name, had)
-        data = self._codec.plain(self._values[name])
+        data = self._codec.plain(self._values[name], name)
         if data == had or (had is not None and self._codec.plain(self._codec.parse(had)) == data):
             return None  # another language's JSON may have spaces
         return Change("s", name, data)

@@ -10,6 +10,7 @@ name    a key of the session, encoded (see `Codec`); opaque to the scripts. Ours
 \0p     instead of all that, what an old id has become: "hash-of-the-next nonce"; "": ended a moment ago
 """
 
+import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from shardproxy.core.sessions.errors import SessionTooLarge, SessionUnavailable
+from shardproxy.core.sessions.errors import NotStorable, SessionTooLarge, SessionUnavailable
 from shardproxy.core.sessions.keyring import Keyring
 
 SCHEMA = 1
@@ -28,6 +29,10 @@ OWN = META, EPOCH, USER, DEVICE, GRACE, TOKEN, POINTER = tuple(f"\0{each}" for e
 
 # The first byte of an encoded field that is not plain JSON
 MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
+
+
+# What an encoding has in it that may be NaN or infinite: JSON says null, msgpack the number itself
+_NOT_FINITE = {0: (b"null",), MSGPACK: (b"\xcb\x7f", b"\xcb\xff")}
 
 
 class Undecodable(Exception):
@@ -104,7 +109,8 @@ class Meta(NamedTuple):
 
     def pack(self) -> bytes:
         """What is stored."""
-        due, parts = self.renew_at - self.created, []
+        due = self.renew_at - self.created
+        parts: list[int] = []
         for number in (self.created & (1 << 48) - 1, self.absolute, self.idle, self.renewal):
             parts += divmod(number, 1 << 32)
         return _META.pack(
@@ -155,9 +161,15 @@ class Codec:
 
             self._ciphers = {secret.kid: AESGCM(secret.cipher_key()) for secret in keyring.secrets}
 
-    def plain(self, value: Any) -> bytes:
-        """A value's encoding before compression and encryption: what changes are found by."""
-        data = self._encode(value)
+    def plain(self, value: Any, field: str = "") -> bytes:
+        """A value's encoding before compression and encryption: what changes are found by. NotStorable."""
+        try:
+            field.isascii() or field.encode()
+            data = self._encode(value)
+            if any(sign in data for sign in _NOT_FINITE[self.flags]):
+                json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise NotStorable(f"the field {field!r} of a session cannot be stored: {_why(error)}") from None
         if len(data) > self.max_size:
             raise SessionTooLarge(f"a field of {len(data)} bytes; max_size is {self.max_size}")
         return data
@@ -232,6 +244,17 @@ class Codec:
         except Exception as error:
             raise Undecodable(type(error).__name__) from None
         return values, plain
+
+
+def _why(error: Exception) -> str:
+    """In words, without the value."""
+    if isinstance(error, UnicodeEncodeError):
+        return "a text has half a surrogate pair"
+    if isinstance(error, OverflowError):
+        return "an integer of more than 64 bits"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return str(error) if isinstance(error, TypeError) else "a number is NaN or infinite"
 
 
 def _bound(head: bytes, key: str, field: str) -> bytes:

@@ -217,7 +217,8 @@ if no then return {no} end
 local fresh, nonce, ttl = KEYS[3], f.nonce, math.min(f.idle, f.left)
 f.nonce, f.due, f.version = ARGV[2], math.max(0, now + f.renewal - f.created), (f.version + ARGV[4]) % 2^32
 redis.call('DEL', fresh)
-redis.call('HSET', fresh, unpack(redis.call('HGETALL', record)))
+local all = redis.call('HGETALL', record)
+for i = 1, #all, 1000 do redis.call('HSET', fresh, unpack(all, i, math.min(i + 999, #all))) end
 redis.call('HSET', fresh, '\0', pack(f), '\0g', 0)
 redis.call('PEXPIREAT', fresh, int(now + ttl))
 local results = apply(fresh, 5, f)
