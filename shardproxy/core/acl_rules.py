@@ -9,13 +9,16 @@ worked out for a command table by `allowed`, again for each new table, so that l
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shardproxy.core import command_policy
 from shardproxy.core.acl import NAME_MOST, READ, WRITE, KeyPattern, Selector, User, Users, digest_of
 from shardproxy.core.command_rows import Row
+
+if TYPE_CHECKING:
+    from shardproxy.core.commands import CommandTable
 
 # As ACL CAT lists them
 CATEGORIES = (
@@ -305,6 +308,24 @@ def _check_command(sign: str, name: str) -> None:
         raise RuleError("COMMAND|FIRST-ARGUMENT after a + only", UNKNOWN)
 
 
+@functools.lru_cache(maxsize=256)
+def _apart(selector: Selector, table: "CommandTable") -> frozenset[str]:
+    return (
+        frozenset(row.name for row in table.records if APART in row.categories)
+        & allowed(selector, table.records)[0]
+    )
+
+
+def grants_apart(user: "User | None", name: str, table: "CommandTable") -> bool:
+    """Whether a rule of this user's gives that command, by its name or by @session.
+
+    The engine asks no rule of who may do everything: of what is apart, all are asked this.
+    """
+    return user is not None and any(
+        name in _apart(selector, table) for selector in (user.root, *user.selectors)
+    )
+
+
 def allowed(selector: Selector, rows: Sequence[Row]) -> tuple[frozenset[str], Mapping[str, tuple[str, ...]]]:
     """Which commands of a table these rules come to, and which more with certain first arguments.
 
@@ -316,7 +337,7 @@ def allowed(selector: Selector, rows: Sequence[Row]) -> tuple[frozenset[str], Ma
     categories: dict[str, list[str]] = {"all": [row.name for row in rows if APART not in row.categories]}
     for row in rows:
         subs.setdefault(row.name.partition("|")[0], []).append(row.name)
-        for category in row.categories:
+        for category in (APART,) if APART in row.categories else row.categories:
             categories.setdefault(category, []).append(row.name)
     names = {row.name for row in rows}
     for rule in selector.commands:

@@ -100,6 +100,8 @@ def dryrun(server: Server, call: "Call") -> bytes:
     if len(args) < abs(row.arity) or (row.arity > 0 and len(args) != row.arity):
         return reply.error(errors.wrong_arity(row.name))
     verdict, at = Permit(user, server.commands, server.users.trust_scripts).examine(args)
+    if verdict == "allowed" and acl_rules.APART in row.categories:
+        verdict, at = "allowed" if acl_rules.grants_apart(user, row.name, server.commands) else "command", 0
     if verdict == "allowed":
         return reply.OK
     return reply.bulk(errors.acl_dry(verdict, row.name, args[at]))

@@ -14,7 +14,7 @@ What they do is in core/sessions/operations; here are the loops that run it.
 import logging
 import secrets as chance
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from shardproxy.core.sessions import operations
@@ -72,7 +72,7 @@ class Session(BoundSession):
     """A session of a `SessionStore`: a dict, and what below can be done with it."""
 
     def __init__(self, store: "SessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: SessionStore = store
 
     def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -117,7 +117,7 @@ class AsyncSession(BoundSession):
     """A session of an `AsyncSessionStore`: as `Session`, and what reaches the store is awaited."""
 
     def __init__(self, store: "AsyncSessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: AsyncSessionStore = store
 
     async def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -385,9 +385,11 @@ class AsyncSessionStore(BaseStore):
         except StopIteration as done:
             self._judged(done.value)
 
-    async def _run(self, plan: Plan) -> Any:
-        if not self._checked:
-            await self.check()
+    def _run(self, plan: Plan) -> Awaitable[Any]:
+        return awaited(plan, self._executor.run) if self._checked else self._run_checked(plan)
+
+    async def _run_checked(self, plan: Plan) -> Any:
+        await self.check()
         return await awaited(plan, self._executor.run)
 
 
