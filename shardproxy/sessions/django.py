@@ -27,6 +27,7 @@ from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable
 from shardproxy.core.sessions.operations import Plan
 from shardproxy.core.sessions.records import Timeouts
+from shardproxy.core.sessions.rules import BROUGHT, NEVER
 from shardproxy.sessions import store as stores
 from shardproxy.sessions import wsgi
 from shardproxy.sessions.store import AsyncSessionStore, Session
@@ -289,7 +290,7 @@ def _exists(rules: operations.Rules, cookie: str) -> Plan:
     who = rules.keyring.identify(cookie)
     if who is None:
         return False
-    reply = yield operations.Call("load", rules.keys(who), (who.hash, "1", 0, rules.grace))
+    reply = yield rules.looking(who, BROUGHT, NEVER)
     return reply[0] == b"OK"
 
 
