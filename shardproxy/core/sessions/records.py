@@ -111,7 +111,8 @@ class Meta(NamedTuple):
 
     def pack(self) -> bytes:
         """What is stored."""
-        due, parts = self.renew_at - self.created, []
+        due = self.renew_at - self.created
+        parts: list[int] = []
         for number in (self.created & (1 << 48) - 1, self.absolute, self.idle, self.renewal):
             parts += divmod(number, 1 << 32)
         return (

@@ -20,35 +20,30 @@ local record, user = KEYS[1], KEYS[2]
 local function int(n) return string.format('%.0f', n) end
 """
 
-# records.Meta
-META = r"""
-local META = '>BI6I5I5I5I4I5c8c8'
-local function pack(f)
-  return struct.pack(META, f.schema, f.created, f.absolute, f.idle, f.renewal, f.version, f.due, f.handle, f.nonce)
-    .. f.kind
-end
-"""
-
 LOOK = r"""
+local META = '>BI6I5I5I5I4I5c8c8'  -- as records.Meta has it
+
 -- A record's state, before anything is done with it, and what it says of itself
 local function look()
-  local has, f = redis.pcall('HMGET', record, '\0', '\0e', '\0g', '\0p'), {}
-  if has.err then return 'DAMAGED', f end
-  f.epoch, f.grace, f.pointer = has[2], has[3], has[4] or nil
-  if f.pointer then return f.pointer == '' and 'ENDED' or 'MOVED', f end
-  if not has[1] then return 'GONE', f end
-  if #has[1] < 48 then return 'DAMAGED', f end
-  f.schema, f.created, f.absolute, f.idle, f.renewal, f.version, f.due, f.handle, f.nonce =
-    struct.unpack(META, has[1])
-  f.kind, f.member, f.left = string.sub(has[1], 48), f.handle .. string.sub(record, -24), f.created + f.absolute - now
+  local has = redis.pcall('HMGET', record, '\0', '\0e', '\0g', '\0p')
+  if has.err then return 'DAMAGED', {} end
+  local about, epoch, pointer = has[1], has[2], has[4] or nil
+  if pointer then return pointer == '' and 'ENDED' or 'MOVED', {pointer = pointer, grace = has[3]} end
+  if not about then return 'GONE', {} end
+  if #about < 48 then return 'DAMAGED', {} end
+  local schema, created, absolute, idle, renewal, version, due, handle, nonce = struct.unpack(META, about)
+  local f = {epoch = epoch, grace = has[3], schema = schema, created = created, absolute = absolute, idle = idle,
+    renewal = renewal, version = version, due = due, handle = handle, nonce = nonce, kind = string.sub(about, 48),
+    left = created + absolute - now}
   if f.left <= 0 then
     redis.call('DEL', record)
     return 'GONE', f
   end
-  if f.epoch then
-    local epoch = redis.pcall('ZSCORE', user, 'e')
-    if type(epoch) == 'table' then return 'DAMAGED', {} end
-    if not epoch or -tonumber(epoch) ~= tonumber(f.epoch) or not redis.call('ZSCORE', user, f.member) then
+  if epoch then
+    f.member = handle .. string.sub(record, -24)
+    local wanted = redis.pcall('ZSCORE', user, 'e')
+    if type(wanted) == 'table' then return 'DAMAGED', {} end
+    if not wanted or -tonumber(wanted) ~= tonumber(epoch) or not redis.call('ZSCORE', user, f.member) then
       redis.call('DEL', record)
       redis.call('ZREM', user, f.member)
       return 'REVOKED', f
@@ -99,6 +94,11 @@ local function try(at)
   end
 end
 
+local function pack(f)
+  return struct.pack('>BI6I5I5I5I4I5c8c8', f.schema, f.created, f.absolute, f.idle, f.renewal, f.version, f.due,
+    f.handle, f.nonce) .. f.kind
+end
+
 -- f: what the record says of itself from now on
 local function apply(key, at, f)
   local kinds, results = ARGV[at], {}
@@ -126,14 +126,14 @@ local function apply(key, at, f)
 end
 """
 
-LIVE = META + LOOK + KEEP + TOUCH
+LIVE = TIME + LOOK + KEEP + TOUCH
 
 # Parts and text of each
 BODIES = {
     # KEYS record, u; ARGV "how least grace": how the id came, part of idle to touch after, grace in ms
     # how: 0 a request brought it; 1 it did, by an old id; 2 it is looked at again
     # → OK now ttl fields | MOVED pointer | ENDED '' | GONE | REVOKED | DAMAGED
-    "load": (TIME + LIVE, r"""
+    "load": (LIVE, r"""
 local how, least, grace = string.match(ARGV[1], '^(%d) (%S+) (%d+)$')
 local state, f = look()
 local g = tonumber(f.grace or '')
@@ -145,7 +145,7 @@ return {state, now, ttl, redis.call('HGETALL', record)}
 """),
     # KEYS record, u; ARGV "least expected times": as load, the version or nothing, "absolute idle renewal" or
     # nothing; steps → OK now ttl version renew-at results | CONFLICT | OPAQUE | KIND | as load
-    "save": (TIME + LIVE + STEPS, r"""
+    "save": (LIVE + STEPS, r"""
 local state, f = look()
 if state ~= 'OK' then return {state, f.pointer} end
 local kinds = ARGV[2]
@@ -175,7 +175,7 @@ return {state, now, touch(f, least), f.version, f.created + f.due, results}
     # KEYS record, u; ARGV handle and nonce, schema, absolute, idle, renewal, class, user or '', max sessions or 0,
     # what then ("oldest" or "reject"), member it replaces or '', steps
     # → OK now ttl epoch evicted | EXISTS | FULL
-    "create": (TIME + META + KEEP + PRUNE + STEPS, r"""
+    "create": (TIME + KEEP + PRUNE + STEPS, r"""
 local f = {schema = ARGV[2], created = now, absolute = ARGV[3] + 0, idle = ARGV[4] + 0, renewal = ARGV[5] + 0,
   version = 1, due = ARGV[5], handle = string.sub(ARGV[1], 1, 8), nonce = string.sub(ARGV[1], 9), kind = ARGV[6]}
 if redis.call('EXISTS', record) == 1 then
@@ -208,7 +208,7 @@ return {'OK', now, ttl, epoch, evicted}
 """),
     # KEYS record, u, new record; ARGV expected version or '', new nonce, how long the old id may lead on in ms,
     # 1 if the steps change anything, steps → OK now ttl version renew-at results | as save
-    "renew": (TIME + LIVE + STEPS, r"""
+    "renew": (LIVE + STEPS, r"""
 local state, f = look()
 if state ~= 'OK' then return {state, f.pointer} end
 if ARGV[1] ~= '' and tonumber(ARGV[1]) ~= f.version then return {'CONFLICT'} end
@@ -234,7 +234,7 @@ end
 return {'OK', now, ttl, f.version, f.created + f.due, results}
 """),
     # KEYS record, u; ARGV expected version or '', how long it is known to have ended in ms → OK | CONFLICT | as load
-    "destroy": (TIME + META + LOOK, r"""
+    "destroy": (TIME + LOOK, r"""
 local state, f = look()
 if state == 'DAMAGED' then redis.call('DEL', record) end
 if state ~= 'OK' then return {state, f.pointer} end
@@ -260,7 +260,7 @@ return {'OK', gone}
 """),
     # KEYS record to be kept, u; ARGV 1 if there is one, or 0 → OK members that are gone, epoch | MOVED pointer
     # An index that is gone has no session alive. A full node cannot take a new epoch: then all of u goes
-    "revoke_all": (TIME + META + LOOK, r"""
+    "revoke_all": (TIME + LOOK, r"""
 local score = redis.call('ZSCORE', user, 'e')
 if not score then return {'OK', {}, ''} end
 local epoch, state, f = int(math.max(1 - tonumber(score), now)), '', {}

@@ -182,8 +182,9 @@ def _steps(
     kinds, grows = "", 0
     for what, name, data in changes:
         kinds += what
-        grows += len(data) - (0 if what in COUNTED else len(stored.get(name, b"")))
-        grows += len(name) * ((name not in stored) - (what == "d"))
+        grows += len(name) + len(data)
+        if what not in COUNTED and name in stored:
+            grows -= len(name) + len(stored[name])
         field = field_of(name)
         steps += field, codec.seal(key, field, data) if what == "s" else data
     if rebound:
@@ -191,17 +192,15 @@ def _steps(
         if session._user_id is not None:
             whole[USER] = codec.plain(session._user_id)
             if session.device:
-                whole[DEVICE] = codec.plain(session.device)
+                whole[DEVICE] = codec.plain(session.device, "device")
         for field in whole.keys() - {field_of(change.name) for change in changes}:
             kinds += "s"
             steps += field, codec.seal(key, field, whole[field])
-    before = sum(len(name) + len(data) for name, data in stored.items()) if grows > 0 else 0
+    before = sum(map(len, stored)) + sum(map(len, stored.values())) if grows > 0 else 0
     many = len(session._values) > max(FIELDS, len(stored))
     # Parallel saves may have made it larger together: it still can be renewed, made smaller, logged in
-    if (grows > 0 and before + grows > codec.max_size) or many:
-        raise SessionTooLarge(
-            f"a session of {before + grows} bytes, {len(session._values)} fields: over the limit"
-        )
+    if many or before + grows > codec.max_size:
+        raise SessionTooLarge(f"a session of more than {codec.max_size} bytes, or {FIELDS} keys")
     rules.counters["bytes_saved"] += sum([len(each) for each in steps if type(each) is bytes])
     if token:
         kinds += "t"
@@ -260,12 +259,8 @@ def create_for(
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
     if session.device and user_id is not None:  # who is anonymous is on no list
-        steps = [
-            f"{steps[0]!s}s",
-            *steps[1:],
-            DEVICE,
-            codec.seal(key, DEVICE, codec.plain(session.device, "device")),
-        ]
+        described = codec.seal(key, DEVICE, codec.plain(session.device, "device"))
+        steps = [f"{steps[0]!s}s", *steps[1:], DEVICE, described]
     whose = codec.seal(key, USER, codec.plain(user_id, "user_id")) if user_id is not None else ""
     reply = yield Call(
         "create", rules.keys(who),
