@@ -1,18 +1,21 @@
 """INFO: this proxy, in the words of Redis's INFO, so that whatever reads a Redis's can read it.
 
 Only true figures: a field that Redis has and we do not know is left out. Job queues look at redis_version
-(the lowest of the nodes), redis_mode, role and maxmemory_policy.
+(the lowest of the nodes), redis_mode, role and maxmemory_policy. No node is asked, so that what looks often
+gets its answer at once; but for INFO persistence alone, by which scripts wait until all nodes have saved.
 """
 
+import asyncio
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from shardproxy import __version__
 from shardproxy.core import reply
-from shardproxy.handlers.base import ProcessRecord, Server, handles
+from shardproxy.handlers.asking import ask, is_error, redis_places, value_of
+from shardproxy.handlers.base import ProcessRecord, Server, handles, part
 from shardproxy.handlers.connection import lowest_version
 
 if TYPE_CHECKING:
@@ -84,6 +87,39 @@ def _persistence(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
     yield "async_loading", 0
 
 
+# What nodes say of saving → what of all of them
+SAVING: dict[str, Callable[[Sequence[int]], int]] = {
+    "rdb_changes_since_last_save": sum,
+    "rdb_bgsave_in_progress": max,
+    "rdb_last_save_time": min,
+    "aof_enabled": min,
+    "aof_rewrite_in_progress": max,
+    "aof_rewrite_scheduled": max,
+}
+SAVED = ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")  # "ok" or "err"
+
+
+def saving(texts: Sequence[str]) -> Fields:
+    """What several nodes say in INFO persistence, as one."""
+    nodes = [dict(line.split(":", 1) for line in text.splitlines() if ":" in line) for text in texts]
+    for name, merge in SAVING.items():
+        if numbers := [int(node[name]) for node in nodes if node.get(name, "").isdigit()]:
+            yield name, merge(numbers)
+    for name in SAVED:
+        if words := {node[name] for node in nodes if name in node}:
+            yield name, "ok" if words == {"ok"} else "err"
+
+
+async def _saving(server: Server) -> Fields:
+    """Of the nodes that answer."""
+    frames = await asyncio.gather(
+        *(ask(server, node, "INFO", "persistence", write=False) for node, _ in redis_places(server))
+    )
+    return saving(
+        [value_of(frame, bytes).decode(errors="replace") for frame in frames if not is_error(frame)]
+    )
+
+
 # INFO's name of a counter → ours
 STATS = {
     "total_connections_received": "clients_accepted",
@@ -98,7 +134,12 @@ STATS = {
 def _stats(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
     counters = server.counters()
     for name, ours in STATS.items():
-        yield name, counters[ours]
+        yield name, max(0, counters[ours] - server.counted.get(ours, 0))
+
+
+@part("reset statistics")
+def reset(server: Server) -> None:
+    server.counted.update(server.counters())
 
 
 def _replication(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
@@ -139,4 +180,6 @@ async def info(server: Server, call: "Call") -> bytes:
         for name, fields in SECTIONS.items()
         if asked & ALL or name in asked
     )  # fmt: skip
+    if asked == {"persistence"}:
+        text += "".join(f"{key}:{value}\r\n" for key, value in await _saving(server))
     return reply.verbatim(text, call.proto)

@@ -89,6 +89,7 @@ class Proxy:
         self.tcp_port = 0
         self.node_info: dict[str, NodeInfo] = {}
         self.missed: dict[str, set[str]] = {}
+        self.counted: dict[str, int] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         hidden = password_variables(config)
