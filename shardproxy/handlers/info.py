@@ -2,12 +2,14 @@
 
 Only true figures: a field that Redis has and we do not know is left out. Job queues look at redis_version
 (the lowest of the nodes), redis_mode, role and maxmemory_policy. No node is asked, so that what looks often
-gets its answer at once; but for INFO persistence alone, by which scripts wait until all nodes have saved.
+gets its answer at once; but for INFO persistence and INFO keyspace alone: by the first, scripts wait until
+all nodes have saved.
 """
 
 import asyncio
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -96,6 +98,7 @@ SAVING: dict[str, Callable[[Sequence[int]], int]] = {
     "aof_rewrite_in_progress": max,
     "aof_rewrite_scheduled": max,
 }
+DATABASE = re.compile(r"^db(\d+):keys=(\d+),expires=(\d+),avg_ttl=(\d+)", re.M)
 SAVED = ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")  # "ok" or "err"
 
 
@@ -110,14 +113,28 @@ def saving(texts: Sequence[str]) -> Fields:
             yield name, "ok" if words == {"ok"} else "err"
 
 
-async def _saving(server: Server) -> Fields:
-    """Of the nodes that answer."""
+def keyspace(texts: Sequence[str]) -> Fields:
+    """What several nodes say in INFO keyspace, as one: sums, and the mean of all that expire."""
+    found: dict[str, list[int]] = {}
+    for db, *numbers in DATABASE.findall("\n".join(texts)):
+        keys, expires, ttl = map(int, numbers)
+        sums = found.setdefault(db, [0, 0, 0])
+        found[db] = [sums[0] + keys, sums[1] + expires, sums[2] + ttl * expires]
+    for db in sorted(found, key=int):
+        keys, expires, ttl = found[db]
+        yield f"db{db}", f"keys={keys},expires={expires},avg_ttl={ttl // max(1, expires)}"
+
+
+OF_NODES = {"persistence": saving, "keyspace": keyspace}
+
+
+async def _of_nodes(server: Server, section: str) -> Fields:
+    """Of those that answer."""
     frames = await asyncio.gather(
-        *(ask(server, node, "INFO", "persistence", write=False) for node, _ in redis_places(server))
+        *(ask(server, node, "INFO", section, write=False) for node, _ in redis_places(server))
     )
-    return saving(
-        [value_of(frame, bytes).decode(errors="replace") for frame in frames if not is_error(frame)]
-    )
+    texts = [value_of(frame, bytes).decode(errors="replace") for frame in frames if not is_error(frame)]
+    return OF_NODES[section](texts)
 
 
 # INFO's name of a counter → ours
@@ -180,6 +197,8 @@ async def info(server: Server, call: "Call") -> bytes:
         for name, fields in SECTIONS.items()
         if asked & ALL or name in asked
     )  # fmt: skip
-    if asked == {"persistence"}:
-        text += "".join(f"{key}:{value}\r\n" for key, value in await _saving(server))
+    if len(asked) == 1 and asked <= OF_NODES.keys():
+        text = (text or "# Keyspace\r\n") + "".join(
+            f"{key}:{value}\r\n" for key, value in await _of_nodes(server, *asked)
+        )
     return reply.verbatim(text, call.proto)

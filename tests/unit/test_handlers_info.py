@@ -9,7 +9,7 @@ from fakes import CONFIG, FakeClient, FakeServer, ask
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, bucket, bucket_start
 from shardproxy.handlers.base import NodeInfo, ProcessRecord
-from shardproxy.handlers.info import human, maxmemory_policy, saving
+from shardproxy.handlers.info import human, keyspace, maxmemory_policy, saving
 from shardproxy.handlers.proxy import percentiles
 
 
@@ -76,6 +76,15 @@ def test_saving_is_over_when_it_is_on_all_nodes() -> None:
     }
     assert dict(saving([done, done])) == {"rdb_bgsave_in_progress": 0, "rdb_last_save_time": 100}
     assert dict(saving([])) == {}
+
+
+def test_keys_are_summed() -> None:
+    texts = ["# Keyspace\r\ndb0:keys=5,expires=1,avg_ttl=100\r\n", "db0:keys=2,expires=3,avg_ttl=20\r\n"]
+    texts += ["", "db3:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\n"]
+    assert dict(keyspace(texts)) == {
+        "db0": "keys=7,expires=4,avg_ttl=40",
+        "db3": "keys=1,expires=0,avg_ttl=0",
+    }
 
 
 async def test_info_adds_its_workers_up() -> None:
