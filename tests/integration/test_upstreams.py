@@ -1,4 +1,4 @@
-"""Many clients share few upstreams: `connections_per_node` a node, protocol and database, as the nodes see it."""
+"""Many clients share few upstreams: `connections_per_node` a node, protocol and database, as nodes see it."""
 
 import time
 
