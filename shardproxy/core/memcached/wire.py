@@ -119,6 +119,11 @@ class Frames:
         del self._held[:at]
         return found
 
+    @property
+    def held(self) -> bool:
+        """A part of a reply has come, and its end has not."""
+        return bool(self._held)
+
     def _end(self, at: int) -> int:
         held = self._held
         line = held.find(b"\r\n", at) + 2
