@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import redis.exceptions
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
@@ -21,7 +22,10 @@ from shardproxy.client.health import Nodes
 from shardproxy.client.wire import Coding, pack
 from shardproxy.core.commands import CommandTable
 
+MOST = 1024  # connections to one node, of all kinds: calls that wait for data have one each
 KEPT = 16  # private connections that nobody uses now
+TOO_MANY = "Too many connections"  # in redis-py's words
+TooMany: type[RedisError] = getattr(redis.exceptions, "MaxConnectionsError", redis.exceptions.ConnectionError)
 REFUSED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, socket.gaierror)
 PING = b"*1\r\n$4\r\nPING\r\n"
 
@@ -78,6 +82,8 @@ class AsyncShard:
             found = self._idle.pop()
             if found.lost is None:
                 return found
+        if len(self._all) >= MOST:
+            raise Lost(TOO_MANY, False, error=TooMany(TOO_MANY))
         found = self._new(None)
         await self._open(found)
         return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import hiredis
+from redis.connection import SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -187,9 +188,8 @@ def connect(
     shard: str, address: str, reach: dict[str, Any], coding: Coding, table: CommandTable
 ) -> MemcachedConnection:
     """Raises redis-py's ConnectionError or TimeoutError, as a connection of its own would."""
-    if reach.get("ssl"):
-        raise RedisConnectionError("TLS to memcached nodes is not supported by the client library yet")
     timeout = reach.get("socket_connect_timeout")
+    sock: socket.socket | None = None
     try:
         if (path := reach.get("unix_socket_path")) is not None:
             sock = socket.socket(socket.AF_UNIX)
@@ -198,8 +198,22 @@ def connect(
         else:
             sock = socket.create_connection((reach["host"], reach["port"]), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if reach.get("ssl"):
+                sock = _encrypted(sock, reach)
         return MemcachedConnection(_Link(sock), coding, reach.get("socket_timeout"), table, shard, address)
-    except (TimeoutError, BlockingIOError):
-        raise RedisTimeoutError("Timeout connecting to server") from None
-    except OSError as error:
-        raise RedisConnectionError(f"Error connecting to {address}: {error}")  # noqa: B904  # as redis-py: the reason is its context
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, (TimeoutError, BlockingIOError)):
+            raise RedisTimeoutError("Timeout connecting to server") from None
+        if isinstance(error, OSError):
+            raise RedisConnectionError(f"Error connecting to {address}: {error}")  # noqa: B904  # as redis-py: the reason is its context
+        raise
+
+
+def _encrypted(sock: socket.socket, reach: dict[str, Any]) -> socket.socket:
+    """TLS as redis-py's settings have it, by a connection of redis-py's that is never connected."""
+    settings = {name: value for name, value in reach.items() if name.startswith("ssl_")}
+    made: Any = SSLConnection(host=reach["host"], port=reach["port"], **settings)
+    found: socket.socket = made._wrap_socket_with_ssl(sock)
+    return found

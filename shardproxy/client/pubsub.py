@@ -223,7 +223,8 @@ class ShardedPubSub:
         prefix, unsubscribed, _ = message["type"].partition("unsubscribe")
         prefix = prefix.removesuffix("subscribe")
         (self._told.discard if unsubscribed else self._told.add)((prefix, message["channel"]))
-        message["data"] = sum((kind == "s") is (prefix == "s") for kind, _ in self._told)
+        if len(self._parts) > 1:
+            message["data"] = sum((kind == "s") is (prefix == "s") for kind, _ in self._told)
         return True
 
     def _is_last(self, message: dict[str, Any]) -> bool:

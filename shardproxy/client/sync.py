@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardproxy.client.pipeline import ShardedPipeline
     from shardproxy.client.pubsub import ShardedPubSub
 
+monotonic = time.monotonic
 NEVER_DECODE, EMPTY_RESPONSE = "NEVER_DECODE", "EMPTY_RESPONSE"
 OURS = (NEVER_DECODE, EMPTY_RESPONSE, "keys")  # options that are for who executes, not for the callback
 CACHE_LOCK = (
@@ -174,6 +175,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
                 data, sent = None, False
                 try:
                     data = self._pack(args)
+                    started = monotonic()
                     connection.send(data)
                     sent = True
                     reply = connection.read(decode)
@@ -190,6 +192,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
                 else:
                     shard.answered += 1
                     shard.idle.append(connection)
+                    if monotonic() - started > asker.slow_call:
+                        asker.slow(shard)
         if isinstance(reply, Exception):
             if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                 return options[EMPTY_RESPONSE]
