@@ -20,16 +20,16 @@ def command(path: str, defaults: bool, schema: bool, reference: bool) -> None:
       shardproxy config --defaults > shardproxy.toml
       shardproxy config -c shardproxy.toml
     """
-    from shardproxy import config as configuration
+    from shardproxy.config import pages
 
     if defaults:
-        text = configuration.default_text()
+        text = pages.default_text()
     elif schema:
         import msgspec
 
-        text = msgspec.json.format(msgspec.json.encode(configuration.schema()), indent=2).decode() + "\n"
+        text = msgspec.json.format(msgspec.json.encode(pages.schema()), indent=2).decode() + "\n"
     elif reference:
-        text = configuration.reference()
+        text = pages.reference()
     else:
-        text = configuration.effective_text(load_config(path, secrets=False))
+        text = pages.effective_text(load_config(path, secrets=False))
     click.echo(text, nl=False)

@@ -33,7 +33,7 @@ def command(file: str, name: str | None, folder: str | None) -> None:
       shardproxy import mcrouter.json --pool A
     """
     from shardproxy.config import ConfigError
-    from shardproxy.config_import import drafts, written
+    from shardproxy.config.imports.drafts import drafts, written
 
     try:
         found = drafts(file, Path(file).read_bytes())

@@ -33,7 +33,7 @@ def _store(path: str) -> "Iterator[SessionStore]":
     """Over the nodes themselves: no proxy need run."""
     from shardproxy.client.sync import ShardedRedis
     from shardproxy.config import read_session_secrets
-    from shardproxy.config_sessions import timeouts_of
+    from shardproxy.config.sessions import timeouts_of
     from shardproxy.core.sessions.errors import SessionError
     from shardproxy.sessions import SessionStore
 

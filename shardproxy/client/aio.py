@@ -34,13 +34,14 @@ from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
-from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located
+from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located, observed
 from shardproxy.config import Config
 from shardproxy.core.topology import Topology
 
 if TYPE_CHECKING:
     from shardproxy.client.aio_pipeline import AsyncShardedPipeline
     from shardproxy.client.aio_pubsub import AsyncShardedPubSub
+    from shardproxy.client.telemetry import Telemetry
 
 get_running_loop = asyncio.get_running_loop
 _UNKNOWN = object()
@@ -62,8 +63,9 @@ class AsyncShardedScript(AsyncScript):
 class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: ignore[misc]  # partly untyped mixins
     """A client of all shards of one pool, for asyncio.
 
-    shards, pool, on_transition and redis-py's settings: as `ShardedRedis`. pipelining: calls share a
-    connection to each shard; False: each has one alone, as with redis-py. Raises ConfigError.
+    shards, pool, on_transition, telemetry and redis-py's settings: as `ShardedRedis`. probe: nodes are probed
+    by a task while the client is in use. pipelining: calls share a connection to each shard; False: each has
+    one alone, as with redis-py. Raises ConfigError.
     """
 
     _is_async_client: Literal[True] = True
@@ -74,6 +76,8 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         *,
         pool: Mapping[str, Any] | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> None:
@@ -88,6 +92,10 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         self._pack, self._large = self.asker.pack, self.asker.large
         self.response_callbacks: Any = redis_py.response_callbacks
         self._callbacks: dict[Any, Any] = {}  # by a command's name as it is written: a quicker look
+        if probe:
+            self.asker.probe()
+        if telemetry:
+            observed(self, telemetry)
 
     @classmethod
     def from_config(
@@ -96,12 +104,16 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         *,
         pool: str | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> Self:
         """Of the proxy's own file, or its text. pool: its name, if there are several. Raises ConfigError."""
         settings = Settings.from_config(source, pool, **redis_settings)
-        return cls(settings, on_transition=on_transition, pipelining=pipelining)
+        return cls(
+            settings, on_transition=on_transition, probe=probe, telemetry=telemetry, pipelining=pipelining
+        )
 
     @classmethod
     def from_url(
@@ -109,6 +121,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         url: str,
         *,
         on_transition: Callable[[Transition], None] | None = None,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> Self:
@@ -118,7 +131,12 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         is for the proxies; the nodes' is in redis_settings. Raises ValueError.
         """
         proxies = read_url(url)
-        client = cls(settings_of(redis_settings), on_transition=on_transition, pipelining=pipelining)
+        client = cls(
+            settings_of(redis_settings),
+            on_transition=on_transition,
+            telemetry=telemetry,
+            pipelining=pipelining,
+        )
         following = Following(proxies, random.randrange(len(proxies.addresses)))
         client.asker.watcher = AsyncFollower(following, redis_settings, client.asker.follow)
         return client

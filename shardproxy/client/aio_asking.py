@@ -52,6 +52,7 @@ class AsyncAsker(BaseAsker):
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watcher: AsyncFollower | None = None  # where proxies say what there is
+        self.prober: Any = None  # an AsyncProber, if one is asked for
         super().__init__(settings, on_transition, table)
         _ALIVE.add(self)
 
@@ -293,7 +294,7 @@ class AsyncAsker(BaseAsker):
             time.monotonic() >= self.nodes.trial_at
             and (due := self.nodes.claim(time.monotonic())) is not None
         ):
-            self._begin_trial(due)
+            self.begin_trial(due)
         pool = layout.router.pool
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
@@ -309,7 +310,7 @@ class AsyncAsker(BaseAsker):
         """Whether there is another snapshot, before that time; a trial is made meanwhile."""
         while pool is self.nodes.pool and (left := limit - time.monotonic()) > 0:
             if address not in self._trials and self.nodes.claim_node(address):
-                self._begin_trial(address)
+                self.begin_trial(address)
             trial = self._trials.get(address)
             if trial is not None:
                 await asyncio.wait([trial], timeout=left)
@@ -317,7 +318,12 @@ class AsyncAsker(BaseAsker):
                 await asyncio.sleep(min(HELD_FOR, left))
         return pool is not self.nodes.pool
 
-    def _begin_trial(self, address: str) -> None:
+    def probe(self) -> None:
+        from shardproxy.client.probing import AsyncProber
+
+        self.prober = AsyncProber(self.nodes, self.begin_trial)
+
+    def begin_trial(self, address: str) -> None:
         task = self._trials[address] = asyncio.get_running_loop().create_task(self._make_trial(address))
         task.add_done_callback(lambda _: self._trials.pop(address, None))
 
@@ -351,15 +357,18 @@ class AsyncAsker(BaseAsker):
             )
         self.forget()
         self._loop = loop
-        if self.watcher is not None:
-            self.watcher.start()
+        for each in (self.watcher, self.prober):
+            if each is not None:
+                each.start()
 
     async def aclose(self) -> None:
         """Everything ends, and may begin again; nothing of it is left in the loop then."""
         if self._loop is not asyncio.get_running_loop():
             self.forget()
             return
-        tasks = [*self._trials.values(), *(self.watcher.stop() if self.watcher is not None else ())]
+        tasks = list(self._trials.values())
+        for each in (self.watcher, self.prober):
+            tasks += each.stop() if each is not None else ()
         for shard in self._shards.values():
             tasks += shard.stop()
         for task in tasks:
@@ -374,8 +383,9 @@ class AsyncAsker(BaseAsker):
         """What belongs to a loop that is not there any more is not touched again."""
         self._loop = None
         self._trials.clear()
-        if self.watcher is not None:
-            self.watcher.forget()
+        for each in (self.watcher, self.prober):
+            if each is not None:
+                each.forget()
         for shard in self._shards.values():
             shard.forget()
 

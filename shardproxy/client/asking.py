@@ -45,6 +45,7 @@ class Asker(BaseAsker):
         table: CommandTable | None = None,
     ) -> None:
         self.follower: Any = None  # a Follower
+        self.prober: Any = None  # a Prober, if one is asked for
         super().__init__(settings, on_transition, table)
 
     def _shard(self, shard: ShardRecord) -> Shard:
@@ -53,7 +54,17 @@ class Asker(BaseAsker):
             from shardproxy.client.memcached import connect
 
             memcached = functools.partial(connect, table=self.table)
-        return Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made = Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made.connecting = self.prober and self.prober.start
+        return made
+
+    def probe(self) -> None:
+        """Nodes are probed from now on, whenever the client is in use."""
+        from shardproxy.client.probing import Prober
+
+        self.prober = Prober(self)
+        for shard in self.layout.shards:
+            shard.connecting = self.prober.start
 
     def _gone(self, shard: Shard) -> None:
         shard.close()
@@ -80,6 +91,8 @@ class Asker(BaseAsker):
         return True
 
     def close(self) -> None:
+        if self.prober is not None:
+            self.prober.stop()
         for shard in self._shards.values():
             shard.close()
         if self.follower is not None:
@@ -376,7 +389,10 @@ class Asker(BaseAsker):
                     reply = connection.read()
                     if isinstance(reply, Exception):
                         raise reply
-                shard.give(connection)
+                if shard.idle:
+                    connection.close()  # or a client that probes would gather them
+                else:
+                    shard.give(connection)
                 reason = ""
         except (OSError, RedisError) as error:
             reason = _reason(error)

@@ -148,6 +148,7 @@ class Shard:
         self.pid = os.getpid()
         self.answered = 0  # requests, about: threads count together without a lock
         self.judged = 0  # of these, those that were before the last failure
+        self.connecting: Callable[[], None] | None = None  # told before it connects
         self.timeout: float | None = reach.get("socket_timeout")
         self._reach, self._coding = reach, coding
         self._pool: redis.ConnectionPool | None = None
@@ -194,6 +195,8 @@ class Shard:
         self.idle.append(connection)
 
     def connect(self) -> Connection:
+        if self.connecting is not None:
+            self.connecting()
         if self.memcached is not None:
             return self.memcached(self.name, self.address, self._reach, self._coding)
         settings = dict(self.pool.connection_kwargs)

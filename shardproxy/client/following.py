@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from shardproxy.config_text import HOST_PORT, read_admin
+from shardproxy.config.text import HOST_PORT, read_admin
 from shardproxy.core.topology import Topology
 
 SCHEMES = {"shardproxy": False, "shardproxys": True}

@@ -35,6 +35,7 @@ from shardproxy.core.topology import State, Topology
 if TYPE_CHECKING:
     from shardproxy.client.pipeline import ShardedPipeline
     from shardproxy.client.pubsub import ShardedPubSub
+    from shardproxy.client.telemetry import Telemetry
 
 monotonic = time.monotonic
 NEVER_DECODE, EMPTY_RESPONSE = "NEVER_DECODE", "EMPTY_RESPONSE"
@@ -66,6 +67,13 @@ class ShardedScript(Script):
         return super().__call__(keys, args, client)
 
 
+def observed(client: Any, telemetry: "bool | Telemetry") -> None:
+    """Calls of this client are seen by OpenTelemetry from now on."""
+    from shardproxy.client.telemetry import Telemetry
+
+    (telemetry if isinstance(telemetry, Telemetry) else Telemetry()).follow(client)
+
+
 class ShardedRedis(RedisModuleCommands, CoreCommands):
     """A client of all shards of one pool.
 
@@ -74,7 +82,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     hash, hash_tag, virtual_nodes, timeout, retries, ...). The other keyword arguments are redis-py's
     (decode_responses, protocol, db, username, password, ssl_..., socket_timeout, client_name, retry, ...).
     on_transition(Transition) is called when a node's state changes, by the thread that has found it out.
-    Raises ConfigError with every mistake.
+    probe: nodes are probed by a thread while the client is in use. telemetry: True or a Telemetry: calls and
+    pipelines are seen by OpenTelemetry. Raises ConfigError with every mistake.
     """
 
     _is_async_client: Literal[False] = False  # which of redis-py's overloads are meant
@@ -86,6 +95,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         *,
         pool: Mapping[str, Any] | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         **redis_settings: Any,
     ) -> None:
         if isinstance(shards, Settings):
@@ -94,6 +105,10 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
         self.asker = Asker(settings, on_transition)
         self._pack = self.asker.pack
+        if probe:
+            self.asker.probe()
+        if telemetry:
+            observed(self, telemetry)
 
     @functools.cached_property
     def response_callbacks(self) -> Any:
@@ -108,15 +123,22 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         *,
         pool: str | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         **redis_settings: Any,
     ) -> Self:
         """Of the proxy's own file, or its text. pool: which, where there are several. Raises ConfigError."""
         settings = Settings.from_config(source, pool, **redis_settings)
-        return cls(settings, on_transition=on_transition)
+        return cls(settings, on_transition=on_transition, probe=probe, telemetry=telemetry)
 
     @classmethod
     def from_url(
-        cls, url: str, *, on_transition: Callable[[Transition], None] | None = None, **redis_settings: Any
+        cls,
+        url: str,
+        *,
+        on_transition: Callable[[Transition], None] | None = None,
+        telemetry: "bool | Telemetry" = False,
+        **redis_settings: Any,
     ) -> Self:
         """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
 
@@ -128,7 +150,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         from shardproxy.client.following import Following, read_url
 
         proxies = read_url(url)
-        client = cls(settings_of(redis_settings), on_transition=on_transition)
+        client = cls(settings_of(redis_settings), on_transition=on_transition, telemetry=telemetry)
         following = Following(proxies, random.randrange(len(proxies.addresses)))
         client.asker.follower = Follower(following, redis_settings, client.asker.follow)
         return client

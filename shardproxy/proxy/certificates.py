@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from shardproxy import config_tables as tables
-from shardproxy.config import Config, ConfigError, Credentials, KeyConfig, NodeTlsConfig, TlsConfig
-from shardproxy.config_tables import Reader
+from shardproxy.config import Config, ConfigError, Credentials, KeyConfig, NodeTlsConfig, TlsConfig, tables
+from shardproxy.config.tables import Reader
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 CLIENT_VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}

@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Iterable, Sequence
 
-from shardproxy.config_text import Door, door
+from shardproxy.config.text import Door, door
 from shardproxy.core import errors
 
 BACKLOG = 4096  # as far as net.core.somaxconn allows

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
-from shardproxy.config_tables import differences
+from shardproxy.config.tables import differences
 from shardproxy.core import acl, errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from shardproxy.config import ConfigError
-from shardproxy.config_import import drafts
-from shardproxy.config_nutcracker import HASHES
+from shardproxy.config.imports.drafts import drafts
+from shardproxy.config.imports.nutcracker import HASHES
 
 BEGIN = "main:\n  listen: 127.0.0.1:22121\n"
 SERVERS = "  servers:\n    - 127.0.0.1:6379:1\n"

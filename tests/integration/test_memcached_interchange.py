@@ -15,7 +15,7 @@ import redis as redis_py
 from servers import MemcachedNode, ProxyProcess, toml, until
 from test_nutcracker_placement import Server, nutcracker
 
-from shardproxy.config_import import drafts, written
+from shardproxy.config.imports.drafts import drafts, written
 
 COUNT = 300
 VALUES = [b"", b"hello", bytes(range(256)), b"x" * 70_000, b"\r\nEND\r\n", b"VA 2 f1\r\n", "größe".encode()]

@@ -9,7 +9,7 @@ from certs import Authority
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardproxy.config_text import Door, door, read_listen
+from shardproxy.config.text import Door, door, read_listen
 from shardproxy.core.networks import Networks
 from shardproxy.core.proxy_protocol import SIGNATURE, Header, parse
 from shardproxy.proxy.certificates import validity

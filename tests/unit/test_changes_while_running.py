@@ -10,7 +10,7 @@ import pytest
 from fakes import CONFIG, FakeClient, FakeServer, ask
 
 from shardproxy.config import Credentials, Limits, Secret, ShardConfig, load
-from shardproxy.config_tables import differences
+from shardproxy.config.tables import differences
 from shardproxy.core import errors
 from shardproxy.core.topology import RETURNING, Topology
 from shardproxy.handlers.base import Outcome

@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from shardproxy import config, config_tables, config_text
-from shardproxy.config import Config, ConfigError, Credentials, Limits, PoolConfig, ShardConfig, load
+from shardproxy import config
+from shardproxy.config import (
+    Config,
+    ConfigError,
+    Credentials,
+    Limits,
+    PoolConfig,
+    ShardConfig,
+    load,
+    pages,
+    tables,
+)
+from shardproxy.config import text as written_as
 
 RECORDS = (
     *(Config, config.Log, Limits, PoolConfig, config.TimeoutsConfig, config.HealthConfig, ShardConfig),
@@ -37,7 +48,7 @@ def mistakes(text: str, **options: typing.Any) -> list[str]:
     ],
 )  # fmt: skip
 def test_sizes(written: object, size: int) -> None:
-    assert config_text.read_size(written) == size
+    assert written_as.read_size(written) == size
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_sizes(written: object, size: int) -> None:
 )
 def test_no_sizes(written: object) -> None:
     with pytest.raises(ValueError, match="a size such as"):
-        config_text.read_size(written)
+        written_as.read_size(written)
 
 
 @pytest.mark.parametrize(
@@ -56,23 +67,23 @@ def test_no_sizes(written: object) -> None:
     ],
 )  # fmt: skip
 def test_durations(written: object, seconds: float) -> None:
-    assert config_text.read_duration(written) == pytest.approx(seconds)
+    assert written_as.read_duration(written) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("written", ["", "s", "1", 1, 1.0, False, "-1s", "1s x", "1 year", "\u0661s", None])
 def test_no_durations(written: object) -> None:
     with pytest.raises(ValueError, match="a duration such as"):
-        config_text.read_duration(written)
+        written_as.read_duration(written)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1 << 20, 3 << 29, (1 << 30) + 1, 1 << 40])
 def test_sizes_survive_being_written(size: int) -> None:
-    assert config_text.read_size(config_text.write_size(size)) == size
+    assert written_as.read_size(written_as.write_size(size)) == size
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-6, 0.0005, 0.25, 1.0, 1.5, 90.0, 300.0, 86400.0, 3661.25])
 def test_durations_survive_being_written(seconds: float) -> None:
-    assert config_text.read_duration(config_text.write_duration(seconds)) == pytest.approx(seconds)
+    assert written_as.read_duration(written_as.write_duration(seconds)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +424,7 @@ def test_no_repr_or_output_shows_a_secret(tmp_path: Path) -> None:
         repr(made),
         str(made),
         repr(Credentials.read(made)),
-        config.effective_text(made),
+        pages.effective_text(made),
         f"{made.pool['main'].shards['a'].password}",
     ):
         assert "hunter" not in shown
@@ -449,16 +460,16 @@ def test_a_configuration_goes_to_a_worker(tmp_path: Path) -> None:
 
 
 def test_the_default_text_parses_to_the_defaults() -> None:
-    text = config.default_text()
-    assert load(text.encode()) == config.SAMPLE
+    text = pages.default_text()
+    assert load(text.encode()) == pages.SAMPLE
     assert tomllib.loads(text)["pool"]["main"]["hash"] == "auto"
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_every_option_has_help_and_is_in_the_default_text(record: type[config_tables.Record]) -> None:
-    text = config.default_text()
-    for key, option in config_tables.options(record).items():
-        if config_tables.inner(option) is None:
+def test_every_option_has_help_and_is_in_the_default_text(record: type[tables.Record]) -> None:
+    text = pages.default_text()
+    for key, option in tables.options(record).items():
+        if tables.inner(option) is None:
             assert option.help, key
             assert option.allowed, key
             assert f"{key} = " in text
@@ -480,15 +491,15 @@ def test_the_effective_text_parses_to_the_same() -> None:
         b = "redis://h:2"
     """
     made = load(text.encode())
-    assert load(config.effective_text(made).encode()) == made
+    assert load(pages.effective_text(made).encode()) == made
 
 
 def test_the_schema_names_every_option() -> None:
-    made = json.loads(json.dumps(config.schema()))
+    made = json.loads(json.dumps(pages.schema()))
     for record in RECORDS:
         properties = made["$defs"][record.__name__]["properties"]
-        assert list(properties) == list(config_tables.options(record))
-        for key, option in config_tables.options(record).items():
+        assert list(properties) == list(tables.options(record))
+        for key, option in tables.options(record).items():
             assert properties[key].get("description", "") == option.help
 
 
@@ -496,13 +507,13 @@ def test_the_documentation_names_every_option() -> None:
     page = Path(__file__, "../../../docs/configuration.md").resolve().read_text()
     start, end = "<!-- shardproxy config --reference -->\n", "<!-- end -->"
     shown = page.partition(start)[2].partition(end)[0]
-    assert shown.strip() == config.reference().strip(), "paste what `shardproxy config --reference` prints"
+    assert shown.strip() == pages.reference().strip(), "paste what `shardproxy config --reference` prints"
 
 
 def test_the_key_hashes_are_those_that_there_are() -> None:
     from shardproxy.core.hashing import KEY_HASHES
 
-    assert set(typing.get_args(config_text.KeyHash)) == {"auto", "ch3", *KEY_HASHES}
+    assert set(typing.get_args(written_as.KeyHash)) == {"auto", "ch3", *KEY_HASHES}
 
 
 def test_what_the_limits_allow_makes_a_ring() -> None:
@@ -570,11 +581,11 @@ def test_a_password_in_rules_is_refused_where_others_can_read_it(tmp_path: Path)
 def test_rules_are_shown_without_passwords() -> None:
     text = with_users(f'app = "on >secret #{"ab" * 32} ~* +@all"')
     made = load(text.encode())
-    for shown in (repr(made), config.effective_text(made)):
+    for shown in (repr(made), pages.effective_text(made)):
         assert ">" not in shown and "abab" not in shown
-    assert tomllib.loads(config.effective_text(made))["users"] == {"app": "on ~* +@all"}
+    assert tomllib.loads(pages.effective_text(made))["users"] == {"app": "on ~* +@all"}
     other = load(text.replace("secret", "other").encode())
-    assert list(map(str, config_tables.differences(made, other))) == ["users.app.acl changed"]
+    assert list(map(str, tables.differences(made, other))) == ["users.app.acl changed"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 from shardproxy import config
 from shardproxy.cli import main
 from shardproxy.config import Config, ConfigError
-from shardproxy.config_import import drafts, written
+from shardproxy.config.imports.drafts import drafts, written
+from shardproxy.config.users import guarded
 
 EVERYTHING = """
 alpha:
@@ -102,7 +103,7 @@ def test_a_password_is_a_variable_for_nodes_and_clients(monkeypatch: pytest.Monk
     monkeypatch.setenv("SHARDPROXY_ALPHA_PASSWORD", "s3cret word")
     made = config.load(text.encode())
     assert config.Credentials.read(made).of("alpha", "one") == ("", "s3cret word")
-    assert config.guarded(made)
+    assert guarded(made)
 
 
 def test_who_reaches_twemproxy_is_served_here_too() -> None:

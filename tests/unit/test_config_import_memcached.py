@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from shardproxy import config
 from shardproxy.cli import main
 from shardproxy.config import Config, ConfigError
-from shardproxy.config_import import Draft, drafts, written
+from shardproxy.config.imports.drafts import Draft, drafts, written
 from shardproxy.core.topology import Topology
 
 # The pools of twemproxy's own conf/ folder, by what they say

@@ -14,10 +14,6 @@ LAYERS = ["cli", "admin", "proxy", "handlers", "dataplane", "core"]
 SURFACES = {"client", "sessions"}  # beside the proxy: they import core; the command line may use them
 NOT_IN_CORE = {"asyncio", "socket", "time", "random", "os", "logging"}
 CIMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+c?import\b|c?import[ \t]+([\w.]+))", re.MULTILINE)
-CONFIG = (
-    "config", "config_import", "config_mcrouter", "config_nutcracker", "config_tables", "config_sessions",
-    "config_text", "config_users",
-)  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -26,8 +22,7 @@ def modules() -> list[Path]:
 
 def layer(name: str) -> str:
     """The layer of a module of ours: "core" of "shardproxy.core.ring", "config", "" of the package itself."""
-    part = [*name.split("."), ""][1]
-    return "config" if part in CONFIG else part
+    return [*name.split("."), ""][1]
 
 
 def name_of(path: Path) -> str:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
-from shardproxy import config_tables as tables
-from shardproxy import config_text as text
-from shardproxy.config_tables import Reader, Record, Rule
-from shardproxy.config_text import Password, Secret
+from shardproxy.config import tables, text
+from shardproxy.config.tables import Reader, Record, Rule
+from shardproxy.config.text import Password, Secret
 from shardproxy.core import acl
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from shardproxy import config_text as text
-from shardproxy.config_tables import Reader, Record, Rule
-from shardproxy.config_text import Password, Timeout
+from shardproxy.config import text
+from shardproxy.config.tables import Reader, Record, Rule
+from shardproxy.config.text import Password, Timeout
 
 if TYPE_CHECKING:
     from shardproxy.config import Config

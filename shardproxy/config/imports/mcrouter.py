@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from shardproxy import config_text as text
-from shardproxy.config_import import MEMCACHED_CLIENTS, Draft, Reader, join, wrong
+from shardproxy.config import text
+from shardproxy.config.imports.drafts import MEMCACHED_CLIENTS, Draft, Reader, join, wrong
 
 TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|,(?=\s*[}\]])', re.DOTALL)
 ROUTES_TO_A_POOL = ("PoolRoute", "HashRoute")

@@ -1,6 +1,6 @@
 """Configurations of other proxies → shardproxy.toml: one `Draft` a pool, and how a draft is written.
 
-config_nutcracker and config_mcrouter make the drafts; this module knows of neither proxy. A draft keeps what
+nutcracker and mcrouter make the drafts; this module knows of neither proxy. A draft keeps what
 means something else here beside the setting, and what has no counterpart here by name: nothing of a file
 goes silently. What is written has been read again as a configuration.
 """
@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from shardproxy import config_tables as tables
-from shardproxy import config_text as text
-from shardproxy.config import ConfigError, Mistake, Source, load
+from shardproxy.config import ConfigError, Mistake, Source, load, tables, text
 
 WIDTH = 110
 
@@ -90,16 +88,16 @@ def drafts(file: str, content: bytes) -> list[Draft]:
 
     Raises ConfigError with every mistake. ModuleNotFoundError: PyYAML is not installed.
     """
-    from shardproxy import config_mcrouter, config_nutcracker
+    from shardproxy.config.imports import mcrouter, nutcracker
 
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise wrong(file, "no text", "UTF-8") from None
     if decoded.lstrip().startswith(("{", "//", "/*")):
-        found = config_mcrouter.drafts(file, decoded)
+        found = mcrouter.drafts(file, decoded)
     else:
-        found = config_nutcracker.drafts(file, decoded)
+        found = nutcracker.drafts(file, decoded)
     if not found:
         raise wrong(file, "no pool", "at least one")
     names: dict[str, str] = {}

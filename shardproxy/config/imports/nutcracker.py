@@ -10,8 +10,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shardproxy import config_text as text
-from shardproxy.config_import import MEMCACHED_CLIENTS, Draft, Reader, join, node_url, wrong
+from shardproxy.config import text
+from shardproxy.config.imports.drafts import MEMCACHED_CLIENTS, Draft, Reader, join, node_url, wrong
 from shardproxy.core.ring import twemproxy_name
 
 HASHES = tuple(each for each in typing.get_args(text.KeyHash) if each not in ("auto", "xxh64", "ch3"))
