@@ -254,8 +254,10 @@ class ShardedPubSub:
             self._follow()
             for part in self._ready(limit):
                 message = part.get_message(timeout=0)
-                if message is not None and self._confirmed(part, message):
-                    return None if ignored and message["type"].endswith("subscribe") else message
+                if message is None or not self._confirmed(part, message):
+                    continue
+                if not (ignored and message["type"].endswith("subscribe")):
+                    return message
             if limit is not None and time.monotonic() >= limit:
                 return None
 
