@@ -19,6 +19,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.health import Nodes
+from shardproxy.client.naming import async_redis_of
 from shardproxy.client.wire import Coding, pack
 from shardproxy.core.commands import CommandTable
 
@@ -61,7 +62,7 @@ class AsyncShard:
     def redis(self) -> Redis:
         """redis-py's own client of this node, for what needs connections of redis-py's: pub/sub, MONITOR."""
         if self._redis is None:
-            self._redis = Redis(**self._reach)
+            self._redis = async_redis_of(self._reach)
         return self._redis
 
     # --- connections ---
@@ -182,7 +183,11 @@ class AsyncShard:
             return
         tls = getattr(like, "ssl_context", None)
         transport, _ = await loop.create_connection(
-            factory, like.host, int(like.port), ssl=tls.get() if tls is not None else None
+            factory,
+            like.host,
+            int(like.port),
+            ssl=tls.get() if tls is not None else None,
+            server_hostname=getattr(like, "server_name", None) if tls is not None else None,
         )
         sock = transport.get_extra_info("socket")
         if sock is not None and getattr(like, "socket_keepalive", False):

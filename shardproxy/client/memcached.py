@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import hiredis
-from redis.connection import SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shardproxy.client.connection import BUFFER, CLOSED, NOBODYS, Connection
+from shardproxy.client.naming import encrypted
 from shardproxy.client.wire import NOTHING, Coding
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.memcached import Ask, Failure, Frames, Node, Reply, Value, encode, parse, start
@@ -199,7 +199,7 @@ def connect(
             sock = socket.create_connection((reach["host"], reach["port"]), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if reach.get("ssl"):
-                sock = _encrypted(sock, reach)
+                sock = encrypted(sock, reach)
         return MemcachedConnection(_Link(sock), coding, reach.get("socket_timeout"), table, shard, address)
     except BaseException as error:
         if sock is not None:
@@ -209,11 +209,3 @@ def connect(
         if isinstance(error, OSError):
             raise RedisConnectionError(f"Error connecting to {address}: {error}")  # noqa: B904  # as redis-py: the reason is its context
         raise
-
-
-def _encrypted(sock: socket.socket, reach: dict[str, Any]) -> socket.socket:
-    """TLS as redis-py's settings have it, by a connection of redis-py's that is never connected."""
-    settings = {name: value for name, value in reach.items() if name.startswith("ssl_")}
-    made: Any = SSLConnection(host=reach["host"], port=reach["port"], **settings)
-    found: socket.socket = made._wrap_socket_with_ssl(sock)
-    return found
