@@ -70,6 +70,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     """
 
     _is_async_client: Literal[True] = True
+    _event_dispatcher: Any = None
 
     def __init__(
         self,
