@@ -33,6 +33,7 @@ from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
+from shardproxy.client.naming import async_redis_of
 from shardproxy.client.settings import Settings
 from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located, observed
 from shardproxy.config import Config
@@ -88,7 +89,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
         name, address = next((shard.name, shard.node.address) for shard in settings.pool.shards)
         # checks its settings, and never connects
-        redis_py: Any = redis.asyncio.Redis(**settings.reach(name, address))
+        redis_py: Any = async_redis_of(settings.reach(name, address))
         self.asker = AsyncAsker(settings, on_transition, pipelining=pipelining)
         self._pack, self._large = self.asker.pack, self.asker.large
         self.response_callbacks: Any = redis_py.response_callbacks

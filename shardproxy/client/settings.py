@@ -132,8 +132,6 @@ def _taken_apart(url: str) -> tuple[str, dict[str, Any]]:
 def _tls(pool: PoolConfig) -> dict[str, Any]:
     """`[pool.NAME.tls]` as redis-py's settings."""
     tls = pool.tls
-    if tls.server_name:
-        raise ValueError("tls.server_name is not supported by the client library yet")
     found: dict[str, Any] = {
         "ssl": True,
         "ssl_ca_certs": tls.ca,
@@ -143,6 +141,8 @@ def _tls(pool: PoolConfig) -> dict[str, Any]:
         "ssl_check_hostname": tls.verify == "full",
         "ssl_ciphers": tls.ciphers,
     }
+    if tls.server_name:
+        found["ssl_server_name"] = tls.server_name  # no setting of redis-py's: see client/naming
     if tls.minimum == "1.3":
         import ssl
 
