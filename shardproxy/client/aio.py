@@ -27,7 +27,7 @@ from redis.exceptions import LockError, ResponseError, WatchError
 
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Lost
-from shardproxy.client.asking import Batch
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
@@ -54,7 +54,7 @@ class AsyncShardedScript(AsyncScript):
         keys, args = tuple(keys or ()), tuple(args or ())
         if not hasattr(client, "asker"):
             return await super().__call__(keys, args, client)
-        client.asker.remember(self.sha, self.script)
+        client.asker.scripts.remember(self.sha, self.script)
         found = client.evalsha(self.sha, len(keys), *keys, *args)
         return await found if inspect.isawaitable(found) else found
 
@@ -175,11 +175,11 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
             shard: Any = layout.shards[router.locate(key if type(key) is bytes else router.key(key))]
             line = shard.line
         if line is None or line.paused or line.loop is not get_running_loop():
-            reply = await asker.call(args, decode)
+            reply = await self._called(args, decode)
         else:
             request = self._pack(args)
             if len(request) > self._large:
-                reply = await asker.call(args, decode)
+                reply = await self._called(args, decode)
             else:
                 reply = await line.ask(request)
                 if isinstance(reply, Lost):
@@ -202,6 +202,12 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
                 options.pop(option, None)
         value = callback(reply, **options)
         return await value if hasattr(value, "__await__") else value
+
+    async def _called(self, args: tuple[Any, ...], decode: bool) -> Any:
+        try:
+            return await self.asker.call(args, decode)
+        except ResponseError as error:  # refused, as a node would have
+            return error
 
     def _callback(self, name: Any) -> Any:
         found = self.response_callbacks.get(name) if isinstance(name, str) else None
@@ -282,12 +288,14 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     def register_script(self, script: Any) -> Any:
         """A script to be called with keys of one shard; it survives the restart of nodes."""
         found = AsyncShardedScript(self, script)  # type: ignore[arg-type]  # it is no Redis of redis-py's
-        self.asker.remember(found.sha, script)
+        self.asker.scripts.remember(found.sha, script)
         return found
 
     async def script_load(self, script: Any) -> Any:
         sha = await self.execute_command("SCRIPT LOAD", script)
-        self.asker.remember(sha if isinstance(sha, str) else sha.decode(), script)
+        name = sha if isinstance(sha, str) else sha.decode()
+        self.asker.scripts.remember(name, script)
+        self.asker.scripts.loaded(name.encode())
         return sha
 
     def lock(

@@ -23,7 +23,8 @@ from redis.commands.core import Script
 from redis.exceptions import LockError, RedisError, ResponseError, WatchError
 from redis.lock import Lock
 
-from shardproxy.client.asking import Asker, Batch
+from shardproxy.client.asking import Asker
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
@@ -59,7 +60,7 @@ class ShardedScript(Script):
         client = self.registered_client if client is None else client
         keys, args = tuple(keys or ()), tuple(args or ())
         if hasattr(client, "asker"):
-            client.asker.remember(self.sha, self.script)
+            client.asker.scripts.remember(self.sha, self.script)
             return client.evalsha(self.sha, len(keys), *keys, *args)
         return super().__call__(keys, args, client)
 
@@ -187,7 +188,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             key = args[command.key_at]
             router = layout.router
             shard = layout.shards[router.locate(key if type(key) is bytes else router.key(key))]
-            connection = shard.idle_one(command.reads)
+            connection = shard.idle_one()
             if connection is None:
                 reply = asker.ask(args, decode)
             else:
@@ -290,12 +291,14 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     def register_script(self, script: Any) -> ShardedScript:
         """A script to be called with keys of one shard; it survives the restart of nodes."""
         found = ShardedScript(self, script)  # type: ignore[arg-type]  # redis-py means its own client
-        self.asker.remember(found.sha, script)
+        self.asker.scripts.remember(found.sha, script)
         return found
 
     def script_load(self, script: Any) -> Any:
         sha = self.execute_command("SCRIPT LOAD", script)
-        self.asker.remember(sha if isinstance(sha, str) else sha.decode(), script)
+        name = sha if isinstance(sha, str) else sha.decode()
+        self.asker.scripts.remember(name, script)
+        self.asker.scripts.loaded(name.encode())
         return sha
 
     def lock(

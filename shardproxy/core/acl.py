@@ -40,7 +40,7 @@ NEWER_CATEGORIES = (
 )  # fmt: skip
 NEWER_COMMANDS = (
     "hexpire", "hexpireat", "hexpiretime", "hpersist", "hpexpire", "hpexpireat", "hpexpiretime", "hpttl",
-    "httl", "hgetdel", "hgetex", "hsetex", "waitaof", "vadd", "vcard", "vdim", "vemb", "vgetattr",
+    "httl", "hgetdel", "hgetex", "hsetex", "vadd", "vcard", "vdim", "vemb", "vgetattr",
     "vinfo", "vismember", "vlinks", "vrandmember", "vrange", "vrem", "vsetattr", "vsim", "xackdel",
     "xdelex", "xcfgset", "delex", "digest", "msetex",
 )  # fmt: skip

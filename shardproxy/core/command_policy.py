@@ -13,12 +13,15 @@ from typing import Any
 from shardproxy.core.across import EMULATED
 from shardproxy.core.command_rows import Row, facts, parse_line, specs, words
 
-# Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
+# Ours, and of Redis 7.2 what clients send in their handshake, and WAITAOF: lines as in commands.json
 EXTRA = [
     ["client|no-touch", 3, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
      "Sets whether this client's commands count as a use of the keys"],
     ["client|setinfo", 4, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
      "Tells the name or version of the client's library"],
+    ["waitaof", 4, "blocking", "slow blocking connection", "",
+     "request_policy:all_shards response_policy:agg_min", "generic", "7.2.0",
+     "Waits until disks, here and of replicas, have this connection's writes"],
     ["proxy", -2, "", "slow connection", "", "", "proxy", "0.1.0",
      "Shows this proxy: its nodes, its ring and its commands"],
     ["proxy|help", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
@@ -131,7 +134,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("move", FORWARD),
     ("dbsize", ASKS | {"spread": True}),
-    ("wait lolwut", ASKS),
+    ("wait waitaof lolwut", ASKS),
     ("monitor", LOCAL | {"barrier": True}),
     ("acl info client command proxy", LOCAL),
     ("quit", LOCAL | {"listening": True}),
@@ -179,7 +182,7 @@ def decide(line: list[Any], decisions: Mapping[str, dict[str, Any]]) -> dict[str
 
 
 def builtin_rows() -> list[Row]:
-    """Every command of Redis 7.0, what newer clients send in their handshake, and PROXY; all decided.
+    """Every command of Redis 7.0, those of 7.2 that no node could teach, PROXY and SESSION; all decided.
 
     Made at each start, also of a client: every row is made once, with all that is said of it.
     """

@@ -1,6 +1,6 @@
 """SESSION.*: the session store for programs in any language, by the rules and scripts of core/sessions.
 
-    SESSION.CREATE [USER user] [CLASS class] [DEVICE json] [SET field json ...]
+    SESSION.CREATE [USER user] [CLASS class] [DEVICE json] [FOR cookie] [SET field json ...]
     SESSION.LOAD cookie                     the session, or nil
     SESSION.SAVE cookie [VERSION n] [NORENEW]
                  [SET field json | DEL field | INCR field by | APPEND field json ...]
@@ -280,11 +280,14 @@ async def _loaded(server: Server, rules: Rules, cookie: bytes) -> SessionData:
 @command("session.create")
 async def create(server: Server, rules: Rules, call: "Call") -> bytes:
     session, words, user, kind = SessionData(rules.codec), Words(call.args[1:]), None, None
+    before = b""
     for option in words:
         if option == b"user":
             user = _text(words.next(), "a user")
         elif option == b"class":
             kind = _kind(rules, words.next())
+        elif option == b"for":
+            before = words.next()
         elif option == b"device":
             device = _json(words.next(), "DEVICE")
             if not isinstance(device, dict):
@@ -292,6 +295,8 @@ async def create(server: Server, rules: Rules, call: "Call") -> bytes:
             session.device = device
         else:
             _change(session, option, words)
+    if before:
+        session.late = (await _loaded(server, rules, before)).late
     if user:
         await run(server, operations.login(rules, session, user, kind=kind))
     elif user is not None:

@@ -397,7 +397,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
         if session is None or engine.visit is None:
             return False
         saves = engine.configured.web.saves(engine.visit, session, response.status_code)
-        return saves and bool(session.modified or session.renewal_due)
+        return saves and bool(session.modified or session.renewal_due or session.id_followed)
 
     def _leave(self, engine: SessionStore | None, response: HttpResponseBase) -> HttpResponseBase:
         session = getattr(engine, "_session_cache", None)

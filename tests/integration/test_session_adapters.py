@@ -80,6 +80,14 @@ class Place:
             return int(self.client.dbsize())
         return len(self.model.records) + len(self.model.indexes)
 
+    def forget(self) -> None:
+        """Everything expires."""
+        if self.client is not None:
+            self.client.flushall()
+        else:
+            self.model.records.clear()
+            self.model.indexes.clear()
+
     def app(self, framework: str, **options: Any) -> dict[str, Any]:
         """As `browser` takes it."""
         if framework == "fastapi":
@@ -280,7 +288,7 @@ def test_who_has_logged_out_is_not_brought_back(place: Place, framework: str) ->
         assert "set-cookie" not in response.headers
         assert response.status_code == (400 if "django" in framework else 200)  # Django's SessionInterrupted
         assert state(client.get("/show")) == {"user": None, "data": {}}
-        assert place.keys() <= 1, "the index of the user's sessions alone may be left, for its TTL"
+        assert place.keys() <= 2, "that it has ended, for seconds, and the user's index, for its TTL"
 
 
 def test_parallel_renewals_and_their_cookies(place: Place, framework: str) -> None:
@@ -304,6 +312,64 @@ def test_fixation(place: Place, framework: str) -> None:
         assert during_login.json()["user"] is None
         assert state(planted.get("/show")) == {"user": None, "data": {}}
         assert state(client.get("/show")) == {"user": "1", "data": {"a": "1"}}
+
+
+def test_a_request_that_ends_after_the_login_does_not_replace_its_cookie(
+    place: Place, framework: str
+) -> None:
+    """It has the id of before, which was alive when it came and is dead when it saves."""
+    with place.browser(framework) as client:
+        client.get("/set?a=1")
+        response, _ = meanwhile(client, framework, place, "/set?b=2", "/login?_user=1")
+        assert "set-cookie" not in response.headers
+        assert response.status_code == (400 if "django" in framework else 200)  # as after a logout
+
+
+@pytest.mark.parametrize("end", ["/login?_user=1", "/logout"])
+def test_a_request_that_comes_after_the_login_does_not_replace_its_cookie(
+    place: Place, framework: str, end: str
+) -> None:
+    """It was sent with the id of before while the login's answer was on its way."""
+    with place.browser(framework) as client:
+        client.get("/set?a=1")
+        late = again(client, framework, place)
+        client.get(end)
+        for path in ("/show", "/set?b=2"):
+            response = late.get(path)
+            assert "set-cookie" not in response.headers
+            assert response.status_code == (400 if "django" in framework and path != "/show" else 200)
+        assert state(late.get("/show")) == {"user": None, "data": {}}
+        if "login" in end:
+            assert state(client.get("/show")) == {"user": "1", "data": {"a": "1"}}
+            # a login whose answer was lost is tried again
+            assert "set-cookie" in late.get("/login?_user=1").headers
+            assert state(late.get("/show"))["user"] == "1"
+
+
+def test_who_comes_back_with_the_cookie_of_a_session_that_has_expired_begins_anew(
+    place: Place, framework: str
+) -> None:
+    with place.browser(framework) as client:
+        client.get("/set?a=1")
+        client.get("/logout" if framework == "flask" else "/login?_user=1")
+        place.forget()
+        assert "set-cookie" in client.get("/set?b=2").headers
+        assert state(client.get("/show")) == {"user": None, "data": {"b": "2"}}
+
+
+@pytest.mark.parametrize("path", ["/show", "/set?b=2", "/renew"])
+def test_an_old_id_that_led_to_one_that_a_login_has_ended(place: Place, framework: str, path: str) -> None:
+    """It reads by a pointer, so it would answer with the next id; a login has ended that meanwhile."""
+    with place.browser(framework) as client:
+        client.get("/set?a=1")
+        old = again(client, framework, place)
+        client.get("/renew")
+        login: list[httpx.Response] = []
+        window = again(client, "flask" if framework != "flask" else "wsgi", place)
+        during.append(lambda: login.append(window.get("/login?_user=1")))
+        response = old.get(path)
+        assert "set-cookie" in login[0].headers
+        assert "set-cookie" not in response.headers
 
 
 def test_another_user_gets_nothing_of_the_first(place: Place, framework: str) -> None:

@@ -95,6 +95,16 @@ def test_login_renewal_and_revocation(client: Any) -> None:
     assert client.execute_command("SESSION.REVOKEALL", "anna") == 1
 
 
+def test_a_request_that_comes_after_the_login_makes_no_session(client: Any) -> None:
+    old = create(client, "SET", "a", "1")["cookie"]
+    client.execute_command("SESSION.ROTATE", old, "USER", "emil")
+    assert client.execute_command("SESSION.LOAD", old) is None
+    with pytest.raises(redis.ResponseError, match="SESSIONGONE"):
+        create(client, "FOR", old, "SET", "b", "2")
+    assert create(client, "FOR", old, "USER", "emil")["user"] == "emil"  # the login again: it is one itself
+    assert create(client, "FOR", "nonsense", "SET", "b", "2")["data"] == {"b": "2"}
+
+
 def test_versions_and_limits(client: Any) -> None:
     made = create(client, "SET", "n", "1", "CLASS", "short")
     assert made["ttl"] <= 5000

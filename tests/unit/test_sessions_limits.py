@@ -1,11 +1,13 @@
 """What a session may come to, what a flood of forged cookies may cost, what a static file may change."""
 
 import logging
+import math
+from typing import Any, Literal
 
 import pytest
 from flask import Flask, session
 
-from shardproxy.core.sessions.errors import SessionTooLarge
+from shardproxy.core.sessions.errors import NotStorable, SessionTooLarge
 from shardproxy.core.sessions.keyring import Keyring
 from shardproxy.core.sessions.records import Codec, Undecodable
 from shardproxy.core.sessions.rules import Event
@@ -83,3 +85,46 @@ def test_a_static_file_makes_no_session() -> None:
 def test_msgpack_that_json_cannot_say_is_a_damaged_field(packed: bytes) -> None:
     with pytest.raises(Undecodable):
         Codec(Keyring(SECRETS), bytes).open("key", ".field", b"\x01" + packed)
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (math.nan, "NaN or infinite"),
+        ({"deep": [None, 1.5, -math.inf]}, "NaN or infinite"),
+        ("half of \ud83d", "surrogate"),
+        ({"\udfff": 1}, "surrogate"),
+        (object(), "unsupported"),
+    ],
+    ids=["nan", "infinity", "text", "key", "object"],
+)
+def test_what_would_not_come_back_is_refused_by_name(
+    format: Literal["json", "msgpack"], value: Any, why: str
+) -> None:
+    store = MemorySessionStore(SECRETS, format=format)
+    mine = store.new()
+    mine["good"] = [None, 1.5, "\U0001f642", 2**63]
+    mine.save()
+    mine["price"] = value
+    with pytest.raises(NotStorable, match=f"'price'.*{why}"):
+        mine.save()
+    with pytest.raises(NotStorable, match=f"'price'.*{why}"):
+        mine.login("anna")
+    del mine["price"]
+    with pytest.raises(NotStorable, match=f"'list'.*{why}"):
+        mine.append("list", value)
+    mine.login("anna")
+    assert dict(store.load(mine.cookie)) == {"good": [None, 1.5, "\U0001f642", 2**63]}
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    store = MemorySessionStore(SECRETS)
+    mine = store.new()
+    mine["\ud83d"] = 1
+    with pytest.raises(NotStorable, match="surrogate"):
+        mine.save()
+    del mine["\ud83d"]
+    with pytest.raises(NotStorable, match="'user_id'"):
+        mine.login("\ud83d")
+    assert mine.is_new and not store.memory.model.records

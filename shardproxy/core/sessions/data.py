@@ -29,6 +29,8 @@ class SessionData(MutableMapping[str, Any]):
     accessed    anything of it was read or written: the response depends on the cookie
     is_new      nothing is stored (yet)
     unavailable the store could not be asked (`fail = "anonymous"`): reads as empty, a write raises
+    late        its id was ended a moment ago, by a login or logout in another request: reads as empty; a save
+                is a SessionGone, as a new id would take the place of the one that the login has made
     user_id     whose it is; None: anonymous. Set by `login` only
     device      what is known of the device, for `list_sessions`; stored by `login`
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
@@ -40,7 +42,6 @@ class SessionData(MutableMapping[str, Any]):
         self.unavailable = False
         self.device: dict[str, Any] = dict(device or {})
         self._presented: Identity | None = None  # of the request's cookie, when it was genuine
-        self._cookie_changed = False
         self._timeouts: Timeouts | None = None  # of this session alone, wanted
         self._empty()
 
@@ -48,6 +49,8 @@ class SessionData(MutableMapping[str, Any]):
         """As if nothing had ever been stored."""
         self._identity: Identity | None = None
         self._meta: Meta | None = None
+        self.late = self._cookie_changed = False
+        self._followed: Identity | None = None  # where the presented id has led
         self._user_id: str | None = None
         self.handle = ""
         self._nonce = ""
@@ -114,6 +117,11 @@ class SessionData(MutableMapping[str, Any]):
         return self._meta is not None and self._now >= self._renew_at
 
     @property
+    def id_followed(self) -> bool:
+        """The request came with an old id, and is to be answered with the one that it leads to."""
+        return self._cookie_changed and self._followed is not None and self._followed == self._identity
+
+    @property
     def modified(self) -> bool:
         """Whether there is anything to save."""
         return bool(self._ops) or any(True for _ in self._differences())
@@ -125,7 +133,7 @@ class SessionData(MutableMapping[str, Any]):
         value = self._values[name]
         if name not in self._handed and not isinstance(value, _SCALARS):
             # What was set in this request is compared with the record; what was read, with itself
-            self._handed[name] = b"" if name in self._changed else self._codec.plain(value)
+            self._handed[name] = b"" if name in self._changed else self._codec.plain(value, name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -179,13 +187,14 @@ class SessionData(MutableMapping[str, Any]):
         value = self._values.get(name, [])
         if not isinstance(value, list):
             raise TypeError(f"{name!r} is no list")
+        data = self._codec.plain(item, name)
         changed = name in self._handed and self._codec.plain(value) != self._handed[name]
         value.append(item)  # in place: it may be held by somebody
         self._values[name] = value
         if changed:
             self._changed.add(name)
         if name not in self._changed:  # else it is set as a whole
-            self._ops.append(Change("append", name, self._codec.plain(item)))
+            self._ops.append(Change("append", name, data))
             self._handed[name] = self._codec.plain(value)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
@@ -209,7 +218,7 @@ class SessionData(MutableMapping[str, Any]):
                 if name in self._stored:
                     yield Change("del", name, b"")
                 continue
-            data = self._codec.plain(self._values[name])
+            data = self._codec.plain(self._values[name], name)
             if name in self._changed:
                 if data != self._stored.get(name):
                     yield Change("set", name, data)

@@ -45,5 +45,9 @@ class SessionTooLarge(SessionError, ValueError):
     """A field, or all of them, are over `max_size` bytes."""
 
 
+class NotStorable(SessionError, TypeError, ValueError):
+    """A value that would not come back as it is: NaN, half a surrogate pair, an object. Names the field."""
+
+
 class NotANumber(SessionError, TypeError):
     """`incr` of a field that holds no integer, `append` to one that holds no list."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 Args: TypeAlias = Sequence[bytes]
 _META = re.compile(rb"\d+ (\d+) (\d+) (\d+) (\d+) ").match
+_NUMBERS = re.compile(rb"([1-9]\d*) (\d+)").fullmatch
 _INTEGER, _LIST = re.compile(rb"-?\d+").fullmatch, re.compile(rb"\[.*\]", re.DOTALL).fullmatch
 _NO_ITEMS = re.compile(rb"\[\s*\]").fullmatch
 
@@ -86,12 +87,16 @@ class Model:
 
     def _look(self, record: str, user: str, hash: bytes) -> tuple[bytes, _Found]:
         found = _Found(self.records.get(record, {}), hash)
-        if found.get(b"p"):
-            return b"MOVED", found
+        pointer = found.get(b"p")
+        if pointer is not None:
+            return b"MOVED" if pointer else b"ENDED", found
         if not found.get(b"m"):
             return b"GONE", found
         times = _META(found.get(b"m") or b"")
         if not times:
+            return b"DAMAGED", found
+        numbers = _NUMBERS((found.get(b"v") or b"") + b" " + (found.get(b"r") or b""))
+        if not numbers or max(map(float, times.groups() + numbers.groups())) > 2**50:
             return b"DAMAGED", found
         created, absolute, found.idle, found.renewal = map(int, times.groups())
         found.left = created + absolute - self.now
@@ -283,6 +288,9 @@ class Model:
         self._remove(record)
         if found.get(b"e"):
             self._zrem(user, found.member)
+        if int(args[2]) > 0:
+            self.records[record] = {b"p": b""}
+            self._expire(record, int(args[2]))
         return [state]
 
     def revoke(self, keys: Sequence[str], args: Args) -> list[Any]:

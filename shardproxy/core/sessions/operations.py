@@ -75,7 +75,7 @@ def login(
         assert fresh is not None
         session._empty()
         session.unavailable = True
-        yield Call("destroy", rules.keys(fresh), [fresh.hash, ""])
+        yield Call("destroy", rules.keys(fresh), [fresh.hash, "", 0])
         raise
 
 
@@ -97,7 +97,7 @@ def _leave(
     """Ends the session that this one has come from; what others saved there meanwhile comes along."""
     for attempt in range(2 * TRIES):
         expected = "" if version is None or attempt >= TRIES else version
-        reply = yield Call("destroy", rules.keys(old), [old.hash, expected])
+        reply = yield Call("destroy", rules.keys(old), [old.hash, expected, rules.grace])
         if reply[0] == b"MOVED":
             old = follow(rules, old, reply[1])
         elif reply[0] == b"CONFLICT":
@@ -125,7 +125,7 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
     for _ in range(TRIES):
         if at is None:
             break
-        reply = yield Call("destroy", rules.keys(at), [at.hash, ""])
+        reply = yield Call("destroy", rules.keys(at), [at.hash, "", rules.grace])
         at = follow(rules, at, reply[1]) if reply[0] == b"MOVED" else None
     if at is not None:
         raise SessionUnavailable("the session had another id each time it was to be ended")

@@ -10,18 +10,26 @@ from shardproxy.core.sessions.records import HANDLE, SCHEMA, Meta, Undecodable
 from shardproxy.core.sessions.rules import AGAIN, HOPS, NEVER, Call, Plan, Record, Rules
 
 
+class Ended(Exception):
+    """The id that a request brings was ended a moment ago."""
+
+
 def load(rules: Rules, session: SessionData, cookie: str) -> Plan:
     """Fills an empty session with what its cookie stands for: 1 call, 2 with an id that was just renewed.
 
     A cookie that is not ours costs none; one whose session is gone leaves the session empty, and its id is
-    never taken over.
+    never taken over; one whose session was ended a moment ago leaves it `late`.
     """
     who = rules.keyring.identify(cookie)
     if who is None:
         rules.suspicious(cookie, "a cookie that no secret has made")
         return
     session._presented = who
-    yield from _read_into(rules, session, who)
+    try:
+        yield from _read_into(rules, session, who)
+    except Ended:
+        session.late = True
+        rules.counters["misses"] += 1
 
 
 def reload(rules: Rules, session: SessionData) -> Plan:
@@ -55,7 +63,8 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
     if record is None:
         rules.counters["misses"] += 1
         return False
-    session._cookie_changed |= found != who
+    if found != who:
+        session._cookie_changed, session._followed = True, found
     adopt(session, found, record)
     session.user_id = record.user_id
     if record.user_id is not None:
@@ -73,7 +82,10 @@ def adopt(session: SessionData, who: Identity, record: Record) -> None:
 
 
 def read(rules: Rules, who: Identity, again: bool = False, touch: float | None = None) -> Plan:
-    """Where the session is now, and its record; None: it is gone, or not ours to read."""
+    """Where the session is now, and its record; None: it is gone, or not ours to read.
+
+    Ended, unless it is read again.
+    """
     at, least = who, str(rules.touch if touch is None else touch)
     for _ in range(HOPS):
         how = AGAIN if again else int(at is not who)
@@ -82,6 +94,8 @@ def read(rules: Rules, who: Identity, again: bool = False, touch: float | None =
             at = follow(rules, at, reply[1])
             continue
         if reply[0] != b"OK":
+            if reply[0] == b"ENDED" and not again:
+                raise Ended
             if reply[0] == b"REVOKED":
                 rules.counters["revoked_ids"] += 1
             elif reply[0] == b"DAMAGED":

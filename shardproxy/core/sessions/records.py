@@ -9,16 +9,17 @@ e, u    of a signed-in session: epoch, and the user's id, encoded
 d       device data of a signed-in session, encoded
 g       after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
 t       of the last save that must not be done twice: its token
-p       instead of all that, what an old id has become: "hash-of-the-next nonce"
+p       instead of all that, what an old id has become: "hash-of-the-next nonce"; "": ended a moment ago
 """
 
+import json
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from shardproxy.core.sessions.errors import SessionTooLarge, SessionUnavailable
+from shardproxy.core.sessions.errors import NotStorable, SessionTooLarge, SessionUnavailable
 from shardproxy.core.sessions.keyring import Keyring
 
 SCHEMA = 1
@@ -27,6 +28,10 @@ Chance: TypeAlias = Callable[[int], bytes]  # so many random bytes
 
 # The first byte of an encoded field that is not plain JSON
 MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
+
+
+# What an encoding has in it that may be NaN or infinite: JSON says null, msgpack the number itself
+_NOT_FINITE = {0: (b"null",), MSGPACK: (b"\xcb\x7f", b"\xcb\xff")}
 
 
 class Undecodable(Exception):
@@ -115,9 +120,15 @@ class Codec:
 
             self._ciphers = {secret.kid: AESGCM(secret.cipher_key()) for secret in keyring.secrets}
 
-    def plain(self, value: Any) -> bytes:
-        """A value's encoding before compression and encryption: what changes are found by."""
-        data = self._encode(value)
+    def plain(self, value: Any, field: str = "") -> bytes:
+        """A value's encoding before compression and encryption: what changes are found by. NotStorable."""
+        try:
+            field.isascii() or field.encode()
+            data = self._encode(value)
+            if any(sign in data for sign in _NOT_FINITE[self.flags]):
+                json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise NotStorable(f"the field {field!r} of a session cannot be stored: {_why(error)}") from None
         if len(data) > self.max_size:
             raise SessionTooLarge(f"a field of {len(data)} bytes; max_size is {self.max_size}")
         return data
@@ -171,6 +182,17 @@ class Codec:
         except Exception as error:  # what a damaged record raises is nobody's to enumerate
             raise Undecodable(type(error).__name__) from None
         return value, data
+
+
+def _why(error: Exception) -> str:
+    """In words, without the value."""
+    if isinstance(error, UnicodeEncodeError):
+        return "a text has half a surrogate pair"
+    if isinstance(error, OverflowError):
+        return "an integer of more than 64 bits"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return str(error) if isinstance(error, TypeError) else "a number is NaN or infinite"
 
 
 def _bound(head: bytes, key: str, field: str) -> bytes:

@@ -22,10 +22,16 @@ local record, user = KEYS[1], KEYS[2]
 local function look(hash)
   local f = redis.pcall('HMGET', record, 'm', 'e', 'h', 'p', 'g', 'v', 'r')
   if f.err then return 'DAMAGED', {} end
+  if f[4] == '' then return 'ENDED', f end
   if f[4] then return 'MOVED', f end
   if not f[1] then return 'GONE', f end
   local created, absolute, idle, renewal = string.match(f[1], '^%d+ (%d+) (%d+) (%d+) (%d+) ')
   if not created then return 'DAMAGED', f end
+  -- Numbers that no store has written: PEXPIREAT and HINCRBY would not take them
+  local numbers = string.match((f[6] or '') .. ' ' .. (f[7] or ''), '^[1-9]%d* %d+$')
+  if not numbers or math.max(created, absolute, idle, renewal, f[6], f[7]) > 2 ^ 50 then
+    return 'DAMAGED', f
+  end
   f.left = created + absolute - now
   f.idle, f.renewal = tonumber(idle), tonumber(renewal)
   f.member = string.sub(f[3] or '', 1, 8) .. hash
@@ -105,7 +111,7 @@ end
 BODIES = {
     # KEYS record, u; ARGV hash, least part of idle to touch after, how the id came, grace in ms
     # how: 0 a request brought it; 1 it did, by an old id; 2 it is looked at again
-    # → OK now ttl fields | MOVED pointer | GONE | REVOKED | DAMAGED
+    # → OK now ttl fields | MOVED pointer | ENDED | GONE | REVOKED | DAMAGED
     "load": """
 local state, f = look(ARGV[1])
 local g = tonumber(f[5] or '')
@@ -194,7 +200,8 @@ if no then return {no} end
 local fresh, handle, renew_at = KEYS[3], string.sub(f[3], 1, 8), int(now + f.renewal)
 local ttl = math.min(f.idle, f.left)
 redis.call('DEL', fresh)
-redis.call('HSET', fresh, unpack(redis.call('HGETALL', record)))
+local all = redis.call('HGETALL', record)
+for i = 1, #all, 1000 do redis.call('HSET', fresh, unpack(all, i, math.min(i + 999, #all))) end
 redis.call('HSET', fresh, 'h', handle .. ARGV[4], 'r', renew_at, 'g', 0)
 redis.call('PEXPIREAT', fresh, int(now + ttl))
 local version = redis.call('HINCRBY', fresh, 'v', ARGV[6])
@@ -210,7 +217,8 @@ if f[2] then
 end
 return {'OK', int(now), int(ttl), version, results, renew_at}
 """,
-    # KEYS record, u; ARGV hash, expected version or '' → OK | CONFLICT | MOVED pointer | GONE | REVOKED
+    # KEYS record, u; ARGV hash, expected version or '', how long it is known to have ended in ms
+    # → OK | CONFLICT | as load
     "destroy": """
 local state, f = look(ARGV[1])
 if state == 'MOVED' then return {state, f[4]} end
@@ -219,6 +227,10 @@ if state ~= 'OK' then return {state} end
 if ARGV[2] ~= '' and ARGV[2] ~= f[6] then return {'CONFLICT'} end
 redis.call('DEL', record)
 if f[2] then redis.call('ZREM', user, f.member) end
+if tonumber(ARGV[3]) > 0 then
+  redis.call('HSET', record, 'p', '')
+  redis.call('PEXPIREAT', record, int(now + ARGV[3]))
+end
 return {state}
 """,
     # KEYS any record, u; ARGV handle, 8 characters → OK members that are gone

@@ -13,7 +13,7 @@ from shardproxy.core.sessions.errors import (
     TooManySessions,
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, text
-from shardproxy.core.sessions.reading import adopt, follow, read
+from shardproxy.core.sessions.reading import adopt, alive, follow, read
 from shardproxy.core.sessions.records import HANDLE, LETTER_OF_KIND, SCHEMA, Codec, Meta
 from shardproxy.core.sessions.rules import FIELDS, TRIES, Call, Plan, Record, Rules
 
@@ -37,6 +37,8 @@ def save(rules: Rules, session: SessionData, optimistic: bool = False, renew: bo
     due = renew and session.renewal_due and not session._timeouts
     if due or changes or session._timeouts:
         yield from _write(rules, session, changes, optimistic, due)
+    elif session.id_followed and not (yield from alive(rules, session)):
+        session._cookie_changed = False  # a login has come since it was read: its cookie is the one to stay
 
 
 def renew(rules: Rules, session: SessionData) -> Plan:
@@ -93,16 +95,23 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
             rules.event("conflict", session.handle, session.user_id)
             raise SessionConflict("another request has changed the session")
         else:
-            rules.counters["saves_of_the_dead"] += 1
-            raise SessionGone("the session has ended")
+            raise _gone(rules, session)
     raise SessionUnavailable(f"the session was changed by others {TRIES} times while it was being saved")
+
+
+def _gone(rules: Rules, session: SessionData) -> SessionGone:
+    """To be raised: nothing is stored, and whatever cookie another request has set stays."""
+    session._cookie_changed = False
+    rules.counters["saves_of_the_dead"] += 1
+    rules.event("conflict", session.handle, session.user_id, "a save after the end of the session")
+    return SessionGone("the session has ended")
 
 
 def _whole(codec: Codec, session: SessionData, change: Change) -> Change:
     """An incr or append as the value it comes to."""
     if change.what in ("set", "del"):
         return change
-    return Change("set", change.name, codec.plain(session._values[change.name]))
+    return Change("set", change.name, codec.plain(session._values[change.name], change.name))
 
 
 def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool = False) -> Plan:
@@ -110,7 +119,7 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
     assert session._identity is not None
     found, record = yield from read(rules, session._identity, again=True)
     if record is None:
-        raise SessionGone("the session has ended")
+        raise _gone(rules, session)
     if optimistic and record.version != session._version:
         rules.event("conflict", session.handle, session.user_id)
         raise SessionConflict("another request has changed the session")
@@ -170,7 +179,7 @@ def _steps(
         if session.user_id is not None:
             steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
         if session.device and session.user_id is not None:
-            steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
+            steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
     before = sum(map(len, session._stored.values()))
     replaced = sum(len(session._stored.get(name, b"")) for what, name, _ in changes if what in ("set", "del"))
     size = before - replaced + sum(len(change.data) for change in changes)
@@ -219,20 +228,22 @@ def create(rules: Rules, session: SessionData, kind: str = "anonymous") -> Plan:
 def create_for(
     rules: Rules, session: SessionData, kind: str, user_id: str | None, replaced: str = "", room: int = 0
 ) -> Plan:
-    """A record with all that the session has, under an id nobody has ever seen."""
+    """A record with all that the session has, under an id nobody has ever seen. SessionGone: it is late."""
+    if session.late and user_id is None:
+        raise _gone(rules, session)
     codec, newest = rules.codec, rules.keyring.newest
     tag = newest.tag_of(user_id) if user_id is not None else text(rules.chance(TAG))
     who = Identity(newest, tag, rules.chance(32))
     key = rules.record_key(tag, who.hash)
-    changes = [Change("set", name, codec.plain(value)) for name, value in session._values.items()]
+    changes = [Change("set", name, codec.plain(value, name)) for name, value in session._values.items()]
     timeouts = session._timeouts or rules.classes[kind]
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
     if session.device and user_id is not None:  # who is anonymous is on no list
-        steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device))]
+        steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
         steps[0] = (len(steps) - 1) // 3
-    whose = codec.seal(key, "u", codec.plain(user_id)) if user_id is not None else ""
+    whose = codec.seal(key, "u", codec.plain(user_id, "user_id")) if user_id is not None else ""
     reply = yield Call(
         "create", [key, rules.user_key(tag)],
         [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
@@ -245,7 +256,7 @@ def create_for(
     now, ttl = int(reply[1]), int(reply[2])
     meta = Meta(SCHEMA, now, absolute, idle, renewal, kind)
     adopt(session, who, Record(meta, handle, nonce, 1, now + renewal, user_id, {}, {}, now, ttl))
-    session.user_id, session._cookie_changed = user_id, True
+    session.user_id, session._cookie_changed, session.late = user_id, True, False
     session._stored = {}
     session._saved(changes, {})
     rules.event("created", session.handle, user_id)
