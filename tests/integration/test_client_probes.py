@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Active probes in the client: only if asked for, in a thread or a task that ends; a child has its own."""
-=======
-"""Active probes in the client: only if asked for, in a thread or task that ends, which a child has anew."""
->>>>>>> main
 
 import asyncio
 import gc
