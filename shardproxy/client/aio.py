@@ -218,7 +218,11 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     # --- where things are ---
 
     def locate(self, key: Any) -> Located:
-        """Where a key is now, without asking anybody."""
+        """Where a key is now, without asking anybody.
+
+        Raises ConnectionError before the first call of a client that follows proxies.
+        """
+        self.asker.known()
         layout = self.asker.layout
         router = layout.router
         name = router.key(key)
