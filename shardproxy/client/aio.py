@@ -157,6 +157,8 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         """Closes its connections; whoever still waits gets an error. Used again, it connects again."""
         await self.asker.aclose()
 
+    close = aclose  # redis-py's older name
+
     # --- the hot path ---
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
