@@ -159,6 +159,8 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         """Closes its connections; whoever still waits gets an error. Used again, it connects again."""
         await self.asker.aclose()
 
+    close = aclose  # redis-py's older name
+
     # --- the hot path ---
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -220,7 +222,11 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     # --- where things are ---
 
     def locate(self, key: Any) -> Located:
-        """Where a key is now, without asking anybody."""
+        """Where a key is now, without asking anybody.
+
+        Raises ConnectionError before the first call of a client that follows proxies.
+        """
+        self.asker.known()
         layout = self.asker.layout
         router = layout.router
         name = router.key(key)

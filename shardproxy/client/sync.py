@@ -230,7 +230,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     # --- where things are ---
 
     def locate(self, key: Any) -> Located:
-        """Where a key is now, without asking anybody."""
+        """Where a key is now, without asking its node."""
+        self.asker.look()
         layout = self.asker.layout
         router = layout.router
         name = router.key(key)
