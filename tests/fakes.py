@@ -12,9 +12,9 @@ from shardproxy.core.command_rows import Row
 from shardproxy.core.logins import Failures
 from shardproxy.core.topology import State, Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE
-from shardproxy.handlers.accesslog import AccessEntry, AccessLog
+from shardproxy.handlers.accesslog import AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
-from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.client import record_of
 from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.subscriptions import Subscriptions
 from shardproxy.handlers.topology import Watchers
@@ -157,21 +157,15 @@ class FakeServer:
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self.histograms
 
-    async def all_clients(self) -> list[ClientRecord]:
-        return [record_of(client) for client in self.clients]
-
-    async def all_nodes(self) -> list[list[dict[str, Any]]]:
-        return self.nodes
-
-    async def all_processes(self) -> list[ProcessRecord]:
-        return self.processes
-
-    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
-        if forget:
-            self.access_log.clear()
-        return self.access_log.entries()
+    def process(self) -> ProcessRecord:
+        return self.processes[0]
 
     async def everywhere(self, name: str, *args: Any) -> list[Any]:
+        made = {"nodes": self.nodes, "process": self.processes}
+        if name == "clients":
+            return [list(map(record_of, self.clients))]
+        if name in made:
+            return list(made[name])
         return [await handlers.do_part(self, name, *args)]  # type: ignore[arg-type]  # a fake
 
     def tell_others(self, name: str, args: Sequence[Any]) -> None:

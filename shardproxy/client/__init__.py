@@ -15,6 +15,7 @@
     pipeline    its pipelines
     merging     pure: what the replies of several shards come to
     following   pure: which proxy is asked for the topology, when, and what comes of it; follower: who asks
+    probing     active probes, if they are asked for; telemetry: OpenTelemetry, if it is
     aio         AsyncShardedRedis; its parts: aio_connection, aio_shard, aio_asking, aio_pipeline, aio_pubsub
 
 Rules: no thread and no socket when it is imported or made; a connection that may still bring a reply is never

@@ -27,19 +27,20 @@ from redis.exceptions import LockError, ResponseError, WatchError
 
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Lost
-from shardproxy.client.asking import Batch
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
-from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located
+from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located, observed
 from shardproxy.config import Config
 from shardproxy.core.topology import Topology
 
 if TYPE_CHECKING:
     from shardproxy.client.aio_pipeline import AsyncShardedPipeline
     from shardproxy.client.aio_pubsub import AsyncShardedPubSub
+    from shardproxy.client.telemetry import Telemetry
 
 get_running_loop = asyncio.get_running_loop
 _UNKNOWN = object()
@@ -53,7 +54,7 @@ class AsyncShardedScript(AsyncScript):
         keys, args = tuple(keys or ()), tuple(args or ())
         if not hasattr(client, "asker"):
             return await super().__call__(keys, args, client)
-        client.asker.remember(self.sha, self.script)
+        client.asker.scripts.remember(self.sha, self.script)
         found = client.evalsha(self.sha, len(keys), *keys, *args)
         return await found if inspect.isawaitable(found) else found
 
@@ -61,8 +62,9 @@ class AsyncShardedScript(AsyncScript):
 class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: ignore[misc]  # partly untyped mixins
     """A client of all shards of one pool, for asyncio.
 
-    shards, pool, on_transition and redis-py's settings: as `ShardedRedis`. pipelining: calls share a
-    connection to each shard; False: each has one alone, as with redis-py. Raises ConfigError.
+    shards, pool, on_transition, telemetry and redis-py's settings: as `ShardedRedis`. probe: nodes are probed
+    by a task while the client is in use. pipelining: calls share a connection to each shard; False: each has
+    one alone, as with redis-py. Raises ConfigError.
     """
 
     _is_async_client: Literal[True] = True
@@ -73,6 +75,8 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         *,
         pool: Mapping[str, Any] | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> None:
@@ -87,6 +91,10 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         self._pack, self._large = self.asker.pack, self.asker.large
         self.response_callbacks: Any = redis_py.response_callbacks
         self._callbacks: dict[Any, Any] = {}  # by a command's name as it is written: a quicker look
+        if probe:
+            self.asker.probe()
+        if telemetry:
+            observed(self, telemetry)
 
     @classmethod
     def from_config(
@@ -95,12 +103,16 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         *,
         pool: str | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> Self:
         """Of the proxy's own file, or its text. pool: its name, if there are several. Raises ConfigError."""
         settings = Settings.from_config(source, pool, **redis_settings)
-        return cls(settings, on_transition=on_transition, pipelining=pipelining)
+        return cls(
+            settings, on_transition=on_transition, probe=probe, telemetry=telemetry, pipelining=pipelining
+        )
 
     @classmethod
     def from_url(
@@ -108,6 +120,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         url: str,
         *,
         on_transition: Callable[[Transition], None] | None = None,
+        telemetry: "bool | Telemetry" = False,
         pipelining: bool = True,
         **redis_settings: Any,
     ) -> Self:
@@ -117,7 +130,12 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         is for the proxies; the nodes' is in redis_settings. Raises ValueError.
         """
         proxies = read_url(url)
-        client = cls(settings_of(redis_settings), on_transition=on_transition, pipelining=pipelining)
+        client = cls(
+            settings_of(redis_settings),
+            on_transition=on_transition,
+            telemetry=telemetry,
+            pipelining=pipelining,
+        )
         following = Following(proxies, random.randrange(len(proxies.addresses)))
         client.asker.watcher = AsyncFollower(following, redis_settings, client.asker.follow)
         return client
@@ -156,11 +174,11 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
             shard: Any = layout.shards[router.locate(key if type(key) is bytes else router.key(key))]
             line = shard.line
         if line is None or line.paused or line.loop is not get_running_loop():
-            reply = await asker.call(args, decode)
+            reply = await self._called(args, decode)
         else:
             request = self._pack(args)
             if len(request) > self._large:
-                reply = await asker.call(args, decode)
+                reply = await self._called(args, decode)
             else:
                 reply = await line.ask(request)
                 if isinstance(reply, Lost):
@@ -183,6 +201,12 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
                 options.pop(option, None)
         value = callback(reply, **options)
         return await value if hasattr(value, "__await__") else value
+
+    async def _called(self, args: tuple[Any, ...], decode: bool) -> Any:
+        try:
+            return await self.asker.call(args, decode)
+        except ResponseError as error:  # refused, as a node would have
+            return error
 
     def _callback(self, name: Any) -> Any:
         found = self.response_callbacks.get(name) if isinstance(name, str) else None
@@ -263,12 +287,14 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     def register_script(self, script: Any) -> Any:
         """A script to be called with keys of one shard; it survives the restart of nodes."""
         found = AsyncShardedScript(self, script)  # type: ignore[arg-type]  # it is no Redis of redis-py's
-        self.asker.remember(found.sha, script)
+        self.asker.scripts.remember(found.sha, script)
         return found
 
     async def script_load(self, script: Any) -> Any:
         sha = await self.execute_command("SCRIPT LOAD", script)
-        self.asker.remember(sha if isinstance(sha, str) else sha.decode(), script)
+        name = sha if isinstance(sha, str) else sha.decode()
+        self.asker.scripts.remember(name, script)
+        self.asker.scripts.loaded(name.encode())
         return sha
 
     def lock(

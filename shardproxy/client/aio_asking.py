@@ -8,27 +8,26 @@ given up on a shared connection: its place in the FIFO stays, and the reply is d
 
 import asyncio
 import os
-import random
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from shardproxy.client import errors, merging
+from shardproxy.client import errors, merging, steps
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
-from shardproxy.client.asking import AGAIN, RANDOM_TRIES, SERVES, Asker, Batch, Layout
-from shardproxy.client.everywhere import Everywhere
+from shardproxy.client.base import AGAIN, SERVES, BaseAsker, Batch, Layout
 from shardproxy.client.follower import AsyncFollower
 from shardproxy.client.health import Transition
-from shardproxy.client.routing import FOREVER, Plan, Router, Split
+from shardproxy.client.routing import FOREVER, Plan, Split
 from shardproxy.client.settings import Settings
+from shardproxy.client.steps import Program, Step
 from shardproxy.core.commands import CommandTable, learn
-from shardproxy.core.errors import NO_SHARDS
 from shardproxy.core.topology import Pool
+from shardproxy.core.topology import Shard as ShardRecord
 
 if TYPE_CHECKING:
     from shardproxy.client.aio_pubsub import AsyncShardedPubSub
@@ -38,7 +37,7 @@ SLOWEST = 10e6  # bytes a second: what is large has so much more time
 HELD_FOR = 0.05  # seconds between trials while a call waits for their verdict
 
 
-class AsyncAsker(Asker):
+class AsyncAsker(BaseAsker):
     """Everything that the calls of one client share. It belongs to the loop that uses it."""
 
     def __init__(
@@ -53,36 +52,35 @@ class AsyncAsker(Asker):
         self._trials: dict[str, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watcher: AsyncFollower | None = None  # where proxies say what there is
+        self.prober: Any = None  # an AsyncProber, if one is asked for
         super().__init__(settings, on_transition, table)
-        self._delay, self._backoff = self._backoff, None
         _ALIVE.add(self)
 
     # --- snapshots ---
 
     def _changed(self, pool: Pool) -> None:
-        shards: dict[tuple[str, str], AsyncShard] = {}
-        before: Mapping[tuple[str, str], AsyncShard] = self._shards  # type: ignore[assignment]  # ours are these
-        for each in pool.shards:
-            key = (each.name, each.node.address)
-            made = shards[key] = before.get(key) or AsyncShard(
-                *key, self.reach(each), self.coding, pool.reset_after
-            )
-            made.nodes, made.shares = self.nodes, self.large > 0
-            made.memcached = self.table if each.protocol == "memcached" else None
-        self._shards = shards  # type: ignore[assignment]
-        self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))  # type: ignore[arg-type]
-        for key, shard in before.items():
-            if key not in shards:
-                shard.retire()
+        super()._changed(pool)
+        for shard in self._shards.values():
+            shard.nodes = self.nodes
         for listener in list(self.listeners):
             listener.moved()
+
+    def _shard(self, shard: ShardRecord) -> AsyncShard:
+        name, address = shard.name, shard.node.address
+        made = AsyncShard(name, address, self.reach(shard), self.coding, self.nodes.pool.reset_after)
+        made.shares = self.large > 0
+        made.memcached = self.table if shard.protocol == "memcached" else None
+        return made
+
+    def _gone(self, shard: AsyncShard) -> None:
+        shard.retire()
 
     async def learn_commands(self) -> bool:
         """As `learn`."""
         if self._learned:
             return False
         self._learned = True
-        batches = [self._batch(at, ("COMMAND",), False) for at in range(len(self.layout.shards))]
+        batches = [Batch(shard, self.pack(("COMMAND",)), 1, False) for shard in self.layout.shards]
         await self.exchange(batches)
         replies = [batch.replies[0] for batch in batches if batch.error is None]
         table = learn(self.table, [reply for reply in replies if isinstance(reply, list)])
@@ -101,16 +99,15 @@ class AsyncAsker(Asker):
             await self.watcher.first()
 
     async def call(self, args: Sequence[Any], decode: bool = True) -> Any:
-        """As `ask`."""
+        """As `asking.Asker.ask`."""
         await self.ready()
         started, tries = 0.0, 0
         while True:
-            plan = await self.planned(args)
-            layout = self.layout
+            layout, plan = await self.planned(args)
             if plan.split is not None:
                 return await self.in_parts(layout, plan, plan.split, decode)
-            if plan.everywhere is not None:
-                return await self.of_everyone(layout, plan.everywhere, plan, args, decode)
+            if plan.everywhere is not None or plan.across:
+                return await self.run_through(layout, self.program(layout, plan, args, decode))
             started = started or time.monotonic()
             if layout.troubled:
                 instead = await self.despite_trouble(layout, plan, started)
@@ -118,8 +115,8 @@ class AsyncAsker(Asker):
                     continue
                 if instead is not SERVES:
                     return instead
-            batch = self._batch(plan.shard, args, not plan.command.reads, decode, layout)
-            await self.exchange([batch], plan.waits)
+            batch = self.batch(layout, plan, args, decode)
+            await self.exchange([batch])
             if batch.error is None:
                 return await self._with_its_script(batch, plan)
             if not batch.again:
@@ -136,38 +133,28 @@ class AsyncAsker(Asker):
             return await self.call(args)
         raise batch.error
 
-    def _batch(
-        self, at: int, args: Sequence[Any], writes: bool, decode: bool = True, layout: Layout | None = None
-    ) -> Batch:
-        return Batch((layout or self.layout).shards[at], self.pack(args), 1, writes, decode)
-
-    async def planned(self, args: Sequence[Any]) -> Plan:
-        """As `plan`."""
+    async def planned(self, args: Sequence[Any]) -> tuple[Layout, Plan]:
+        """As `asking.Asker.planned`."""
         try:
-            return self.layout.router.plan(args)
+            return self.plan(args)
         except ResponseError as error:
             if not str(error).startswith("unknown ") or not await self.learn_commands():
                 raise
-        return self.layout.router.plan(args)
+        return self.plan(args)
 
     async def another_try(self, tries: int, elapsed: float) -> bool:
         """As `may_retry`."""
-        if not self.may_retry(tries, elapsed):
+        if not self.allows(tries, elapsed):
             return False
-        if self._delay is not None and (wait := self._delay.compute(tries)) > 0:
+        if self._backoff is not None and (wait := self._backoff.compute(tries)) > 0:
             await asyncio.sleep(wait)
         return True
 
     async def _with_its_script(self, batch: Batch, plan: Plan) -> Any:
         """As `_with_script`."""
-        reply = batch.replies[0]
-        if plan.command.row.calls != "sha" or not isinstance(reply, Exception) or plan.items is None:
-            return reply
-        text = self.script(plan.items[1]) if str(reply).startswith("No matching script") else None
-        if text is None:
-            return reply
-        data = self.pack(("SCRIPT LOAD", text)) + self.pack(plan.items)
-        again = Batch(batch.shard, data, 2, True, batch.decode)
+        again = self.taught(batch, plan)
+        if again is None:
+            return batch.replies[0]
         await self.exchange([again])
         if again.error is not None:
             raise again.error
@@ -175,53 +162,58 @@ class AsyncAsker(Asker):
 
     # --- batches ---
 
-    async def exchange(  # type: ignore[override]  # as asyncio has it
-        self, batches: Sequence[Batch], waits: float | None = None, alone: bool = False
-    ) -> None:
+    async def exchange(self, batches: Sequence[Batch], alone: bool = False) -> None:
         """Each batch to its shard, all at once. Nothing is raised for what fails: it is the batch's error."""
         shared: list[tuple[Batch, asyncio.Future[Any]]] = []
         private: list[Batch] = []
         for batch in batches:
-            if alone or waits is not None or len(batch.data) > self.large:
+            if alone or len(batch.data) > self.large or (batch.limit or 0) > (batch.shard.timeout or FOREVER):
                 private.append(batch)
                 continue
-            connection = batch.shard.shared()  # type: ignore[attr-defined]  # ours are AsyncShards
+            connection = batch.shard.shared()
             if connection.paused:
                 await connection.room()
             shared.append((batch, connection.ask_many(batch.data, batch.count, batch.decode)))
         if len(private) == 1 and not shared:
-            await self._alone(private[0], waits)
+            await self._alone(private[0])
         elif private:
-            await asyncio.gather(*(self._alone(batch, waits) for batch in private))
+            await asyncio.gather(*map(self._alone, private))
         for batch, waiter in shared:
-            self._settle(batch, await waiter)
+            self._settle(batch, await (waiter if batch.limit is None else self._within(batch, waiter)))
 
-    async def _alone(self, batch: Batch, waits: float | None) -> None:
-        shard: AsyncShard = batch.shard  # type: ignore[assignment]
+    async def _within(self, batch: Batch, waiter: asyncio.Future[Any]) -> Any:
+        """Its reply, if it comes sooner than others on that connection have to."""
+        try:
+            async with asyncio.timeout(batch.limit):
+                return await waiter
+        except TimeoutError:
+            batch.shard.late()
+            return Lost("it did not answer in time", True, late=True)
+
+    async def _alone(self, batch: Batch) -> None:
+        shard: AsyncShard = batch.shard
         try:
             connection = await shard.private()
         except Lost as lost:
             self._settle(batch, lost)
             return
         try:
-            await self.exchange_alone(batch, connection, waits)
+            await self.exchange_alone(batch, connection)
         finally:
             shard.release(connection)
 
-    async def exchange_alone(self, batch: Batch, connection: Connection, waits: float | None = None) -> None:
+    async def exchange_alone(self, batch: Batch, connection: Connection) -> None:
         """On a connection that the caller holds, and goes on holding; closed when the reply is given up."""
-        shard: AsyncShard = batch.shard  # type: ignore[assignment]
-        limit = None
-        if shard.timeout is not None and waits != FOREVER:
-            limit = shard.timeout + (waits or 0.0) + len(batch.data) / SLOWEST
+        limit = batch.limit or batch.shard.timeout
+        if limit is not None:
+            limit = None if limit == FOREVER else limit + len(batch.data) / SLOWEST
         waiter = connection.ask_many(batch.data, batch.count, batch.decode, lasting=True)
         try:
             async with asyncio.timeout(limit):
                 reply = await waiter
         except TimeoutError:
             connection.close("it did not answer in time")
-            if not waits:
-                shard.late()
+            batch.shard.late()
             reply = Lost("it did not answer in time", True, late=True)
         except BaseException:
             connection.close("its call was given up")
@@ -237,7 +229,8 @@ class AsyncAsker(Asker):
         if reply.error is not None:
             batch.error = type(reply.error)(*reply.error.args)
         elif reply.late:
-            batch.error = errors.timed_out(shard.name, shard.address, shard.timeout or 0.0, batch.writes)
+            limit = batch.limit or shard.timeout or 0.0
+            batch.error = errors.timed_out(shard.name, shard.address, limit, batch.writes)
         elif reply.slow:
             batch.error = errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
         elif reply.sent:
@@ -252,10 +245,7 @@ class AsyncAsker(Asker):
         if layout.troubled:
             replies = await asyncio.gather(*(self._caught_call(part, decode) for part in split.parts))
             return merging.of_parts(split, replies, self.nodes.pool.partial)
-        batches = [
-            self._batch(at, part, not plan.command.reads, decode, layout)
-            for at, part in zip(split.shards, split.parts, strict=True)
-        ]
+        batches = self.batches(layout, plan, decode)
         await self.exchange(batches)
         replies = [
             batch.replies[0]
@@ -273,76 +263,28 @@ class AsyncAsker(Asker):
         except RedisError as error:
             return error
 
-    async def of_everyone(
-        self, layout: Layout, what: Everywhere, plan: Plan, args: Sequence[Any], decode: bool
-    ) -> Any:
-        """As `everywhere`."""
-        if what.who == "any":
-            return await self._of_any(layout, args, decode)
-        if what.who == "scan":
-            return await self._next_of_scan(layout, args, plan.items or [])
-        if what.who == "random":
-            return await self._random_key(layout, decode)
-        found = await self.of_all(args, decode, what.writes)
-        return merging.of_all(what, found, self.nodes.pool.partial)
+    async def run_through(self, layout: Layout, program: Program) -> Any:
+        """As `run`."""
+        answers: Any = None
+        while True:
+            try:
+                asked = program.send(answers)
+            except StopIteration as done:
+                return done.value
+            answers = await self._answered(layout, asked)
 
-    async def of_all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
+    async def _answered(self, layout: Layout, asked: Sequence[Step]) -> list[Any]:
+        if any(step.at < 0 for step in asked) and layout.troubled:
+            return await asyncio.gather(*(self._caught_call(step.args, step.decode) for step in asked))
+        batches = [self.batch_of(layout, step) for step in asked]
+        await self.exchange(batches)
+        return [batch.error or batch.replies[0] for batch in batches]
+
+    async def of_all(self, args: Sequence[Any]) -> dict[str, Any]:
         """As `all`."""
         layout = self.layout
-        asked = [at for at in range(len(layout.shards)) if at not in layout.router.absent]
-        others = [at for at in asked if layout.shards[at].memcached is None]
-        if len(asked) > len(others) > 0:
-            from shardproxy.core.memcached import PROGRAMS
-
-            if layout.router.command(args[0]).name not in PROGRAMS:
-                asked = others  # what memcached cannot do, the others do
-        batches = [self._batch(at, args, writes, decode, layout) for at in asked]
-        await self.exchange(batches)
-        return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
-
-    async def _of_any(self, layout: Layout, args: Sequence[Any], decode: bool) -> Any:
-        error: Exception = errors.refusal(NO_SHARDS)
-        pool = layout.router.pool
-        ready = [at for at, each in enumerate(pool.shards) if pool.mode(each) == "serve"]
-        for at in ready or range(len(layout.shards)):
-            batch = self._batch(at, args, False, decode, layout)
-            await self.exchange([batch])
-            if batch.error is None:
-                return batch.replies[0]
-            error = batch.error
-        raise error
-
-    async def _next_of_scan(self, layout: Layout, args: Sequence[Any], items: list[bytes]) -> Any:
-        """SCAN cursor ...: one shard a call."""
-        shards = self._placed(layout)
-        step = self.scans.step(items[1], shards)
-        if step is None:
-            return [b"0", []]
-        batch = Batch(shards[step.shard], self.pack((args[0], step.cursor, *args[2:])), 1, False)
-        await self.exchange([batch])
-        if batch.error is not None and self.nodes.pool.partial == "error":
-            raise batch.error
-        return self.scans.reply(step, None if batch.error else batch.replies[0], shards)
-
-    async def _random_key(self, layout: Layout, decode: bool) -> Any:
-        """RANDOMKEY, of a shard in proportion to its keys."""
-        shards = self._placed(layout)
-        sizes = await self.of_all(("DBSIZE",), writes=False)
-        failed = {name: size for name, size in sizes.items() if isinstance(size, Exception)}
-        if failed:
-            raise errors.PartialError({}, failed)
-        for _ in range(RANDOM_TRIES):
-            if not any(sizes.values()):
-                break
-            name = random.choices(list(sizes), list(sizes.values()))[0]
-            batch = Batch(shards[name], self.pack(("RANDOMKEY",)), 1, False, decode)
-            await self.exchange([batch])
-            if batch.error is not None:
-                raise batch.error
-            if batch.replies[0] is not None:
-                return batch.replies[0]
-            sizes[name] = 0
-        return None
+        found: dict[str, Any] = await self.run_through(layout, steps.of_each(layout.router, args))
+        return found
 
     # --- while not all is well ---
 
@@ -352,7 +294,7 @@ class AsyncAsker(Asker):
             time.monotonic() >= self.nodes.trial_at
             and (due := self.nodes.claim(time.monotonic())) is not None
         ):
-            self._begin_trial(due)
+            self.begin_trial(due)
         pool = layout.router.pool
         shard = pool.shards[plan.shard]
         mode = pool.mode(shard)
@@ -368,7 +310,7 @@ class AsyncAsker(Asker):
         """Whether there is another snapshot, before that time; a trial is made meanwhile."""
         while pool is self.nodes.pool and (left := limit - time.monotonic()) > 0:
             if address not in self._trials and self.nodes.claim_node(address):
-                self._begin_trial(address)
+                self.begin_trial(address)
             trial = self._trials.get(address)
             if trial is not None:
                 await asyncio.wait([trial], timeout=left)
@@ -376,7 +318,12 @@ class AsyncAsker(Asker):
                 await asyncio.sleep(min(HELD_FOR, left))
         return pool is not self.nodes.pool
 
-    def _begin_trial(self, address: str) -> None:
+    def probe(self) -> None:
+        from shardproxy.client.probing import AsyncProber
+
+        self.prober = AsyncProber(self.nodes, self.begin_trial)
+
+    def begin_trial(self, address: str) -> None:
         task = self._trials[address] = asyncio.get_running_loop().create_task(self._make_trial(address))
         task.add_done_callback(lambda _: self._trials.pop(address, None))
 
@@ -410,22 +357,25 @@ class AsyncAsker(Asker):
             )
         self.forget()
         self._loop = loop
-        if self.watcher is not None:
-            self.watcher.start()
+        for each in (self.watcher, self.prober):
+            if each is not None:
+                each.start()
 
     async def aclose(self) -> None:
         """Everything ends, and may begin again; nothing of it is left in the loop then."""
         if self._loop is not asyncio.get_running_loop():
             self.forget()
             return
-        tasks = [*self._trials.values(), *(self.watcher.stop() if self.watcher is not None else ())]
+        tasks = list(self._trials.values())
+        for each in (self.watcher, self.prober):
+            tasks += each.stop() if each is not None else ()
         for shard in self._shards.values():
-            tasks += shard.stop()  # type: ignore[attr-defined]  # ours are AsyncShards
+            tasks += shard.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for shard in self._shards.values():
-            await shard.aclose()  # type: ignore[attr-defined]
+            await shard.aclose()
         self._loop = None
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
@@ -433,10 +383,11 @@ class AsyncAsker(Asker):
         """What belongs to a loop that is not there any more is not touched again."""
         self._loop = None
         self._trials.clear()
-        if self.watcher is not None:
-            self.watcher.forget()
+        for each in (self.watcher, self.prober):
+            if each is not None:
+                each.forget()
         for shard in self._shards.values():
-            shard.forget()  # type: ignore[attr-defined]
+            shard.forget()
 
 
 _ALIVE: weakref.WeakSet[AsyncAsker] = weakref.WeakSet()

@@ -299,13 +299,15 @@ class Connection(asyncio.Protocol):
         try:
             self._feed(data)
             if self._listener is not None and self._greeting is None:
-                while (reply := gets()) is not NOTHING:
-                    self._listener(reply)
+                self._listen(self._listener)
                 return
             while owed:
                 place = owed[0]
                 if place.__class__ is Many:
-                    reply = gets(place.decode)
+                    try:
+                        reply = gets(place.decode)
+                    except UnicodeError as error:  # it has been read to its end
+                        reply = error
                     if reply is NOTHING:
                         break
                     if reply.__class__ is Push:
@@ -317,7 +319,10 @@ class Connection(asyncio.Protocol):
                         continue
                     reply = place.replies
                 else:
-                    reply = gets()
+                    try:
+                        reply = gets()
+                    except UnicodeError as error:
+                        reply = error
                     if reply is NOTHING:
                         break
                     if reply.__class__ is Push:
@@ -332,10 +337,23 @@ class Connection(asyncio.Protocol):
         except InvalidResponse as error:
             self.close(f"it does not speak RESP ({error})", fault=True)
             return
+        except Exception as error:  # the reader has lost its place
+            self.close(f"a reply could not be read ({type(error).__name__})")
+            return
         if owed is self.owed:
             self._got += got
             if got:
                 self.owner.heard(got)
+
+    def _listen(self, listener: Callable[[Any], None]) -> None:
+        frame: Any = None
+        while frame is not NOTHING:
+            try:
+                frame = self._gets()
+            except UnicodeError as error:
+                frame = error
+            if frame is not NOTHING:
+                listener(frame)
 
     def _unasked(self) -> None:
         """Nothing is owed: what comes is a push, or nobody's."""

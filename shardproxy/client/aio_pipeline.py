@@ -1,4 +1,4 @@
-"""Pipelines of the asyncio client; what is done is in `pipeline`, here are its steps that wait.
+"""Pipelines of the asyncio client: the steps that wait; what they do is in `gathering` and `transaction`.
 
 Without a transaction the commands go to the connections that all calls share, in one piece a shard. MULTI
 ... EXEC and what is watched have a connection of their own. A pipeline that is cancelled leaves no reply to
@@ -6,6 +6,7 @@ anybody; what of it has run is then not known.
 """
 
 import contextlib
+import os
 from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -17,15 +18,16 @@ from shardproxy.client import errors
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
-from shardproxy.client.asking import Batch
-from shardproxy.client.pipeline import UNWATCHING, Call, PipelineBase
+from shardproxy.client.base import Batch
+from shardproxy.client.gathering import Call
 from shardproxy.client.sync import NEVER_DECODE
+from shardproxy.client.transaction import UNWATCHING, Transaction
 
 if TYPE_CHECKING:
     from shardproxy.client.aio import AsyncShardedRedis
 
 
-class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreCommands):  # type: ignore[misc]
+class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreCommands):  # type: ignore[misc]
     """See `AsyncShardedRedis.pipeline`. `execute` answers a list and empties it.
 
     Commands are gathered without being awaited; after `watch` and before `multi` they are awaited.
@@ -36,7 +38,6 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
     def __init__(self, client: "AsyncShardedRedis", transaction: bool) -> None:
         super().__init__(client, transaction)
         self.asker: AsyncAsker = client.asker
-        self._watcher: tuple[AsyncShard, Connection] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,19 +54,12 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
 
     async def reset(self) -> None:  # type: ignore[override]  # not the command
         """Forgets what was gathered, and watches nothing any more."""
-        self._drop()
+        super().reset()
 
-    close = aclose = reset
+    close = aclose = discard = reset
 
-    def _drop(self) -> None:
-        self.command_stack = []
-        self.watching = self.explicit_transaction = False
-        if self._watcher is not None:
-            self._watcher[1].close("it watched keys")
-            self._watcher = None
-
-    async def discard(self) -> None:
-        self._drop()
+    def _let_go(self, connection: Connection) -> None:
+        connection.close("it watched keys")
 
     async def unwatch(self) -> bool:  # type: ignore[override]  # as redis-py's Pipeline
         return bool(await self.immediate_execute_command("UNWATCH")) if self.watching else True
@@ -74,22 +68,23 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """WATCH, and what comes after it: on the connection that watches, if its keys are there."""
+        self._unless_forked()
         await self.asker.ready()
         shard: Any
         if args[0] == "WATCH":
             shard = self._shard_of(args)
         elif args[0] == "UNWATCH":
-            shard = self._watcher[0] if self._watcher else None
+            shard = self._held[0] if self._held else None
         else:
-            plan = await self.asker.planned(args)
-            shard = self.asker.layout.shards[plan.shard] if plan.shard >= 0 else None
-            if self._watcher is None or shard is not self._watcher[0]:
+            layout, plan = await self.asker.planned(args)
+            shard = layout.shards[plan.shard] if plan.shard >= 0 else None
+            if self._held is None or shard is not self._held[0]:
                 return await self.client.execute_command(*args, **options)
         if shard is None:
             return True
-        if self._watcher is None:
-            self._watcher = shard, await self._taken_alone(shard)
-        elif self._watcher[0] is not shard:
+        if self._held is None:
+            self._held = shard, await self._taken_alone(shard), os.getpid()
+        elif self._held[0] is not shard:
             raise errors.refusal(errors.CROSS_SHARD)
         reply = await self._on_watcher(args, NEVER_DECODE not in options)
         if args[0] == "WATCH":
@@ -107,12 +102,12 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
             raise errors.down(shard.name, shard.address, lost.reason) from None
 
     async def _on_watcher(self, args: Sequence[Any], decode: bool) -> Any:
-        assert self._watcher is not None
-        shard, connection = self._watcher
-        batch = Batch(shard, self.asker.pack(args), 1, True, decode)  # type: ignore[arg-type]
+        assert self._held is not None
+        shard, connection, _ = self._held
+        batch = Batch(shard, self.asker.pack(args), 1, True, decode)
         await self.asker.exchange_alone(batch, connection)
         if batch.error is not None:
-            self._drop()
+            super().reset()
             raise WatchError(
                 f"A {type(batch.error).__name__} occurred while watching one or more keys: {batch.error}"
             ) from batch.error
@@ -120,19 +115,20 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
 
     # --- running ---
 
-    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # type: ignore[override]  # it waits
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Runs what was gathered. raise_on_error=False: exceptions stand in the list, in place of replies."""
         calls = self.command_stack
         if not calls and not self.watching:
             return []
         try:
+            self._unless_forked()
             await self.asker.ready()
             await self._know(calls)
             if self.transaction or self.explicit_transaction:
                 return await self._transact(calls, raise_on_error)
             results = await self._all(calls)
         finally:
-            self._drop()
+            super().reset()
         return self._checked(calls, results, raise_on_error)
 
     async def _know(self, calls: Sequence[Call]) -> None:
@@ -171,10 +167,10 @@ class AsyncShardedPipeline(PipelineBase, AsyncRedisModuleCommands, AsyncCoreComm
         asker, tries = self.asker, 0
         while True:
             batch, loads = self._framed(calls)
-            if self._watcher is not None:
-                await asker.exchange_alone(batch, self._watcher[1])
-                shard, connection = self._watcher
-                self._watcher = None
+            if self._held is not None:
+                await asker.exchange_alone(batch, self._held[1])
+                shard, connection, _ = self._held
+                self._held = None
                 shard.release(connection)  # EXEC has ended what it watched
             else:
                 await asker.exchange([batch], alone=True)

@@ -2,78 +2,40 @@
 
     args ──▶ Router.plan ─┬─ one shard ─▶ ask: again while nothing has run, or it only reads
                           ├─ Split ─────▶ exchange: written to each shard, then read from each; merged
-                          └─ Everywhere ▶ exchange, or any one of them
+                          └─ a program ─▶ exchange, as often as it wants something (steps, across)
 
 Replies are as the reader gives them; errors of nodes are returned, failures of shards raised. Rules: what may
-have changed something and was not answered is never sent again (UnknownOutcomeError). A `Layout` is one
-snapshot: router and shards, swapped together; who works with an old one finds its connections closed.
+have changed something and was not answered is never sent again (UnknownOutcomeError).
 """
 
 import functools
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import redis.utils
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shardproxy.client import errors
+from shardproxy.client import errors, steps
+from shardproxy.client.base import AGAIN, SERVES, BaseAsker, Batch, Layout
 from shardproxy.client.connection import Connection, Shard
-from shardproxy.client.errors import PartialError
-from shardproxy.client.everywhere import Everywhere
-from shardproxy.client.health import Nodes, Transition
-from shardproxy.client.merging import Scans, of_all, of_parts
-from shardproxy.client.routing import FOREVER, Plan, Router, Split
+from shardproxy.client.health import Transition
+from shardproxy.client.merging import of_parts
+from shardproxy.client.routing import FOREVER, Plan, Split
 from shardproxy.client.settings import Settings
-from shardproxy.core.commands import CommandTable, builtin, learn
-from shardproxy.core.errors import NO_SHARDS
-from shardproxy.core.topology import Pool, Topology
+from shardproxy.client.steps import Program, Step
+from shardproxy.core.commands import CommandTable, learn
 from shardproxy.core.topology import Shard as ShardRecord
 
-TOKENS = 10.0  # retries that are free of the budget, at the beginning and after a quiet time
 LOOKS = 3  # trials that a request makes or waits for, at most
 HELD_FOR = 0.005  # seconds between looks at a trial that another thread makes
 ASKED_EVERY = 0.05  # seconds between trials while proxies are waited for
-RANDOM_TRIES = 16
-SCRIPTS_MOST = 1024  # texts that are kept
-DEFAULT_PROTOCOL = getattr(redis.utils, "DEFAULT_RESP_VERSION", 2)  # redis-py's, when nothing is said
-SERVES, AGAIN = object(), object()  # see in_trouble
+AT_ONCE = 1e-3  # seconds for what should be there
+LATE = (TimeoutError, BlockingIOError, RedisTimeoutError)
 
 
-class Layout:
-    """One snapshot's router, and its shards by their numbers."""
-
-    __slots__ = ("commands", "router", "shards", "troubled")
-
-    def __init__(self, router: Router, shards: list[Shard]) -> None:
-        self.router, self.shards = router, shards
-        self.commands = router.commands
-        # Not every shard is simply asked: look before each request
-        self.troubled = any(router.pool.mode(each) != "serve" for each in router.pool.shards)
-
-
-class Batch:
-    """Requests to one shard that are written together. replies: those that came, in order."""
-
-    __slots__ = ("connection", "count", "data", "decode", "error", "replies", "sent", "shard", "writes")
-
-    def __init__(self, shard: Shard, data: bytes, count: int, writes: bool, decode: bool = True) -> None:
-        self.shard, self.data, self.count, self.writes, self.decode = shard, data, count, writes, decode
-        self.connection: Connection | None = None
-        self.replies: list[Any] = []
-        self.error: Exception | None = None  # why there are no more replies
-        self.sent = False  # something of it may have reached the node
-
-    @property
-    def again(self) -> bool:
-        """It failed, and may be sent once more."""
-        return self.error is not None and not (self.sent and self.writes)
-
-
-class Asker:
+class Asker(BaseAsker):
     """Everything that a client shares between its threads."""
 
     def __init__(
@@ -82,37 +44,9 @@ class Asker:
         on_transition: Callable[[Transition], None] | None = None,
         table: CommandTable | None = None,
     ) -> None:
-        self.settings, self.coding = settings, settings.coding
-        self.pack = self.coding.packer()
-        self.table = table or _table()
-        self.proto = 3 if str(settings.common.get("protocol") or DEFAULT_PROTOCOL) == "3" else 2
-        self.scripts: dict[str, Any] = {}  # texts by SHA1: what a restarted node has to be taught again
-        self._learned = False
-        self._tokens, self._counted = TOKENS, 0
-        self.scans = Scans()
-        self._shards: dict[tuple[str, str], Shard] = {}
-        retry = settings.common.get("retry")
-        self._backoff = getattr(retry, "_backoff", None)
-        self._retries = retry.get_retries() if retry is not None else None
-        self.follower: Any = None  # a Follower, or the asyncio client's
-        self.layout: Layout
-        self.nodes = Nodes(settings.pool, time.monotonic(), self._changed, on_transition)
-        self._changed(settings.pool)
-
-    # --- snapshots ---
-
-    def _changed(self, pool: Pool) -> None:
-        """Another snapshot: shards that stay keep their connections."""
-        shards: dict[tuple[str, str], Shard] = {}
-        for each in pool.shards:
-            key = (each.name, each.node.address)
-            known = self._shards.get(key)
-            shards[key] = known or self._shard(each)
-        gone = [shard for key, shard in self._shards.items() if key not in shards]
-        self._shards = shards
-        self.layout = Layout(Router(pool, self.table, self.coding), list(shards.values()))
-        for shard in gone:
-            shard.close()
+        self.follower: Any = None  # a Follower
+        self.prober: Any = None  # a Prober, if one is asked for
+        super().__init__(settings, on_transition, table)
 
     def _shard(self, shard: ShardRecord) -> Shard:
         memcached = None
@@ -120,21 +54,20 @@ class Asker:
             from shardproxy.client.memcached import connect
 
             memcached = functools.partial(connect, table=self.table)
-        return Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made = Shard(shard.name, shard.node.address, self.reach(shard), self.coding, memcached)
+        made.connecting = self.prober and self.prober.start
+        return made
 
-    def apply(self, topology: Topology, followed: bool = False) -> None:
-        self.nodes.apply(topology, self.settings.pool_name, time.monotonic(), followed)
+    def probe(self) -> None:
+        """Nodes are probed from now on, whenever the client is in use."""
+        from shardproxy.client.probing import Prober
 
-    def reach(self, shard: ShardRecord) -> dict[str, Any]:
-        """How its node is reached, as redis-py's settings."""
-        found = self.settings.reach(shard.name, shard.node.address)
-        return found | {"ssl": True} if shard.tls else found
+        self.prober = Prober(self)
+        for shard in self.layout.shards:
+            shard.connecting = self.prober.start
 
-    def follow(self, topology: Topology) -> None:
-        """A snapshot that a proxy has told."""
-        name = topology.pools[0].name
-        self.settings = self.settings._replace(topology=topology, pool_name=name)
-        self.apply(topology, followed=True)
+    def _gone(self, shard: Shard) -> None:
+        shard.close()
 
     def look(self, doubt: bool = False) -> None:
         """Asks a proxy that is followed, if it is time. Raises ConnectionError until one has answered."""
@@ -158,6 +91,8 @@ class Asker:
         return True
 
     def close(self) -> None:
+        if self.prober is not None:
+            self.prober.stop()
         for shard in self._shards.values():
             shard.close()
         if self.follower is not None:
@@ -170,13 +105,11 @@ class Asker:
         started, looks = 0.0, 0
         self.look()
         while True:
-            layout = self.layout
-            plan = self.plan(args)
+            layout, plan = self.planned(args)
             if plan.split is not None:
                 return self.split(layout, plan, plan.split, decode)
-            if plan.everywhere is not None:
-                return self.everywhere(layout, plan.everywhere, plan, args, decode)
-            shard = layout.shards[plan.shard]
+            if plan.everywhere is not None or plan.across:
+                return self.run(layout, self.program(layout, plan, args, decode))
             if layout.troubled:
                 looks += 1
                 instead = self.in_trouble(layout, plan, looks <= LOOKS)
@@ -184,8 +117,8 @@ class Asker:
                     continue
                 if instead is not SERVES:
                     return instead
-            batch = Batch(shard, self.pack(args), 1, not plan.command.reads, decode)
-            self.exchange([batch], plan.waits)
+            batch = self.batch(layout, plan, args, decode)
+            self.exchange([batch])
             if batch.error is None:
                 return self._with_script(batch, plan)
             if not batch.again:
@@ -206,71 +139,48 @@ class Asker:
             raise batch.error
         return self.ask(args, decode, 1)
 
-    def plan(self, args: Sequence[Any]) -> Plan:
-        """Raises redis-py's exception for what is refused."""
+    def planned(self, args: Sequence[Any]) -> tuple[Layout, Plan]:
+        """As `plan`; what is unknown is looked for on the nodes, once."""
         try:
-            return self.layout.router.plan(args)
+            return self.plan(args)
         except ResponseError as error:
             if not str(error).startswith("unknown ") or not self.learn():
                 raise
-        return self.layout.router.plan(args)
+        return self.plan(args)
 
     def may_retry(self, tries: int, elapsed: float) -> bool:
         """Whether something that has not run, or only reads, is sent once more; waits before, if asked to."""
-        pool = self.nodes.pool
-        retries = self._retries if self._retries is not None else pool.retries
-        if (retries >= 0 and tries > retries) or elapsed > pool.timeout:
+        if not self.allows(tries, elapsed):
             return False
         self.look(doubt=True)
-        answered = sum(shard.answered for shard in self.layout.shards)
-        earned = max(answered - self._counted, 0) * pool.retry_budget
-        self._counted, self._tokens = answered, min(self._tokens + earned, 10 * TOKENS)
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
         if self._backoff is not None and (wait := self._backoff.compute(tries)) > 0:
             time.sleep(wait)
         return True
 
     def _with_script(self, batch: Batch, plan: Plan) -> Any:
         """A script that its node has lost is loaded again; nothing of it has run."""
-        reply = batch.replies[0]
-        if plan.command.row.calls != "sha" or not isinstance(reply, Exception):
-            return reply
-        text = (
-            self.script(plan.items[1]) if plan.items and str(reply).startswith("No matching script") else None
-        )
-        if text is None or plan.items is None:
-            return reply
-        data = self.pack(("SCRIPT LOAD", text)) + self.pack(plan.items)
-        again = Batch(batch.shard, data, 2, True, batch.decode)
+        again = self.taught(batch, plan)
+        if again is None:
+            return batch.replies[0]
         self.exchange([again])
         if again.error is not None:
             raise again.error
         return again.replies[1]
 
-    def script(self, sha: bytes) -> Any:
-        """The text of a script, if it was registered or loaded by this client."""
-        return self.scripts.get(sha.decode("latin-1").lower())
-
-    def remember(self, sha: str, text: Any) -> None:
-        while len(self.scripts) >= SCRIPTS_MOST:
-            del self.scripts[next(iter(self.scripts))]
-        self.scripts[sha] = text
-
     # --- several shards ---
 
-    def exchange(self, batches: Sequence[Batch], waits: float | None = None) -> None:
+    def exchange(self, batches: Sequence[Batch]) -> None:
         """Writes each batch to its shard, then reads their replies: in parallel, without threads.
 
-        Nothing is raised for what fails: it is the batch's error. waits: see Plan.
+        Nothing is raised for what fails: it is the batch's error.
         """
+        late = False
         try:
             for batch in batches:
-                self._write(batch, waits)
+                self._write(batch)
             for batch in batches:
                 if batch.connection is not None:
-                    self._read(batch)
+                    late = self._read(batch, late) or late
         except BaseException:  # interrupted: nobody may read what is still to come
             for batch in batches:
                 if batch.connection is not None:
@@ -281,6 +191,8 @@ class Asker:
         """The same on a connection that the caller holds, and goes on holding; closed if it fails."""
         batch.connection = connection
         try:
+            if batch.limit is not None:
+                connection.wait_for(batch.limit)
             batch.sent = batch.count > 1
             connection.send(batch.data)
             batch.sent = True
@@ -288,16 +200,17 @@ class Asker:
                 connection.read_many(batch.count, batch.replies)
             else:
                 batch.replies.append(connection.read(False))
+            connection.wait_for(batch.shard.timeout)
         except (OSError, RedisError) as error:
             self._lost(batch, error)
         except BaseException:
             connection.close()
             raise
 
-    def _write(self, batch: Batch, waits: float | None) -> None:
+    def _write(self, batch: Batch) -> None:
         shard = batch.shard
         try:
-            connection = shard.take_fresh() if batch.writes else shard.take()
+            connection = shard.take()
         except AuthenticationError as error:
             batch.error = error
             return
@@ -305,16 +218,14 @@ class Asker:
             self._failed(shard, error, connecting=True)
             batch.error = (
                 errors.not_asked(shard.name, shard.address, self.nodes.pool.connect_timeout)
-                if isinstance(error, (TimeoutError, RedisTimeoutError))
+                if isinstance(error, LATE)
                 else errors.down(shard.name, shard.address, _reason(error))
             )
             return
         batch.connection = connection
         try:
-            if waits is not None:
-                connection.wait_for(
-                    None if waits == FOREVER or shard.timeout is None else waits + shard.timeout
-                )
+            if batch.limit is not None:
+                connection.wait_for(None if batch.limit == FOREVER else batch.limit)
             # A command of which the end is missing does not run; of several, those before it may have
             batch.sent = batch.count > 1
             connection.send(batch.data)
@@ -322,10 +233,12 @@ class Asker:
         except OSError as error:
             self._lost(batch, error)
 
-    def _read(self, batch: Batch) -> None:
+    def _read(self, batch: Batch, late: bool) -> bool:
+        """late: another shard's time is over, and this one has had as much. Whether it was late, too."""
         connection, shard = batch.connection, batch.shard
-        assert connection is not None
         try:
+            if late:
+                connection.wait_for(AT_ONCE)
             if batch.decode:
                 connection.read_many(batch.count, batch.replies)
             else:
@@ -333,18 +246,20 @@ class Asker:
             connection.wait_for(shard.timeout)
         except (OSError, RedisError) as error:
             self._lost(batch, error)
-            return
+            return isinstance(error, LATE)
         batch.connection = None
         shard.give(connection)
         shard.answered += 1
+        return False
 
     def _lost(self, batch: Batch, error: Exception) -> None:
         connection, batch.connection = batch.connection, None
         assert connection is not None
         connection.close()
         shard = batch.shard
-        if isinstance(error, (TimeoutError, BlockingIOError)):
-            batch.error = errors.timed_out(shard.name, shard.address, shard.timeout or 0, batch.writes)
+        if isinstance(error, LATE):
+            limit = batch.limit or shard.timeout or 0
+            batch.error = errors.timed_out(shard.name, shard.address, limit, batch.writes)
         else:
             shard.drop_idle()
             batch.error = errors.lost(shard.name, shard.address, _reason(error), batch.writes)
@@ -356,7 +271,7 @@ class Asker:
         """Evidence against a node."""
         answered = shard.answered
         ok, shard.judged = answered - shard.judged, answered
-        late = isinstance(error, (TimeoutError, BlockingIOError, RedisTimeoutError))
+        late = isinstance(error, LATE)
         refused = connecting and isinstance(error, RedisConnectionError) and not late
         reason = f"no answer within {shard.timeout or 0:g} s" if late else _reason(error)
         self.nodes.failed(shard.address, time.monotonic(), reason, refused, min(ok, 20))
@@ -366,12 +281,7 @@ class Asker:
         if layout.troubled:
             replies = [self._caught(part, decode) for part in split.parts]
         else:
-            writes = not plan.command.reads
-            pack = self.pack
-            batches = [
-                Batch(layout.shards[number], pack(part), 1, writes, decode)
-                for number, part in zip(split.shards, split.parts, strict=True)
-            ]
+            batches = self.batches(layout, plan, decode)
             self.exchange(batches)
             replies = [
                 batch.replies[0]
@@ -390,91 +300,31 @@ class Asker:
         except RedisError as error:
             return error
 
-    # --- no key ---
+    # --- several times ---
 
-    def everywhere(
-        self, layout: Layout, what: Everywhere, plan: Plan, args: Sequence[Any], decode: bool
-    ) -> Any:
-        if what.who == "any":
-            return self._any(layout, self.pack(args), decode)
-        if what.who == "scan":
-            return self._scan(layout, args, plan.items or [])
-        if what.who == "random":
-            return self._random(layout, decode)
-        found = of_all(what, self.all(args, decode, what.writes), self.nodes.pool.partial)
-        if plan.command.name == "script|flush":
-            self.scripts.clear()
-        elif plan.command.name == "script|exists" and isinstance(found, list):
-            # 1 when an EVALSHA would find it: it is loaded where it is called
-            shas = (plan.items or [])[2:]
-            return [
-                int(there or self.script(sha) is not None) for there, sha in zip(found, shas, strict=True)
-            ]
-        return found
+    def run(self, layout: Layout, program: Program) -> Any:
+        """What it comes to. Raises what it raises."""
+        answers: Any = None
+        while True:
+            try:
+                asked = program.send(answers)
+            except StopIteration as done:
+                return done.value
+            answers = self._answers(layout, asked)
 
-    def all(self, args: Sequence[Any], decode: bool = True, writes: bool = True) -> dict[str, Any]:
+    def _answers(self, layout: Layout, asked: Sequence[Step]) -> list[Any]:
+        if any(step.at < 0 for step in asked) and layout.troubled:
+            return [self._caught(step.args, step.decode) for step in asked]
+        batches = [self.batch_of(layout, step) for step in asked]
+        self.exchange(batches)
+        return [batch.error or batch.replies[0] for batch in batches]
+
+    def all(self, args: Sequence[Any]) -> dict[str, Any]:
         """What each shard whose keys are with it answers; what fails is there as the exception."""
         self.look()
-        layout, data = self.layout, self.pack(args)
-        asked = [shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent]
-        if any(shard.memcached for shard in asked) and not all(shard.memcached for shard in asked):
-            from shardproxy.core.memcached import PROGRAMS
-
-            name = layout.router.command(args[0]).name  # what memcached cannot do, the others do
-            asked = [shard for shard in asked if shard.memcached is None or name in PROGRAMS]
-        batches = [Batch(shard, data, 1, writes, decode) for shard in asked]
-        self.exchange(batches)
-        return {batch.shard.name: batch.error or batch.replies[0] for batch in batches}
-
-    def _any(self, layout: Layout, data: bytes, decode: bool) -> Any:
-        error: Exception = errors.refusal(NO_SHARDS)
-        pool = layout.router.pool
-        ready = [at for at, each in enumerate(pool.shards) if pool.mode(each) == "serve"]
-        for at in ready or range(len(layout.shards)):
-            batch = Batch(layout.shards[at], data, 1, False, decode)
-            self.exchange([batch])
-            if batch.error is None:
-                return batch.replies[0]
-            error = batch.error
-        raise error
-
-    def _placed(self, layout: Layout) -> dict[str, Shard]:
-        return {shard.name: shard for at, shard in enumerate(layout.shards) if at not in layout.router.absent}
-
-    def _scan(self, layout: Layout, args: Sequence[Any], items: list[bytes]) -> Any:
-        """SCAN cursor ...: one shard a call, the cursor says which comes next; as the proxy's."""
-        shards = self._placed(layout)
-        try:
-            step = self.scans.step(items[1], shards)
-        except ResponseError as error:
-            return error
-        if step is None:
-            return [b"0", []]
-        batch = Batch(shards[step.shard], self.pack((args[0], step.cursor, *args[2:])), 1, False)
-        self.exchange([batch])
-        if batch.error is not None and self.nodes.pool.partial == "error":
-            raise batch.error
-        return self.scans.reply(step, None if batch.error else batch.replies[0], shards)
-
-    def _random(self, layout: Layout, decode: bool) -> Any:
-        """RANDOMKEY, of a shard in proportion to its keys."""
-        shards = self._placed(layout)
-        sizes = {name: size for name, size in self.all(("DBSIZE",), writes=False).items() if name in shards}
-        failed = {name: size for name, size in sizes.items() if isinstance(size, Exception)}
-        if failed:
-            raise PartialError({}, failed)
-        for _ in range(RANDOM_TRIES):
-            if not any(sizes.values()):
-                break
-            name = random.choices(list(sizes), list(sizes.values()))[0]
-            batch = Batch(shards[name], self.pack(("RANDOMKEY",)), 1, False, decode)
-            self.exchange([batch])
-            if batch.error is not None:
-                raise batch.error
-            if batch.replies[0] is not None:
-                return batch.replies[0]
-            sizes[name] = 0
-        return None
+        layout = self.layout
+        found: dict[str, Any] = self.run(layout, steps.of_each(layout.router, args))
+        return found
 
     # --- while not all is well ---
 
@@ -509,18 +359,6 @@ class Asker:
                 return AGAIN
         return self._missing(shard, mode, plan)
 
-    def _missing(self, shard: ShardRecord, mode: str, plan: Plan) -> Any:
-        """What is answered for a shard that is down. Raises ShardError."""
-        if mode == "miss" and plan.command.reads:
-            from shardproxy.core import misses  # seldom needed, and slow to import
-
-            frame = misses.reply(plan.command.name, plan.items or [], self.proto)
-            if frame is not None:
-                reader = self.coding.reader()
-                reader.feed(frame)
-                return reader.gets()
-        raise errors.down(shard.name, shard.node.address, shard.node.reason or shard.node.state)
-
     def try_due(self) -> bool:
         """Makes a trial that is due; whether there was one."""
         now = time.monotonic()
@@ -542,11 +380,14 @@ class Asker:
                     reply = connection.read()
                     if isinstance(reply, Exception):
                         raise reply
-                shard.give(connection)
+                if shard.idle:
+                    connection.close()  # or a client that probes would gather them
+                else:
+                    shard.give(connection)
                 reason = ""
         except (OSError, RedisError) as error:
             reason = _reason(error)
-            late = isinstance(error, (TimeoutError, BlockingIOError, RedisTimeoutError))
+            late = isinstance(error, LATE)
             refused = connection is None and isinstance(error, RedisConnectionError) and not late
             reason = "a trial was not answered in time" if late else reason
         finally:
@@ -561,14 +402,3 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, OSError):
         return cause.strerror or str(cause) or type(cause).__name__
     return str(error)[:200] or type(error).__name__
-
-
-_builtin: CommandTable | None = None
-
-
-def _table() -> CommandTable:
-    """The built-in table, made once a process."""
-    global _builtin
-    if _builtin is None:
-        _builtin = builtin()
-    return _builtin

@@ -4,11 +4,13 @@ redis-py makes the connection (address, TLS, login, HELLO, database, CLIENT SETI
 from then on the socket is ours: commands are written as they were packed, replies go through hiredis.
 
 Rules: who has taken a connection has it alone, until it is given back; one that may still bring a reply is
-closed, never given back. A pool belongs to a process: after a fork the child begins with an empty one, and
-closes nothing of its parent's.
+closed, never given back. What comes behind a reply, or while nobody uses the connection, and is no push, ends
+it: nobody can say any more whose reply is whose. A pool belongs to a process: after a fork the child begins
+with an empty one, and closes nothing of its parent's.
 """
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -20,12 +22,14 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import InvalidResponse
 from redis.retry import Retry
 
 from shardproxy.client.wire import NOTHING, Coding, Push
 
 BUFFER = 1 << 16
 CLOSED = "the node closed the connection"
+NOBODYS = "the node sent a reply that nobody has asked for"
 # Where a blocking socket can have a timeout of its own, so that no poll has to come before each recv
 KERNEL_TIMEOUT = sys.platform != "win32"
 
@@ -36,11 +40,12 @@ class Connection:
     __slots__ = (
         "_link",
         "_plain",
-        "_poll",
         "_timeout",
         "_view",
         "feed",
         "gets",
+        "more",
+        "readable",
         "scripts",
         "send",
         "sock",
@@ -52,14 +57,15 @@ class Connection:
         self._link = link
         self.sock: socket.socket = link._sock
         reader = coding.reader()
-        self.gets, self.feed = reader.gets, reader.feed
+        self.gets, self.feed, self.more = reader.gets, reader.feed, reader.has_data
         self.send: Callable[[bytes], None] = self.sock.sendall
         self._view: Any = bytearray(BUFFER)
         self._plain = KERNEL_TIMEOUT and type(self.sock) is socket.socket
         self.scripts: set[bytes] = set()  # what was loaded here: a new connection may be to another process
         self.used = False  # it has been given back before
         self._timeout: float | None = -1
-        self._poll: Any = None
+        # Asked before it is used: nothing is owed to us, so what there is to read is the end, or not for us
+        self.readable: Callable[[int], Any] = _readable(self.sock)
         self.wait_for(timeout)
 
     def wait_for(self, timeout: float | None) -> None:
@@ -87,6 +93,8 @@ class Connection:
                 self.feed(self._view, 0, size)
                 reply = self.gets() if decode else self.gets(False)
             if type(reply) is not Push:
+                if self.more():
+                    self._check()
                 return reply
 
     def read_many(self, count: int, into: list[Any]) -> None:
@@ -103,16 +111,20 @@ class Connection:
             if type(reply) is not Push:
                 into.append(reply)
                 count -= 1
+        if self.more():
+            try:
+                self._check()
+            except InvalidResponse:
+                into.clear()
+                raise
 
-    @property
-    def stale(self) -> bool:
-        """Nothing is owed to us here: what there is to read is the end, or not for us."""
-        if not hasattr(select, "poll"):
-            return bool(select.select([self.sock], [], [], 0)[0])
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.sock, select.POLLIN)
-        return bool(self._poll.poll(0))
+    def _check(self) -> None:
+        """Of what has come behind the last reply that was owed: pushes, or nonsense."""
+        while (more := self.gets()) is not NOTHING:
+            if type(more) is not Push:
+                break
+        if self.more() or more is not NOTHING:
+            raise InvalidResponse(NOBODYS)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -136,6 +148,7 @@ class Shard:
         self.pid = os.getpid()
         self.answered = 0  # requests, about: threads count together without a lock
         self.judged = 0  # of these, those that were before the last failure
+        self.connecting: Callable[[], None] | None = None  # told before it connects
         self.timeout: float | None = reach.get("socket_timeout")
         self._reach, self._coding = reach, coding
         self._pool: redis.ConnectionPool | None = None
@@ -150,15 +163,15 @@ class Shard:
             self._pool = redis.Redis(**self._reach, **_QUIET).connection_pool
         return self._pool
 
-    def idle_one(self, stale_too: bool) -> Connection | None:
-        """An idle connection at once, or None. stale_too: one that the node may have closed will do."""
+    def idle_one(self) -> Connection | None:
+        """An idle connection at once, or None."""
         if self.pid != os.getpid():
             self.forked()
         try:
             connection = self.idle.pop()
         except IndexError:
             return None
-        if stale_too or not connection.stale:
+        if not connection.readable(0):
             return connection
         connection.close()
         return None
@@ -167,21 +180,12 @@ class Shard:
         """An idle connection, or a new one. Raises what redis-py raises when there is none to be made."""
         if self.pid != os.getpid():
             self.forked()
-        try:
-            return self.idle.pop()
-        except IndexError:
-            return self.connect()
-
-    def take_fresh(self) -> Connection:
-        """The same, for a write: not one that the node has closed meanwhile."""
-        if self.pid != os.getpid():
-            self.forked()
         while True:
             try:
                 connection = self.idle.pop()
             except IndexError:
                 return self.connect()
-            if not connection.stale:
+            if not connection.readable(0):
                 return connection
             connection.close()
 
@@ -191,6 +195,8 @@ class Shard:
         self.idle.append(connection)
 
     def connect(self) -> Connection:
+        if self.connecting is not None:
+            self.connecting()
         if self.memcached is not None:
             return self.memcached(self.name, self.address, self._reach, self._coding)
         settings = dict(self.pool.connection_kwargs)
@@ -215,6 +221,25 @@ class Shard:
         self.drop_idle()
         if self._pool is not None:
             self._pool.disconnect()
+
+
+def _readable(sock: socket.socket) -> Callable[[int], Any]:
+    """What tells whether there is something to read, or the end; of TLS also what it holds already."""
+    look: Callable[[int], Any]
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        look = poll.poll
+    else:
+        look = functools.partial(_selected, sock)
+    pending = getattr(sock, "pending", None)
+    if pending is None:
+        return look
+    return lambda _: pending() or look(0)
+
+
+def _selected(sock: socket.socket, timeout: float) -> bool:
+    return bool(select.select([sock], [], [], timeout)[0])
 
 
 def _quiet() -> dict[str, Any]:

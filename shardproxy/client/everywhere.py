@@ -77,6 +77,10 @@ def total(replies: Sequence[Any]) -> Any:
     return sum(replies)
 
 
+HELPFUL = (
+    *("acl", "client", "command", "config", "function", "latency", "memory", "module"),
+    *("object", "pubsub", "script", "slowlog", "xgroup", "xinfo"),
+)
 _ALL = Everywhere("all", alike, writes=True)
 _FIRST = Everywhere("all", first, writes=True)
 _ANY = Everywhere("any", first)
@@ -85,6 +89,11 @@ TABLE: Mapping[str, Everywhere] = {
     **dict.fromkeys(("ping", "echo", "time", "lolwut"), _ANY),
     **dict.fromkeys(("command", "command|count", "command|docs", "command|info", "command|list"), _ANY),
     **dict.fromkeys(("command|getkeys", "command|getkeysandflags", "acl|whoami", "acl|cat"), _ANY),
+    **dict.fromkeys((f"{name}|help" for name in HELPFUL), _ANY),
+    **dict.fromkeys(("acl|genpass", "acl|dryrun"), _ANY),
+    **dict.fromkeys(("acl|list", "acl|users", "acl|getuser", "module|list"), Everywhere("all", alike)),
+    **dict.fromkeys(("acl|setuser", "acl|deluser", "acl|load", "acl|save"), _ALL),
+    **dict.fromkeys(("client|pause", "client|unpause"), _ALL),
     **dict.fromkeys(("function|list", "function|dump", "function|stats"), _ANY),
     "dbsize": Everywhere("all", total),
     "keys": Everywhere("all", joined),

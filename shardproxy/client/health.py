@@ -49,6 +49,8 @@ class Nodes:
         self._trying: set[str] = set()
         self._streaks: dict[str, int] = {}
         self._followed = False
+        self.probes = False  # somebody looks at all nodes: calls need not try those that are out
+        self.wake: Callable[[], None] = lambda: None  # tells who probes that `probe_at` may be sooner
         self._told: dict[str, Node] = {}  # what the proxies say, while they are followed
         self._news: list[Transition] = []
         self._topology = Topology(0, (pool,))
@@ -67,6 +69,13 @@ class Nodes:
     def trial_at(self) -> float:
         """When the next trial is due; infinite: all nodes are well."""
         return min(map(self._due, self._healths), default=float("inf"))
+
+    @property
+    def probe_at(self) -> float:
+        """When the next probe is due, for who probes; of the nodes that nobody tries just now."""
+        with self._lock:
+            waiting = [each for each in self._healths if each not in self._trying]
+            return min((self._due(each, True) for each in waiting), default=float("inf"))
 
     def apply(self, topology: Topology, pool: str, now: float, followed: bool) -> None:
         """Another snapshot takes this one's place. followed: its nodes' states are proxies' verdicts."""
@@ -87,11 +96,13 @@ class Nodes:
             self._fill(now)
             self._settle(old)
             self._on_change(self.pool)
+        self.wake()
         self._tell()
 
     def forked(self) -> None:
         """After a fork: a lock that another thread held is never given back."""
         self._lock = threading.RLock()
+        self.wake = lambda: None
         self._trying.clear()
 
     def succeeded(self, address: str, now: float, count: int) -> None:
@@ -104,11 +115,14 @@ class Nodes:
         self._streaks[address] = streak
         self._observe(address, now, Evidence(ok, 1, 0, streak, refused, reason))
 
-    def claim(self, now: float) -> str | None:
-        """The address of a node whose trial is due; the caller makes it and says `tried`."""
+    def claim(self, now: float, probing: bool = False) -> str | None:
+        """The address of a node whose trial is due; the caller makes it and says `tried`.
+
+        probing: all nodes are looked at, also those of which nothing bad is known.
+        """
         with self._lock:
             for address in self._healths:
-                if address not in self._trying and now >= self._due(address):
+                if address not in self._trying and now >= self._due(address, probing):
                     self._trying.add(address)
                     return address
         return None
@@ -146,15 +160,16 @@ class Nodes:
                 if was_out:
                     health.trial_at = now + health.policy.wait * (0.75 + 0.25 * random.random())
             self._settle(old)
+        self.wake()
         self._tell()
 
-    def _due(self, address: str) -> float:
+    def _due(self, address: str, probing: bool = False) -> float:
         health = self._healths[address]
         if self._followed and self._told.get(address, Node("")).state == "out":
             return float("inf")  # who says so says when it is back
-        if health.state == "suspect":
+        if health.state == "suspect" or probing:
             return health.next_probe
-        return health.trial_at if health.state == "out" else float("inf")
+        return health.trial_at if health.state == "out" and not self.probes else float("inf")
 
     def _observe(self, address: str, now: float, evidence: Evidence) -> None:
         with self._lock:
@@ -166,6 +181,8 @@ class Nodes:
             if not evidence.failed:
                 self._streaks[address] = 0
             self._settle(old)
+        if evidence.failed:
+            self.wake()
         self._tell()
 
     def _tell(self) -> None:

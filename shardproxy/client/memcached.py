@@ -9,6 +9,7 @@ import contextlib
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import hiredis
@@ -16,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shardproxy.client.connection import BUFFER, CLOSED, Connection
+from shardproxy.client.connection import BUFFER, CLOSED, NOBODYS, Connection
 from shardproxy.client.wire import NOTHING, Coding
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.memcached import Ask, Failure, Frames, Node, Reply, Value, encode, parse, start
@@ -80,8 +81,10 @@ class MemcachedConnection(Connection):
         """Its clock, and how large an item may be."""
         self.sock.sendall(b"stats\r\nstats settings\r\n")
         now, stats = time.time(), self._reply().flags
-        limit = int(self._reply().flags.get("item_size_max", b"1048576"))
-        offset = int(stats["time"]) - int(now) if "time" in stats else 0
+        settings = self._reply().flags
+        with _sense():
+            limit = int(settings.get("item_size_max", b"1048576"))
+            offset = int(stats["time"]) - int(now) if "time" in stats else 0
         self._node = self._node._replace(offset=float(offset), limit=limit)
 
     def _reply(self) -> Reply:
@@ -89,7 +92,8 @@ class MemcachedConnection(Connection):
             data = self.sock.recv(BUFFER)
             if not data:
                 raise ConnectionResetError(CLOSED)
-            self._replies.extend(map(parse, self._frames.feed(data)))
+            with _sense():
+                self._replies.extend(map(parse, self._frames.feed(data)))
         return self._replies.popleft()
 
     def _send(self, data: bytes) -> None:
@@ -139,7 +143,9 @@ class MemcachedConnection(Connection):
             while pending:
                 for run in pending:
                     assert run.ask is not None
-                    run.go_on([self._reply() for _ in range(run.ask.replies)])
+                    replies = [self._reply() for _ in range(run.ask.replies)]
+                    with _sense():
+                        run.go_on(replies)
                 pending = [run for run in pending if run.ask is not None]
                 for run in pending:
                     assert run.ask is not None
@@ -147,8 +153,8 @@ class MemcachedConnection(Connection):
                         time.sleep(pause)
                 if pending:
                     self.sock.sendall(b"".join(run.ask.data for run in pending if run.ask is not None))
-            if self._replies:  # the next call would take it for its own
-                raise InvalidResponse("the node sent a reply that nothing had asked for")
+            if self._replies or self._frames.held:  # the next call would take it for its own
+                raise InvalidResponse(NOBODYS)
             self._ready.extend(self._runs)
             self._runs = []
         return encode(self._ready.popleft().reply, self._proto)
@@ -160,6 +166,15 @@ class MemcachedConnection(Connection):
     def read_many(self, count: int, into: list[Any]) -> None:
         for _ in range(count):
             into.append(self.read())
+
+
+@contextlib.contextmanager
+def _sense() -> Iterator[None]:
+    """What a node that is no memcached sends makes whoever reads it stumble."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        raise InvalidResponse(f"it does not speak memcached's protocol ({type(error).__name__})") from error
 
 
 def _refused(failure: Failure) -> _Run:

@@ -25,16 +25,24 @@ from shardproxy.core.topology import Pool
 Args: TypeAlias = Sequence[Any]
 Way = Literal["key", "keys", "split", "channel", "everywhere", "container", "refused"]
 MALFORMED, PATTERN, WOULD_BLOCK = -1, -2, -3  # of CommandTable.check
+ACROSS = -2  # in place of a shard's number: its keys are on several, and the pool says "emulate"
 NAMES_MOST = 4096  # spellings of commands' names that are remembered
 FOREVER: Final = float("inf")
 # Where a blocking command says how long it waits, and in which unit
 TIMEOUTS = {"blmpop": (1, 1.0), "bzmpop": (1, 1.0)}
+# What a node would do to the connection, which others use, too: refused also where there is one shard
+TO_CONNECTIONS = frozenset((
+    *("auth", "hello", "select", "reset", "quit", "monitor", "wait", "script|debug"),
+    *("subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"),
+    *("client|reply", "client|tracking", "client|caching"),
+))  # fmt: skip
+PROXYS = ("proxy", "session.")  # commands that only a proxy knows
 
 
 class Command:
     """What is known of a command by its name alone."""
 
-    __slots__ = ("blocks", "everywhere", "key_at", "name", "reads", "row", "way", "words", "write")
+    __slots__ = ("blocks", "everywhere", "key_at", "limit", "name", "nodes", "reads", "row", "way", "words")
 
     def __init__(self, row: Row, words: tuple[bytes, ...]) -> None:
         self.row, self.words, self.name = row, words, row.name
@@ -42,6 +50,11 @@ class Command:
         self.blocks = "blocking" in row.flags
         self.everywhere = everywhere.TABLE.get(row.name)
         self.way: Way = _way(row, self.everywhere)
+        self.limit: float | None = None  # seconds for a try, where its class's are not the pool's
+        # It concerns a node by itself: INFO, CLIENT LIST. Where there is one shard it is asked
+        self.nodes = (
+            row.kind == "local" and row.name not in TO_CONNECTIONS and not row.name.startswith(PROXYS)
+        )
         # Where its only key stands, in arguments whose first is the whole name; 0: it has to be looked for
         self.key_at = row.key_range[0] - len(words) + 1 if self.way == "key" else 0
 
@@ -94,7 +107,7 @@ class Split(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What becomes of one call: exactly one of shard, split and everywhere says where it goes."""
+    """What becomes of one call: exactly one of shard, split and everywhere says where it goes; or across."""
 
     command: Command
     items: list[bytes] | None = None  # its arguments as bytes, one word each; None: a Split's were not needed
@@ -103,11 +116,18 @@ class Plan(NamedTuple):
     everywhere: Everywhere | None = None
     waits: float | None = None  # seconds that the node may wait for data; FOREVER
 
+    @property
+    def across(self) -> bool:
+        """Its keys are on several shards: to be done in steps."""
+        return self.shard == ACROSS
+
 
 class Router:
     """Of one snapshot. Raises what redis-py would of the proxy's answer (errors.refusal)."""
 
-    def __init__(self, pool: Pool, table: CommandTable, coding: Coding) -> None:
+    def __init__(self, pool: Pool, table: CommandTable, coding: Coding, limits: bool = False) -> None:
+        """limits: the pool's `timeouts` hold for the classes of commands."""
+        self._limits = limits
         self.pool, self.table, self.coding = pool, table, coding
         self.names = tuple(shard.name for shard in pool.shards)
         self.encode: Callable[[Any], Any] = coding.encoder.encode
@@ -161,7 +181,24 @@ class Router:
                 raise errors.refusal(unknown_subcommand(container.name, words[1]))
             text = words[0].decode(errors="replace")[:128] if words else ""
             raise errors.refusal(errors.UNKNOWN_COMMAND.format(text))
-        return Command(row, words)
+        found = Command(row, words)
+        found.limit = self.limit_of(found)
+        if found.limit is not None:
+            found.key_at = 0  # no business of those who just ask
+        return found
+
+    def limit_of(self, command: Command | None) -> float | None:
+        """Seconds for a try of this, or of a transaction (None), where they are not the pool's."""
+        pool, times = self.pool, self.pool.timeouts
+        if not self._limits:
+            return None
+        reads = command is not None and command.reads
+        time = times.script if command is not None and command.row.calls else (
+            times.read if reads else times.write
+        )  # fmt: skip
+        if time == pool.timeout:
+            return None
+        return min(time, pool.attempt_timeout) if reads or time < pool.timeout else time
 
     def place(self, command: Command, args: Args) -> int:
         """Of a command with `key_at`: its shard's number. IndexError when the key is missing."""
@@ -187,6 +224,8 @@ class Router:
         if command.way == "split":
             return self._split(command, args, items)
         if command.way in ("refused", "container"):
+            if command.nodes and len(self.names) == 1:
+                return Plan(command, items, 0)
             raise errors.refusal(self._why(row))
         return Plan(command, items, self._shard_of(command, items), waits=_waits(command, items))
 
@@ -207,6 +246,8 @@ class Router:
             raise errors.refusal(errors.NO_KEY.format(row.name.upper().replace("|", " ")))
         homes = {self.locate(items[at]) for at in found}
         if len(homes) > 1:
+            if row.across and self.pool.cross_shard == "emulate":
+                return ACROSS
             raise errors.refusal(errors.CROSS_SHARD)
         return homes.pop()
 
@@ -247,6 +288,10 @@ class Router:
         return Plan(
             command, items, split=Split(row.merge, homes, args[1::step], shards, list(parts.values()))
         )
+
+    def in_multi(self, command: Command) -> bool:
+        """Whether it may stand between MULTI and EXEC."""
+        return command.row.in_multi or (command.nodes and len(self.names) == 1)
 
     def _why(self, row: Row) -> str:
         name = row.name.upper().replace("|", " ")

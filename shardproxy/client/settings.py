@@ -158,6 +158,8 @@ def _tls(pool: PoolConfig) -> dict[str, Any]:
 
 def check(common: Mapping[str, Any]) -> None:
     """Raises TypeError for what is no setting of redis-py's, or makes no sense for many nodes."""
+    if not common:
+        return  # to read redis-py's signature takes a while
     for name in common.keys() & NOT_FOR_US.keys():
         raise TypeError(f"{name} is not a setting of a sharded client: {NOT_FOR_US[name]}")
     if unknown := common.keys() - inspect.signature(redis.Redis).parameters.keys():

@@ -23,7 +23,8 @@ from redis.commands.core import Script
 from redis.exceptions import LockError, RedisError, ResponseError, WatchError
 from redis.lock import Lock
 
-from shardproxy.client.asking import Asker, Batch
+from shardproxy.client.asking import Asker
+from shardproxy.client.base import Batch
 from shardproxy.client.errors import PartialError
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
@@ -33,6 +34,7 @@ from shardproxy.core.topology import State, Topology
 if TYPE_CHECKING:
     from shardproxy.client.pipeline import ShardedPipeline
     from shardproxy.client.pubsub import ShardedPubSub
+    from shardproxy.client.telemetry import Telemetry
 
 NEVER_DECODE, EMPTY_RESPONSE = "NEVER_DECODE", "EMPTY_RESPONSE"
 OURS = (NEVER_DECODE, EMPTY_RESPONSE, "keys")  # options that are for who executes, not for the callback
@@ -58,9 +60,16 @@ class ShardedScript(Script):
         client = self.registered_client if client is None else client
         keys, args = tuple(keys or ()), tuple(args or ())
         if hasattr(client, "asker"):
-            client.asker.remember(self.sha, self.script)
+            client.asker.scripts.remember(self.sha, self.script)
             return client.evalsha(self.sha, len(keys), *keys, *args)
         return super().__call__(keys, args, client)
+
+
+def observed(client: Any, telemetry: "bool | Telemetry") -> None:
+    """Calls of this client are seen by OpenTelemetry from now on."""
+    from shardproxy.client.telemetry import Telemetry
+
+    (telemetry if isinstance(telemetry, Telemetry) else Telemetry()).follow(client)
 
 
 class ShardedRedis(RedisModuleCommands, CoreCommands):
@@ -71,7 +80,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     hash, hash_tag, virtual_nodes, timeout, retries, ...). The other keyword arguments are redis-py's
     (decode_responses, protocol, db, username, password, ssl_..., socket_timeout, client_name, retry, ...).
     on_transition(Transition) is called when a node's state changes, by the thread that has found it out.
-    Raises ConfigError with every mistake.
+    probe: nodes are probed by a thread while the client is in use. telemetry: True or a Telemetry: calls and
+    pipelines are seen by OpenTelemetry. Raises ConfigError with every mistake.
     """
 
     _is_async_client: Literal[False] = False  # which of redis-py's overloads are meant
@@ -83,6 +93,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         *,
         pool: Mapping[str, Any] | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         **redis_settings: Any,
     ) -> None:
         if isinstance(shards, Settings):
@@ -91,6 +103,10 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
         self.asker = Asker(settings, on_transition)
         self._pack = self.asker.pack
+        if probe:
+            self.asker.probe()
+        if telemetry:
+            observed(self, telemetry)
 
     @functools.cached_property
     def response_callbacks(self) -> Any:
@@ -105,15 +121,22 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         *,
         pool: str | None = None,
         on_transition: Callable[[Transition], None] | None = None,
+        probe: bool = False,
+        telemetry: "bool | Telemetry" = False,
         **redis_settings: Any,
     ) -> Self:
         """Of the proxy's own file, or its text. pool: which, where there are several. Raises ConfigError."""
         settings = Settings.from_config(source, pool, **redis_settings)
-        return cls(settings, on_transition=on_transition)
+        return cls(settings, on_transition=on_transition, probe=probe, telemetry=telemetry)
 
     @classmethod
     def from_url(
-        cls, url: str, *, on_transition: Callable[[Transition], None] | None = None, **redis_settings: Any
+        cls,
+        url: str,
+        *,
+        on_transition: Callable[[Transition], None] | None = None,
+        telemetry: "bool | Telemetry" = False,
+        **redis_settings: Any,
     ) -> Self:
         """Follows running proxies: "shardproxy://[USER:PASSWORD@]HOST[:PORT][,HOST...]"; shardproxys: TLS.
 
@@ -125,7 +148,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         from shardproxy.client.following import Following, read_url
 
         proxies = read_url(url)
-        client = cls(settings_of(redis_settings), on_transition=on_transition)
+        client = cls(settings_of(redis_settings), on_transition=on_transition, telemetry=telemetry)
         following = Following(proxies, random.randrange(len(proxies.addresses)))
         client.asker.follower = Follower(following, redis_settings, client.asker.follow)
         return client
@@ -165,7 +188,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
             key = args[command.key_at]
             router = layout.router
             shard = layout.shards[router.locate(key if type(key) is bytes else router.key(key))]
-            connection = shard.idle_one(command.reads)
+            connection = shard.idle_one()
             if connection is None:
                 reply = asker.ask(args, decode)
             else:
@@ -268,12 +291,14 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     def register_script(self, script: Any) -> ShardedScript:
         """A script to be called with keys of one shard; it survives the restart of nodes."""
         found = ShardedScript(self, script)  # type: ignore[arg-type]  # redis-py means its own client
-        self.asker.remember(found.sha, script)
+        self.asker.scripts.remember(found.sha, script)
         return found
 
     def script_load(self, script: Any) -> Any:
         sha = self.execute_command("SCRIPT LOAD", script)
-        self.asker.remember(sha if isinstance(sha, str) else sha.decode(), script)
+        name = sha if isinstance(sha, str) else sha.decode()
+        self.asker.scripts.remember(name, script)
+        self.asker.scripts.loaded(name.encode())
         return sha
 
     def lock(

@@ -35,6 +35,10 @@ class Coding(NamedTuple):
     def encoder(self) -> Encoder:
         return Encoder(self.encoding, self.errors, self.decode)  # type: ignore[no-untyped-call]  # redis-py's
 
+    def shown(self, value: bytes) -> Any:
+        """As a reader gives it."""
+        return value.decode(self.encoding, self.errors) if self.decode else value
+
     def reader(self) -> hiredis.Reader:
         """A new one for each connection; `gets` answers NOTHING when it needs more."""
         return hiredis.Reader(

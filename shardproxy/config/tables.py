@@ -4,7 +4,6 @@ A record is a msgspec struct; the annotations of its fields are all there is to 
 bounds, help, how it is read and written. Reading goes field by field, so that every mistake is found.
 """
 
-import difflib
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -96,9 +95,8 @@ class Option(NamedTuple):
 @functools.cache
 def options(record: type[Record]) -> dict[str, Option]:
     """The options of a table, in the order of its record."""
-    hints = typing.get_type_hints(record, include_extras=True)
     return {
-        field.name: option_of(field.name, hints[field.name], default_of(field))
+        field.name: option_of(field.name, field.type, default_of(field))
         for field in msgspec.structs.fields(record)
     }
 
@@ -148,7 +146,6 @@ class Reader:
     def __init__(self, file: str, root: type[Record]) -> None:
         self.file = file
         self.root = root
-        self.homes = homes(root)
         self.mistakes: list[Mistake] = []
 
     def mistake(self, where: str, found: str, allowed: str) -> Any:
@@ -225,7 +222,8 @@ class Reader:
         if key in record.not_yet:
             found, allowed = f"{record.not_yet[key]}, not supported yet", "this key left out"
         else:
-            elsewhere = f" (it belongs in {self.homes[key]})" if key in self.homes else ""
+            known_homes = homes(self.root)
+            elsewhere = f" (it belongs in {known_homes[key]})" if key in known_homes else ""
             found, allowed = (
                 "an unknown key",
                 f"one of {', '.join(known)}{elsewhere or suggestion(key, known)}",
@@ -276,7 +274,11 @@ def in_words(option: Option, value: Any) -> str:
 
 
 def suggestion(found: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(found, known, n=1, cutoff=0.6) if isinstance(found, str) else []
+    if not isinstance(found, str):
+        return ""
+    import difflib  # slow to import, and for mistakes alone
+
+    near = difflib.get_close_matches(found, known, n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

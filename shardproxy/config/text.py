@@ -61,10 +61,9 @@ def read_secret(value: object) -> Secret:
 
 def matching(pattern: str, allowed: str) -> dict[str, Any]:
     """What reads text that matches as a whole."""
-    compiled = re.compile(pattern)
 
     def read(value: object) -> str:
-        if not isinstance(value, str) or not compiled.fullmatch(value):
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
             raise ValueError(allowed)
         return value
 

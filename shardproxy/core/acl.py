@@ -9,7 +9,6 @@ in. Passwords are kept as SHA-256 digests alone, are in no repr, and are compare
 core/permit checks commands against users.
 """
 
-import difflib
 import functools
 import hashlib
 import hmac
@@ -44,7 +43,7 @@ NEWER_CATEGORIES = (
 )  # fmt: skip
 NEWER_COMMANDS = (
     "hexpire", "hexpireat", "hexpiretime", "hpersist", "hpexpire", "hpexpireat", "hpexpiretime", "hpttl",
-    "httl", "hgetdel", "hgetex", "hsetex", "waitaof", "vadd", "vcard", "vdim", "vemb", "vgetattr",
+    "httl", "hgetdel", "hgetex", "hsetex", "vadd", "vcard", "vdim", "vemb", "vgetattr",
     "vinfo", "vismember", "vlinks", "vrandmember", "vrange", "vrem", "vsetattr", "vsim", "xackdel",
     "xdelex", "xcfgset", "delex", "digest", "msetex",
 )  # fmt: skip
@@ -233,6 +232,12 @@ def known() -> Mapping[str, Row]:
     return {flat.name: flat for row in command_policy.builtin_rows() for flat in row.flat()}
 
 
+def _near(word: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    import difflib  # slow to import, and for mistakes alone
+
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+
+
 def words_of(rules: str) -> list[str]:
     """The words of some rules; a selector in parentheses is one."""
     return merged(filter(None, SPACES.split(rules)))
@@ -390,7 +395,7 @@ def _permission(selector: Selector, word: str) -> Selector:
         return replace(selector, channels=tuple(dict.fromkeys((*selector.channels, word[1:]))))
     if word[:1] in ("+", "-"):
         return _add_command(selector, word[0], word[1:].lower())
-    near = difflib.get_close_matches(word.lower(), WORDS, n=1, cutoff=0.8)
+    near = _near(word.lower(), WORDS, cutoff=0.8)
     raise RuleError(A_WORD + (f" (did you mean {near[0]}?)" if near else ""))
 
 
@@ -416,7 +421,7 @@ def _add_key(selector: Selector, word: str) -> Selector:
 def _add_command(selector: Selector, sign: str, name: str) -> Selector:
     if name.startswith("@"):
         if name[1:] not in (*CATEGORIES, *NEWER_CATEGORIES, APART):
-            near = difflib.get_close_matches(name[1:], CATEGORIES, n=1)
+            near = _near(name[1:], CATEGORIES)
             raise RuleError(
                 "a category, as ACL CAT lists them" + (f" (did you mean @{near[0]}?)" if near else ""),
                 UNKNOWN,
@@ -436,7 +441,7 @@ def _check_command(sign: str, name: str) -> None:
     container, bar, sub = name.partition("|")
     newer = "." in container or container in NEWER_COMMANDS
     if not _COMMAND.fullmatch(container) or (container not in rows and not newer):
-        near = difflib.get_close_matches(container, rows, n=1)
+        near = _near(container, rows)
         raise RuleError("a command of Redis" + (f" (did you mean {near[0]}?)" if near else ""), UNKNOWN)
     if not bar or name in rows:
         return

@@ -7,19 +7,21 @@ on a container holds for those of its subcommands that are not named themselves.
 `why` completes the sentence  -ERR 'BLPOP' is not supported yet: <why>
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from shardproxy.core.across import EMULATED
-from shardproxy.core.command_rows import Row, facts, nest, parse_line
+from shardproxy.core.command_rows import Row, facts, parse_line, specs, words
 
-# Ours, and what clients of Redis 7.2 send in their handshake: lines as in commands.json
+# Ours, and of Redis 7.2 what clients send in their handshake, and WAITAOF: lines as in commands.json
 EXTRA = [
     ["client|no-touch", 3, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
      "Sets whether this client's commands count as a use of the keys"],
     ["client|setinfo", 4, "noscript loading stale", "slow connection", "", "", "connection", "7.2.0",
      "Tells the name or version of the client's library"],
+    ["waitaof", 4, "blocking", "slow blocking connection", "",
+     "request_policy:all_shards response_policy:agg_min", "generic", "7.2.0",
+     "Waits until disks, here and of replicas, have this connection's writes"],
     ["proxy", -2, "", "slow connection", "", "", "proxy", "0.1.0",
      "Shows this proxy: its nodes, its ring and its commands"],
     ["proxy|help", 2, "loading stale", "slow connection", "", "", "proxy", "0.1.0",
@@ -132,7 +134,7 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("move", FORWARD),
     ("dbsize", ASKS | {"spread": True}),
-    ("wait lolwut", ASKS),
+    ("wait waitaof lolwut", ASKS),
     ("monitor", LOCAL | {"barrier": True}),
     ("acl info client command proxy", LOCAL),
     ("quit", LOCAL | {"listening": True}),
@@ -168,19 +170,36 @@ def _by_name() -> dict[str, dict[str, Any]]:
     return {name: decision for names, decision in DECISIONS for name in names.split()}
 
 
-def decide(row: Row, decisions: dict[str, dict[str, Any]]) -> Row:
-    """The row with its decision, and its subcommands with theirs; ValueError when nothing was decided."""
-    container = row.name.partition("|")[0]
-    decision = decisions.get(row.name) or decisions.get(container)
-    if decision is None:
-        if not row.has_keys or UNSAFE_FLAGS & set(row.flags):
-            raise ValueError(f"what to do with {row.name!r} must be said in command_policy.DECISIONS")
-        decision = FORWARD
-    subs = tuple(decide(sub, decisions) for sub in row.subcommands)
-    return msgspec.structs.replace(row, subcommands=subs, across=row.name in EMULATED, **decision)
+def decide(line: list[Any], decisions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is done with a command of commands.json; ValueError when nothing was decided."""
+    name, _, flags, _, keys, *_ = line
+    decision = decisions.get(name) or decisions.get(name.partition("|")[0])
+    if decision is not None:
+        return decision
+    if UNSAFE_FLAGS.isdisjoint(words(flags)) and any(spec.is_key for spec in specs(keys)):
+        return FORWARD
+    raise ValueError(f"what to do with {name!r} must be said in command_policy.DECISIONS")
 
 
 def builtin_rows() -> list[Row]:
-    """Every command of Redis 7.0, what newer clients send in their handshake, and PROXY; all decided."""
-    decisions = _by_name()
-    return [decide(row, decisions) for row in nest([*facts(), *map(parse_line, EXTRA)])]
+    """Every command of Redis 7.0, those of 7.2 that no node could teach, PROXY and SESSION; all decided.
+
+    Made at each start, also of a client: every row is made once, with all that is said of it.
+    """
+    decisions, lines = _by_name(), [*facts(), *EXTRA]
+    below: dict[str, list[Row]] = {}  # "config|get" in the row of "config"
+    for line in lines:
+        container, mark, _ = line[0].partition("|")
+        if mark:
+            row = parse_line(line, **decide(line, decisions))
+            below.setdefault(container, []).append(row)
+    return [
+        parse_line(
+            line,
+            subcommands=tuple(below.get(line[0], ())),
+            across=line[0] in EMULATED,
+            **decide(line, decisions),
+        )
+        for line in lines
+        if "|" not in line[0]
+    ]

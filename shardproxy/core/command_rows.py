@@ -17,6 +17,7 @@ A key spec (https://redis.io/docs/reference/key-specs/), several separated by ";
     ? RO                     cannot be said with a spec (SORT's BY and GET)
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ _SPEC = re.compile(
 )
 
 
-class KeySpec(msgspec.Struct, frozen=True):
+class KeySpec(msgspec.Struct, frozen=True, gc=False):
     """Where some of a command's keys stand. `find` says which of the other fields count."""
 
     flags: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ class KeySpec(msgspec.Struct, frozen=True):
         ]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # hundreds, and no cycles in them
     """One command, or one subcommand ("config|get"). Immutable."""
 
     name: str  # lower case
@@ -194,39 +195,39 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         yield from self.subcommands
 
 
-def parse_line(line: list[Any]) -> Row:
-    """A line of commands.json as a row without decisions (refused, no reason)."""
-    name, arity, flags, categories, specs, tips, group, since, summary = line
+@functools.cache
+def words(text: str) -> tuple[str, ...]:
+    """Flags, categories and tips: many rows have the same."""
+    return tuple(text.split())
+
+
+@functools.cache
+def specs(text: str) -> tuple[KeySpec, ...]:
+    """Key specs as commands.json has them; raises ValueError."""
+    return tuple(map(KeySpec.parse, filter(None, text.split("; "))))
+
+
+def parse_line(line: list[Any], **decision: Any) -> Row:
+    """A line of commands.json as a row; without a decision it is refused, for no reason."""
+    name, arity, flags, categories, keys, tips, group, since, summary = line
     return Row(
         name=name,
         arity=arity,
-        flags=tuple(flags.split()),
-        categories=tuple(categories.split()),
-        key_specs=tuple(KeySpec.parse(text) for text in specs.split("; ") if text),
-        tips=tuple(tips.split()),
+        flags=words(flags),
+        categories=words(categories),
+        key_specs=specs(keys),
+        tips=words(tips),
         group=group,
         since=since,
         summary=summary,
+        **decision,
     )
 
 
-def facts() -> list[Row]:
-    """Every command and subcommand of Redis 7.0.15, flat, no decisions yet."""
-    text = Path(__file__).with_name("commands.json").read_bytes()
-    return [parse_line(line) for line in msgspec.json.decode(text)]
-
-
-def nest(rows: list[Row]) -> list[Row]:
-    """Puts "container|sub" rows into their containers."""
-    subs: dict[str, list[Row]] = {}
-    for row in rows:
-        if "|" in row.name:
-            subs.setdefault(row.name.partition("|")[0], []).append(row)
-    return [
-        msgspec.structs.replace(row, subcommands=tuple(subs.get(row.name, ())))
-        for row in rows
-        if "|" not in row.name
-    ]
+def facts() -> list[list[Any]]:
+    """Every command and subcommand of Redis 7.0.15: the lines of commands.json."""
+    lines: list[list[Any]] = msgspec.json.decode(Path(__file__).with_name("commands.json").read_bytes())
+    return lines
 
 
 def key_flags(row: Row, spec: int, args: Sequence[bytes]) -> tuple[str, ...]:

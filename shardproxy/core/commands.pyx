@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy
 
-from shardproxy.core import command_learning, command_policy, command_rows
+from shardproxy.core import command_policy, command_rows
 
 cdef enum:
     BAD = -1            # see keys() in the .pxd
@@ -466,32 +466,34 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
     cdef bytes name = record.name.encode()
     if not 0 < len(name) < 48 or name != name.lower():
         raise ValueError(f"a command's name is 1 to 47 lower-case bytes: {record.name!r}")
+    cdef tuple flags = record.flags
+    cdef bint writes = record.writes, waits = "blocking" in flags
+    row.first, row.last, row.step = record.key_range
     memcpy(row.name, <const char *> name, len(name))
     row.id = number_of
     row.kind = KINDS[record.kind]
     row.merge = MERGES[record.merge]
     row.flags = (
-        (FLAG_WRITE if record.writes else 0)
-        | (FLAG_READONLY if "readonly" in record.flags else 0)
-        | (FLAG_BLOCKING if "blocking" in record.flags else 0)
+        (FLAG_WRITE if writes else 0)
+        | (FLAG_READONLY if "readonly" in flags else 0)
+        | (FLAG_BLOCKING if waits else 0)
         | (FLAG_BARRIER if record.barrier else 0)
         | (FLAG_CONTAINER if record.subcommands else 0)
-        | (FLAG_MOVABLE if record.movable or not record.one_key and record.merge == "none" else 0)
+        | (FLAG_MOVABLE if "movablekeys" in flags or record.merge == "none" and not record.one_key else 0)
         | (FLAG_IN_MULTI if record.in_multi else 0)
         | (FLAG_KEYLESS if record.keyless else 0)
         | (FLAG_HOLDS if record.holds else 0)
         | (FLAG_CHANNEL if record.channel else 0)
         | (FLAG_LISTENING if record.listening else 0)
         | (FLAG_ACROSS if record.across else 0)
-        | (FLAG_WAITS if "blocking" in record.flags and not record.walk else 0)
+        | (FLAG_WAITS if waits and not record.walk else 0)
         | (FLAG_SCRIPT if "scripting" in record.categories else 0)
         | CALLS[record.calls]
-        | (FLAG_NO_MULTI if "no_multi" in record.flags else 0)
-        | (FLAG_REPLICATES if record.writes or "may_replicate" in record.flags else 0)
-        | (FLAG_UNSEEN if "admin" in record.flags else 0)
+        | (FLAG_NO_MULTI if "no_multi" in flags else 0)
+        | (FLAG_REPLICATES if writes or "may_replicate" in flags else 0)
+        | (FLAG_UNSEEN if "admin" in flags else 0)
     )
     row.arity = record.arity
-    row.first, row.last, row.step = record.key_range
     return 0
 
 
@@ -537,5 +539,7 @@ def learn(CommandTable table, replies):
     See command_learning for the rules. Nothing raises; what a reply had wrong is in command_learning.study's
     faults. The same object comes back when nothing changed.
     """
+    from shardproxy.core import command_learning   # of no use to most clients
+
     rows = command_learning.study(table.rows(), replies).rows
     return table if rows == table.rows() else CommandTable(rows)

@@ -106,14 +106,25 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         if shard.draining:
             if shard.returning and state == "suspect":
                 return "hold"
-            return "move" if shard.node.swept else "miss"
+            return "move" if self.moves(shard) else "miss"
         if state in ("up", "unknown"):
             return "serve"
         if self.on_shard_down != "rehash":
             return "miss" if self.on_shard_down == "miss" else "fail"
         if state == "suspect":
             return "hold"
-        return "move" if shard.node.swept else "miss"
+        return "move" if self.moves(shard) else "miss"
+
+    def moves(self, shard: Shard) -> bool:
+        """Whether stand-ins may have its keys: they keep no old values of them.
+
+        Nor of what another that is away has stood in with: its guests would go on to who had them before.
+        """
+        return all(
+            each.node.swept
+            for each in self.shards
+            if each.name == shard.name or each.draining or each.node.state == "out"
+        )
 
     @property
     def removes(self) -> bool:
@@ -126,15 +137,20 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
             return self.mode(shard) != "hold"
         return shard.node.state == "out" and self.on_shard_down == "rehash"
 
+    def owner(self, key: bytes) -> Shard:
+        """Who has a key by the ring, whoever is out or drains."""
+        number = self.ring.locate(key)
+        assert number is not None
+        return self.shards[number]
+
     def home(self, key: bytes, undrained: str = "") -> Shard:
         """The shard that a key belongs to, whatever its state; none that drains, but for the one named."""
         drained = {
             number for number, each in enumerate(self.shards) if each.draining and each.name != undrained
         }
-        number = self.ring.locate(key)
-        assert number is not None
-        if number in drained and self.memcached:
-            protocol = self.shards[number].protocol
+        owner = self.owner(key)
+        if owner.draining and self.memcached:
+            protocol = owner.protocol
             drained |= {other for other, each in enumerate(self.shards) if each.protocol != protocol}
         number = self.ring.locate(key, drained)
         assert number is not None

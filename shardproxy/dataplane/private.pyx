@@ -243,12 +243,13 @@ cdef void tune(Engine e, Client *c, uint8_t proto, uint16_t db) noexcept:
         u.db = db
         # the others are given back
         unchain(&c.own, u)
+        c.proto = proto
         abandon(e, c)
         u.next_own = NULL
         c.own = u
     else:
+        c.proto = proto         # first: who has become RESP2 is told nothing by a push
         abandon(e, c)
-    c.proto = proto
     c.db = db
 
 

@@ -46,6 +46,6 @@ from shardproxy.handlers import (  # noqa: F401  # a family registers itself whe
     transaction,
     waiting,
 )
-from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles, has_part
+from shardproxy.handlers.base import NodeInfo, Server, dispatch, do_part, handled, handles
 
-__all__ = ["NodeInfo", "Server", "dispatch", "do_part", "handled", "handles", "has_part"]
+__all__ = ["NodeInfo", "Server", "dispatch", "do_part", "handled", "handles"]

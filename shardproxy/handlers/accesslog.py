@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from shardproxy.handlers.base import Server, gather, part
 from shardproxy.handlers.client import line, record_of
 
 if TYPE_CHECKING:
@@ -54,3 +55,19 @@ class AccessLog:
 
     def clear(self) -> None:
         self._entries.clear()
+
+
+async def all_entries(server: Server) -> list[AccessEntry]:
+    """What every worker has refused, the latest first."""
+    found = [entry for entries in await gather(server, "denials", list[AccessEntry]) for entry in entries]
+    return sorted(found, key=lambda entry: -entry.updated)
+
+
+@part("denials")
+def denials(server: Server) -> list[AccessEntry]:
+    return server.access_log.entries()
+
+
+@part("forget denials")
+def forget(server: Server) -> None:
+    server.access_log.clear()

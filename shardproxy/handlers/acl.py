@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardproxy.core import acl, errors, reply
 from shardproxy.core.permit import Permit
-from shardproxy.handlers.accesslog import AccessEntry
+from shardproxy.handlers.accesslog import AccessEntry, all_entries
 from shardproxy.handlers.base import Outcome, Server, handles
 from shardproxy.handlers.connection import integer_in
 from shardproxy.handlers.operate import change, trusted
@@ -115,13 +115,13 @@ async def log(server: Server, call: "Call") -> bytes:
     count = SHOWN
     if len(call.args) == 3:
         if call.args[2].lower() == b"reset":
-            await server.all_denials(forget=True)
+            await server.everywhere("forget denials")
             return reply.OK
         asked = integer_in(call.args[2])
         if asked is None:
             return reply.error(errors.NOT_AN_INTEGER)
         count = max(asked, 0)
-    now, entries = time.time(), await server.all_denials()
+    now, entries = time.time(), await all_entries(server)
     return reply.array([_entry(entry, now, call.proto) for entry in entries[:count]])
 
 

@@ -34,6 +34,10 @@ class NoAnswer(Exception):
         self.line = line
 
 
+class Moved(Exception):
+    """Keys may be on other nodes than when a command began, and it has not run."""
+
+
 class Answer(NamedTuple):
     """What one shard's node answered."""
 
@@ -173,32 +177,49 @@ async def ask_in_steps(
     proto: int = 2,
     keys: Iterable[bytes] = (),
     timeout: float = -1,
+    placement: int | None = None,
 ) -> bytes:
     """A command of Redis, run on a memcached node as core/memcached says: what Redis would reply.
 
     name: of the command table. keys: those it writes. timeout: seconds in all; below 0: as for a client's
     command, of each step. A step that gets no answer ends it with that error; if none before it has written
-    anything, the command has not run.
+    anything, the command has not run. placement: Reactor.placements of when the node was found: no step is
+    sent to it once that has changed, for what it writes there might be nowhere; Moved is raised.
     """
+
+    def moved() -> bool:
+        return placement not in (None, server.reactor.placements())
+
+    if moved():
+        raise Moved
     program = memcached.start(name, args, memcached_node(server, node))
     clock = asyncio.get_running_loop().time
     due, wrote = clock() + timeout, False
     try:
         step = next(program)
         while True:
-            wrote = wrote or step.writes
             if step.pause:
                 await asyncio.sleep(step.pause)
-            frames = await ask_memcached(
-                server,
-                node,
-                step.data,
-                frames=step.replies,
-                client=client,
-                write=step.writes,
-                keys=keys,
-                timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
-            )
+            if moved():
+                raise Moved
+            wrote = wrote or step.writes
+            try:
+                frames = await ask_memcached(
+                    server,
+                    node,
+                    step.data,
+                    frames=step.replies,
+                    client=client,
+                    write=step.writes,
+                    keys=keys,
+                    timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
+                )
+            except NoAnswer as error:
+                if moved() and error.line.startswith(b"-SHARDDOWN"):  # this step has not run
+                    raise Moved from None
+                if not step.spare:
+                    raise
+                frames = []
             step = program.send([memcached.parse(frame) for frame in frames])
     except StopIteration as done:
         return memcached.encode(done.value, proto)

@@ -9,7 +9,7 @@ The engine checks arity by the table before it calls: a handler looks only at wh
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from shardproxy.core.topology import Topology
     from shardproxy.dataplane.calls import Call
     from shardproxy.dataplane.reactor import Reactor
-    from shardproxy.handlers.accesslog import AccessEntry, AccessLog
-    from shardproxy.handlers.client import ClientRecord
+    from shardproxy.handlers.accesslog import AccessLog
     from shardproxy.handlers.memcached import Turn
     from shardproxy.handlers.monitor import Monitors
     from shardproxy.handlers.subscriptions import Subscriptions
     from shardproxy.handlers.topology import Watchers
     from shardproxy.handlers.tracking import Trackers
 
+T = TypeVar("T")
 Answer: TypeAlias = "bytes | Coroutine[Any, Any, bytes | None] | None"
 Handler: TypeAlias = "Callable[[Server, Call], Answer]"
 
@@ -103,17 +103,8 @@ class Server(Protocol):
     def latency(self) -> Mapping[str, Sequence[int]]:
         """Histograms of reads and writes over all workers."""
 
-    async def all_clients(self) -> "list[ClientRecord]":
-        """The clients of every worker, by id; a worker that does not answer in time is left out."""
-
-    async def all_nodes(self) -> list[list[dict[str, Any]]]:
-        """What each worker's engine knows of the nodes."""
-
-    async def all_processes(self) -> list[ProcessRecord]:
-        """One a worker."""
-
-    async def all_denials(self, forget: bool = False) -> "list[AccessEntry]":
-        """What every worker has refused, the latest first; `forget`: nothing, and it is forgotten."""
+    def process(self) -> ProcessRecord:
+        """This worker's."""
 
     async def everywhere(self, name: str, *args: Any) -> list[Any]:
         """What each worker's `part` of that name returns, this one's first; of those that answer in time."""
@@ -176,8 +167,9 @@ async def do_part(server: "Server", name: str, *args: Any) -> Any:
     return await done if asyncio.iscoroutine(done) else done
 
 
-def has_part(name: str) -> bool:
-    return name in _PARTS
+async def gather(server: "Server", name: str, kind: type[T]) -> list[T]:
+    """`everywhere`, of parts that return a record of this kind."""
+    return [msgspec.convert(each, kind) for each in await server.everywhere(name)]
 
 
 def handled() -> frozenset[str]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shardproxy.core import errors, reply
-from shardproxy.handlers.base import Server, handles
+from shardproxy.handlers.base import Server, gather, handles, part
 from shardproxy.handlers.connection import integer_in, printable
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call, ClientHandle
 
+AT_ONCE = 100  # records, between two turns of the loop
 TYPES = ("normal", "master", "replica", "slave", "pubsub")
 
 
@@ -84,6 +85,24 @@ def record_of(client: "ClientHandle") -> ClientRecord:
         lib_name=client.lib_name.decode(),
         lib_ver=client.lib_ver.decode(),
     )
+
+
+@part("clients")
+async def clients(server: Server) -> list[ClientRecord]:
+    """A few at a time: with thousands of clients the others would have to wait."""
+    found = []
+    for number, client in enumerate(server.reactor.clients(), 1):
+        if client.alive:
+            found.append(record_of(client))
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return found
+
+
+async def all_clients(server: Server) -> list[ClientRecord]:
+    """Of every worker, by id; a worker that does not answer in time is left out."""
+    found = [record for records in await gather(server, "clients", list[ClientRecord]) for record in records]
+    return sorted(found, key=lambda record: record.id)
 
 
 def kind_of(record: ClientRecord) -> str:
@@ -162,7 +181,7 @@ async def list_(server: Server, call: "Call") -> bytes:
         else:
             return reply.error(errors.SYNTAX)
     lines = []
-    for number, record in enumerate(await server.all_clients(), 1):
+    for number, record in enumerate(await all_clients(server), 1):
         if wanted(record):
             lines.append(line(record))
         if number % 500 == 0:  # with thousands of clients the others would have to wait

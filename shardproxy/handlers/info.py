@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from shardproxy import __version__
 from shardproxy.core import reply
-from shardproxy.handlers.base import ProcessRecord, Server, handles
+from shardproxy.handlers.base import ProcessRecord, Server, gather, handles, part
 from shardproxy.handlers.connection import lowest_version
 
 if TYPE_CHECKING:
@@ -128,11 +128,16 @@ SECTIONS = {
 ALL = frozenset({"default", "all", "everything"})
 
 
+@part("process")
+def process(server: Server) -> ProcessRecord:
+    return server.process()
+
+
 @handles("info")
 async def info(server: Server, call: "Call") -> bytes:
     """INFO [section ...]"""
     asked = {name.decode(errors="replace").lower() for name in call.args[1:]} or ALL
-    processes = await server.all_processes()
+    processes = await gather(server, "process", ProcessRecord)
     text = "\r\n".join(
         "".join([f"# {name.upper() if name == 'cpu' else name.title()}\r\n"]
                 + [f"{key}:{value}\r\n" for key, value in fields(server, processes)])

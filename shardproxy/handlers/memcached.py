@@ -3,7 +3,8 @@
 Rules: commands on one key take their turn within this process, in the order in which they came, so that only
 other workers, other proxies and memcached's own clients can make a compare-and-swap fail. A client has one
 such command at a time, and what it sends later waits: so nobody waits behind more commands than there are
-clients, nor longer than a request may take.
+clients, nor longer than a request may take. Whose keys move between two of its steps starts over where
+they are then: up to there nothing of it has run, since what writes is the last step.
 """
 
 import asyncio
@@ -15,8 +16,8 @@ from shardproxy.core import errors, reply
 from shardproxy.core.glob import matches
 from shardproxy.core.memcached import PROGRAMS
 from shardproxy.core.memcached.listing import Page, Wanted
-from shardproxy.core.memcached.wire import Refused, dumped
-from shardproxy.handlers.asking import LISTING, ask_in_steps, memcached_node
+from shardproxy.core.memcached.wire import LISTINGS, Refused, dumped
+from shardproxy.handlers.asking import LISTING, Moved, ask, ask_in_steps, memcached_node
 from shardproxy.handlers.base import Answer, Server, on_memcached
 
 if TYPE_CHECKING:
@@ -36,29 +37,48 @@ def memcached(server: Server, call: "Call") -> Answer:
     if call.row.name not in PROGRAMS:
         shard = server.reactor.shard_of(call.memcached)
         return reply.error(errors.not_on_memcached(call.row.name, shard))
-    return _in_turn(server, call)
+    return _in_turn(server, call, server.reactor.placements())
 
 
-async def _in_turn(server: Server, call: "Call") -> bytes:
-    keys = [call.args[at] for at in server.commands.keys_of(call.args)]
+async def _in_turn(server: Server, call: "Call", placement: int) -> bytes:
+    node, keys = call.memcached, [call.args[at] for at in server.commands.keys_of(call.args)]
     pool, clock = server.config.pool[server.topology.pools[0].name], asyncio.get_running_loop().time
     limit = (pool.timeouts.write if call.row.writes else pool.timeouts.read) or pool.timeout
-    due = clock() + limit
-    try:
-        async with _turn(server, call.memcached, keys[0], due):
-            return await ask_in_steps(
-                server,
-                call.memcached,
-                call.row.name,
-                call.args,
-                client=call.client,
-                proto=call.proto,
-                keys=keys if call.row.writes else (),
-                timeout=max(due - clock(), 0.001),
-            )
-    except TimeoutError:
-        node = memcached_node(server, call.memcached)
-        return reply.error(errors.not_asked(node.shard, node.address, limit))
+    due, written = clock() + limit, keys if call.row.writes else ()
+    while True:
+        if placement != (now := server.reactor.placements()):
+            node, placement = server.reactor.node_of(keys[0]), now
+        if server.reactor.memcached(node) is None:
+            break
+        known = memcached_node(server, node)
+        try:
+            async with _turn(server, node, keys[0], due):
+                return await ask_in_steps(
+                    server,
+                    node,
+                    call.row.name,
+                    call.args,
+                    client=call.client,
+                    proto=call.proto,
+                    keys=written,
+                    timeout=max(due - clock(), 0.001),
+                    placement=placement,
+                )
+        except Moved:
+            continue
+        except TimeoutError:
+            return reply.error(errors.not_asked(known.shard, known.address, limit))
+    # a Redis has taken its place
+    return await ask(
+        server,
+        node,
+        *call.args,
+        client=call.client,
+        proto=call.proto,
+        write=call.row.writes,
+        keys=written,
+        timeout=max(due - clock(), 0.001),
+    )
 
 
 @asynccontextmanager
@@ -109,7 +129,7 @@ async def keys(server: Server, node: int, pattern: bytes) -> bytes:
 
 
 async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> None:
-    """All that `lru_crawler metadump` lists, on a connection of its own. Raises Refused."""
+    """All that a node lists, on a connection of its own. Raises Refused."""
     told = memcached_node(server, node)
     if not server.config.pool[server.topology.pools[0].name].memcached_keys:
         raise Refused(errors.memcached_keys(told.where()))
@@ -129,13 +149,15 @@ async def _each_key(server: Server, node: int, add: Callable[[bytes], None]) -> 
         link = server.reactor.open_link(node, proto=2, stream=True, on_frame=line, on_lost=lost)
     except ConnectionError as error:
         raise Refused(str(error)) from None
-    said = "BUSY"  # its crawler does one thing at a time
+    said, how = "BUSY", 0  # its crawler does one thing at a time
     try:
         async with asyncio.timeout(LISTING):
             while said.startswith("BUSY"):
-                link.send(b"lru_crawler metadump all\r\n")
+                link.send(LISTINGS[how])
                 said = await ends.get()
-                if said.startswith("BUSY"):
+                if said.startswith("BADCLASS") and how + 1 < len(LISTINGS):
+                    said, how = "BUSY", how + 1
+                elif said.startswith("BUSY"):
                     await asyncio.sleep(BUSY_PAUSE)
     except TimeoutError:
         said = f"nothing more within {LISTING:g} s"

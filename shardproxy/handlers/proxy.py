@@ -17,7 +17,7 @@ from shardproxy.core import errors, reply
 from shardproxy.core.ring import Ring
 from shardproxy.core.topology import Pool
 from shardproxy.dataplane.counters import bucket_start
-from shardproxy.handlers.base import NodeInfo, Server, handles
+from shardproxy.handlers.base import NodeInfo, Server, handles, part
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -32,8 +32,8 @@ def _json(value: object) -> bytes:
 def percentiles(histogram: Sequence[int]) -> dict[str, int]:
     """How many there were, and what that part of them was faster than, in microseconds (0: none)."""
     found, count = {}, sum(histogram)
-    for name, part in PERCENTILES.items():
-        left = part * count
+    for name, share in PERCENTILES.items():
+        left = share * count
         found[name] = 0
         for number, size in enumerate(histogram):
             left -= size
@@ -57,7 +57,7 @@ async def info(server: Server, call: "Call") -> bytes:
             "run_id": server.run_id,
             "process_id": server.pid,
             "uptime_seconds": int(time.time() - server.started),
-            "workers": len(await server.all_processes()),
+            "workers": len(await server.everywhere("process")),
             "generation": server.topology.generation,
             "pools": {
                 pool.name: {
@@ -92,11 +92,17 @@ def merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@part("nodes")
+def nodes_seen(server: Server) -> list[dict[str, Any]]:
+    """As this worker's engine sees them."""
+    return server.reactor.nodes()
+
+
 @handles("proxy|nodes")
 async def nodes(server: Server, call: "Call") -> bytes:
     """The nodes, in the order of the shards."""
     seen: dict[str, list[dict[str, Any]]] = {}
-    for worker in await server.all_nodes():
+    for worker in await server.everywhere("nodes"):
         for record in worker:
             seen.setdefault(record["address"], []).append(record)
     return _json(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import Answer, ask_all, pack, value_of
 from shardproxy.handlers.base import Server, handles
-from shardproxy.handlers.subscriptions import CHANNEL, PATTERN, SHARD
+from shardproxy.handlers.node_listeners import CHANNEL, PATTERN, SHARD
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -82,7 +82,7 @@ def publish(server: Server, call: "Call") -> None:
 
     def done(frame: bytes) -> None:
         if frame.startswith(b":"):
-            frame = reply.integer(server.subscriptions.receivers(kind, channel, int(frame[1:-2])))
+            frame = reply.integer(server.subscriptions.receivers.of_message(kind, channel, int(frame[1:-2])))
         call.reply(frame)
 
     reactor = server.reactor
@@ -129,7 +129,7 @@ async def numsub(server: Server, call: "Call") -> bytes:
     for name in names:
         frames += [
             reply.bulk(name),
-            reply.integer(max(0, seen[name] + server.subscriptions.surplus(kind, name))),
+            reply.integer(max(0, seen[name] + server.subscriptions.receivers.surplus(kind, name))),
         ]
     return reply.array(frames)
 

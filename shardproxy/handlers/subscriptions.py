@@ -1,4 +1,4 @@
-"""What the clients of this worker have subscribed to, and its one connection to each node for it.
+"""What the clients of this worker have subscribed to, by name.
 
         client ──SUBSCRIBE──▶ Subscriptions ──SUBSCRIBE──▶ Listener, one a node ──▶ node
         client ◀───push────── by name  ◀───────message──── its stream ◀────────────
@@ -6,54 +6,27 @@
 A name lives on the node that a key of that name would live on; patterns, and channels of keyspace
 notifications, on every node. Rules: one upstream subscription a name and node, however many clients. A
 subscription begins and ends where the node says so, in the order of its messages: so each SUBSCRIBE and
-UNSUBSCRIBE goes to the node, or a PING in its place, and is answered when that is. A lost connection is
-made again, and subscribes again: clients notice a gap. Listeners speak RESP2, whose frames differ from
-RESP3's in their first byte alone.
+UNSUBSCRIBE goes to the node, or a PING in its place, and is answered when that is.
 """
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, glob, reply
 from shardproxy.core.acl import DEFAULT
 from shardproxy.handlers.asking import pack
-from shardproxy.handlers.base import part
+from shardproxy.handlers.node_listeners import CHANNEL, PATTERN, PING, SUBSCRIBE, UNSUBSCRIBE, Listener
+from shardproxy.handlers.receivers import Receivers
 
 if TYPE_CHECKING:
     from shardproxy.core.acl import Users
     from shardproxy.dataplane.calls import ClientHandle
-    from shardproxy.dataplane.links import Link
     from shardproxy.handlers.base import Server
 
-CHANNEL, PATTERN, SHARD = KINDS = (0, 1, 2)
-SUBSCRIBE = (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE")
-UNSUBSCRIBE = (b"UNSUBSCRIBE", b"PUNSUBSCRIBE", b"SUNSUBSCRIBE")
 NOTIFICATIONS = (b"__keyspace@", b"__keyevent@")
-# How a message begins, and of which kind it is; then comes the name
-BEGINNINGS = (
-    (b"*3\r\n$7\r\nmessage\r\n$", CHANNEL),
-    (b"*4\r\n$8\r\npmessage\r\n$", PATTERN),
-    (b"*3\r\n$8\r\nsmessage\r\n$", SHARD),
-)
-PING = pack("PING")
-AT_ONCE = 500  # names of one request
-AGAIN_FIRST, AGAIN_MOST = 0.05, 1.0  # seconds until a lost connection is tried again
 BEAT = 5.0  # seconds between two looks at whether the connections are alive
-
-Counts = dict[bytes, int]
-# Gets an error line, or nothing; None: that node is not to be asked any more
-Done = Callable[[bytes | None], None]
-
-
-class Confirmation(NamedTuple):
-    """What a node is to say next, besides messages."""
-
-    frames: int
-    done: Done | None
-    since: float  # when it was asked
 
 
 class Subscription:
@@ -83,101 +56,6 @@ class Subscriber:
         return channels, patterns, shards
 
 
-class Listener:
-    """The connection to one node."""
-
-    def __init__(self, home: "Subscriptions", number: int) -> None:
-        self.home, self.number = home, number
-        self.link: Link | None = None
-        self.waiting: deque[Confirmation] = deque()
-        self.failures = 0
-        self.why = ""  # it is not there
-        self.retry: asyncio.TimerHandle | None = None
-        self.connect()
-
-    def connect(self) -> None:
-        """What waited for the last one is answered when this one has subscribed to everything."""
-        self.retry = None
-        before, self.waiting = self.waiting, deque()
-        try:
-            self.link = self.home.server.reactor.open_link(
-                self.number, proto=2, stream=True, on_frame=self.take, on_lost=self.lost
-            )
-        except (ConnectionError, ValueError) as error:
-            self.waiting = before
-            self.again(str(error))
-            return
-        for kind, names in enumerate(self.home.names):
-            mine = [each.name for each in names.values() if each.wanted and self.number in each.nodes]
-            for at in range(0, len(mine), AT_ONCE):
-                part = mine[at : at + AT_ONCE]
-                self.say(pack(SUBSCRIBE[kind], *part), len(part))
-        self.say(PING, done=self.is_up)
-        for each in before:
-            if each.done is not None:
-                self.say(PING, done=each.done)
-
-    def is_up(self, error: bytes | None) -> None:
-        self.failures, self.why = 0, ""
-
-    def say(self, request: bytes, frames: int = 1, done: Done | None = None) -> None:
-        self.waiting.append(Confirmation(frames, done, self.home.now()))
-        if self.link is not None:
-            self.link.send(request)
-
-    def take(self, frame: bytes) -> None:
-        """From the node."""
-        for beginning, kind in BEGINNINGS:
-            if frame.startswith(beginning):
-                self.home.message(kind, frame, len(beginning))
-                return
-        if not self.waiting:  # it says what nobody has asked: nothing that it says is to be trusted
-            self.restart("it answers what was not asked")
-            return
-        frames, done, since = self.waiting.popleft()
-        if frames > 1 and not frame.startswith(b"-"):
-            self.waiting.appendleft(Confirmation(frames - 1, done, since))
-        elif done is not None:
-            done(frame if frame.startswith(b"-") else b"")
-
-    def lost(self, why: str) -> None:
-        self.link = None
-        if self.retry is None:
-            self.again(why)
-
-    def again(self, why: str) -> None:
-        self.why = why
-        wait = min(AGAIN_FIRST * 2.0**self.failures, AGAIN_MOST)
-        self.failures = min(self.failures + 1, 10)
-        self.retry = asyncio.get_running_loop().call_later(wait, self.connect)
-
-    def beat(self, patience: float) -> None:
-        """One that says nothing to a PING is dead, whatever TCP thinks."""
-        if self.link is None:
-            return
-        if self.waiting and self.waiting[0].since < self.home.now() - patience:
-            self.restart("it says nothing")
-        elif not self.waiting:
-            self.say(PING)
-
-    def restart(self, why: str) -> None:
-        if self.link is not None:
-            self.link.close()
-        self.lost(why)
-
-    def close(self) -> None:
-        """Who waits for it looks where else to wait."""
-        if self.retry is not None:
-            self.retry.cancel()
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-        for each in self.waiting:
-            if each.done is not None:
-                each.done(None)
-        self.waiting.clear()
-
-
 class Subscriptions:
     """All of one worker's."""
 
@@ -186,10 +64,7 @@ class Subscriptions:
         self.names: tuple[dict[bytes, Subscription], ...] = ({}, {}, {})
         self.subscribers: dict[int, Subscriber] = {}
         self.listeners: dict[int, Listener] = {}
-        self.others: dict[int, tuple[Counts, ...]] = {}  # of other workers: name -> clients
-        self.crowded: tuple[Counts, ...] = ({}, {}, {})  # workers in which a name has more than one client
-        self.changed: set[tuple[int, bytes]] = set()  # not yet told to the other workers
-        self.telling: asyncio.Future[None] | None = None  # when what is in `changed` has been told
+        self.receivers = Receivers(server)
         self.beating: asyncio.TimerHandle | None = None
 
     def now(self) -> float:
@@ -316,7 +191,7 @@ class Subscriptions:
             subscription.clients[client.id] = client
             self.count(subscription)
         client.subscriptions = mine.counts
-        await self.told()
+        await self.receivers.told()
         return b""
 
     async def confirmed(self, subscriptions: list[Subscription]) -> bytes:
@@ -360,7 +235,7 @@ class Subscriptions:
         client.subscriptions = mine.counts
         if not any(mine.counts):
             self.subscribers.pop(client.id, None)
-        await self.told()
+        await self.receivers.told()
 
     async def fence(self, client: "ClientHandle") -> None:
         """When it has got all that the nodes have sent it by now."""
@@ -385,6 +260,9 @@ class Subscriptions:
             if not subscription.wanted:
                 self.say(subscription, UNSUBSCRIBE, subscription.nodes)
             self.forget(subscription)
+
+    def count(self, subscription: Subscription) -> None:
+        self.receivers.count(subscription.kind, subscription.name, len(subscription.clients))
 
     def forget(self, subscription: Subscription) -> None:
         self.count(subscription)
@@ -424,109 +302,7 @@ class Subscriptions:
             for client in subscription.clients.values():
                 client.push(frame, pushed)
 
-    # --- counting, over all workers ---
-
-    def count(self, subscription: Subscription) -> None:
-        """Who listens to it has changed: PUBLISH must know."""
-        kind, name = subscription.kind, subscription.name
-        self.recount(kind, name)
-        if self.server.shared:
-            self.changed.add((kind, name))
-            self.tell()
-
-    def recount(self, kind: int, name: bytes) -> None:
-        crowds = sum(count > 1 for count in self.counts(kind, name))
-        if crowds:
-            self.crowded[kind][name] = crowds
-        else:
-            self.crowded[kind].pop(name, None)
-        self.server.reactor.count_receivers(
-            self.crowded[CHANNEL], self.crowded[SHARD], bool(self.crowded[PATTERN])
-        )
-
-    def counts(self, kind: int, name: bytes) -> list[int]:
-        """Clients of each worker that has some."""
-        mine = self.names[kind].get(name)
-        found = [len(mine.clients)] if mine and mine.clients else []
-        return found + [others[kind][name] for others in self.others.values() if name in others[kind]]
-
-    def surplus(self, kind: int, name: bytes) -> int:
-        """How many clients a node does not see: it takes each worker's link for one."""
-        return sum(count - 1 for count in self.counts(kind, name))
-
-    def receivers(self, kind: int, channel: bytes, seen: int) -> int:
-        """Of a message, when the node has counted so many."""
-        if not seen:
-            return 0
-        found = seen + self.surplus(kind, channel)
-        if kind == CHANNEL:
-            for pattern in self.crowded[PATTERN]:
-                if glob.matches(pattern, channel):
-                    found += self.surplus(PATTERN, pattern)
-        return found
-
-    # --- the other workers ---
-
-    def own(self) -> list[Counts]:
-        """All of this worker's, for another."""
-        return [
-            {name: len(each.clients) for name, each in names.items() if each.clients} for names in self.names
-        ]
-
-    def tell(self) -> None:
-        """What has changed will be told, with whatever else changes until then."""
-        if self.server.shared and self.telling is None:
-            self.telling = asyncio.get_running_loop().create_future()
-            task = asyncio.get_running_loop().create_task(self._tell(self.telling))
-            self.server.tasks.add(task)
-            task.add_done_callback(self.server.tasks.discard)
-
-    async def told(self) -> None:
-        """When the other workers know what has changed: before the client does."""
-        if self.telling is not None:
-            await asyncio.shield(self.telling)
-
-    async def _tell(self, done: asyncio.Future[None]) -> None:
-        changed, self.changed, self.telling = self.changed, set(), None
-        news: list[Counts] = [{}, {}, {}]
-        for kind, name in changed:
-            mine = self.names[kind].get(name)
-            news[kind][name] = len(mine.clients) if mine else 0
-        try:
-            await self.server.everywhere("subscribed", self.server.slot, news)
-        finally:
-            if not done.done():
-                done.set_result(None)
-
-    def heard(self, slot: int, news: list[Counts] | None) -> None:
-        """From another worker; None: it has died."""
-        if slot == self.server.slot:
-            return
-        if news is None:
-            names = self.others.pop(slot, ({}, {}, {}))
-            news = [{}, {}, {}]
-        else:
-            names = self.others.setdefault(slot, ({}, {}, {}))
-        for kind in KINDS:
-            for name, count in news[kind].items():
-                if count:
-                    names[kind][name] = count
-                else:
-                    names[kind].pop(name, None)
-            for name in {*news[kind], *(names[kind] if slot not in self.others else ())}:
-                self.recount(kind, name)
-
     def close(self) -> None:
         for names in self.names:
             names.clear()
         self.tidy()
-
-
-@part("subscribed")
-def subscribed(server: "Server", slot: int, news: list[Counts] | None) -> None:
-    server.subscriptions.heard(slot, news)
-
-
-@part("subscriptions")
-def subscriptions(server: "Server") -> tuple[int, list[Counts]]:
-    return server.slot, server.subscriptions.own()

@@ -17,6 +17,7 @@ import msgspec
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import ask_apart, ask_link, is_error, pack
 from shardproxy.handlers.base import Server, handles, part
+from shardproxy.handlers.client import all_clients
 from shardproxy.handlers.connection import integer_in
 
 if TYPE_CHECKING:
@@ -287,7 +288,7 @@ async def options_of(server: Server, args: list[bytes]) -> Options | str:
             number = integer_in(text)
             if number is None:
                 return errors.NOT_AN_INTEGER
-            if number not in {record.id for record in await server.all_clients()}:
+            if number not in {record.id for record in await all_clients(server)}:
                 return errors.NO_REDIRECT
             found["redirect"] = number
         else:

@@ -2,9 +2,9 @@
 
 Rules: what the node can run is one run on the client's own way to it, with nobody else's command inside; it
 is sent before this handler returns. Only when the node has run it are ours run, in their order: what is
-aborted does nothing here either. SELECT is the node's too, so that what follows runs in that database; the
-upstream is told to go back. What is `spread` (command_policy) runs in the run on that node, and on the others
-after it.
+aborted does nothing here either. SELECT is the node's too, so that what follows runs in that database, and so
+is HELLO 2: a reply in RESP3 can be made of one in RESP2 (core/raising), the other way it cannot. The upstream
+is told to go back. What is `spread` (command_policy) runs in the run there, on the others after it.
 """
 
 import asyncio
@@ -56,6 +56,10 @@ def _of_node(row: "Row | None") -> bool:
     return row is None or not _ours(row) or row.spread or row.name == "select"
 
 
+def _lowers(args: list[bytes], row: "Row | None") -> bool:
+    return row is not None and row.name == "hello" and args[1:2] == [b"2"]
+
+
 @handles("exec")
 def exec_(server: Server, call: "Call") -> Answer:
     """Sends the run, now."""
@@ -64,18 +68,25 @@ def exec_(server: Server, call: "Call") -> Answer:
     limits = server.config.limits
     parser = RequestParser(limits.max_arguments, limits.max_value, limits.max_inline, 2 * limits.max_request)
     queued = [(args, server.commands.row(args[0], *args[1:])) for args in parser.feed(held)[1:]]
-    run = [args for args, row in queued if _of_node(row)]
+    lowered = -1
+    if call.proto == 3 and server.reactor.speaks(node) == 3:
+        lowered = next((at for at, each in enumerate(queued) if _lowers(*each)), -1)
+    run = [
+        [b"HELLO", b"2"] if at == lowered else args
+        for at, (args, row) in enumerate(queued)
+        if at == lowered or _of_node(row)
+    ]
     ran: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     if run or watching:
-        moves = any(row is not None and row.name == "select" for _, row in queued)
-        back = pack("SELECT", call.client.db) if moves else b""
-        request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), back])
-        server.reactor.ask(
-            node, request, fill(ran), client=call.client, frames=2 + len(run) + moves, timeout=timeout
-        )
+        back = [pack("HELLO", 3)] if lowered >= 0 else []
+        if any(row is not None and row.name == "select" for _, row in queued):
+            back.append(pack("SELECT", call.client.db))
+        request = b"".join([pack("MULTI"), *(pack(*args) for args in run), pack("EXEC"), *back])
+        frames = 2 + len(run) + len(back)
+        server.reactor.ask(node, request, fill(ran), client=call.client, frames=frames, timeout=timeout)
     else:
         ran.set_result(b"*0\r\n")
-    return _finish(server, call, queued, ran, node, len(run))
+    return _finish(server, call, queued, ran, node, len(run), lowered)
 
 
 async def _finish(
@@ -85,7 +96,9 @@ async def _finish(
     ran: asyncio.Future[bytes],
     node: int,
     count: int,
+    lowered: int,
 ) -> bytes:
+    """lowered: the position of the HELLO after which the node's replies are RESP2; below 0: there is none."""
     frames = Scanner().feed(await ran)
     if len(frames) < count + 2:  # an error, maybe in the middle of it, or nothing was the node's
         result = frames[-1]
@@ -100,14 +113,16 @@ async def _finish(
     if head != b"*%d" % count:  # else it is an array, and so are `count` frames in it
         raise BadReply(errors.bad_reply(result))
     theirs = iter(Scanner().feed(rest))
-    results = []
-    for args, row in queued:
-        frame = next(theirs) if _of_node(row) else b""
+    results, proto = [], call.proto  # of what the node says
+    for at, (args, row) in enumerate(queued):
+        frame = next(theirs) if at == lowered or _of_node(row) else b""
+        if at == lowered:
+            proto = 2
         if row is not None and _ours(row) and not is_error(frame):
             piece = Queued(args, row, call.client, {node: frame} if row.spread else {})
             dispatch(server, piece)  # type: ignore[arg-type]  # as a Call
             frame = await piece.data
-        elif call.proto < call.client.proto:  # since a HELLO 3 among them, which the node has not heard of
+        elif proto < call.client.proto:  # since a HELLO 3 among them, which the node has not heard of
             frame = raising.shape_of(args)(frame, 0)[0]
         results.append(frame)
     return b"*%d\r\n" % len(results) + b"".join(results)

@@ -1,18 +1,19 @@
-"""WAIT: replicas of every shard that the client has written to; CLIENT UNBLOCK: whatever a client waits for.
+"""WAIT, WAITAOF: replicas and disks of the shards that a client has written to; CLIENT UNBLOCK.
 
-Rules: a node is asked on a connection of its own, because it makes that wait; a PING comes first, as WAIT is
+Rules: a node is asked on a connection of its own, because it makes that wait; a mark comes first, as WAIT is
 about what that connection has done, and one that has done nothing is answered at once. Asked for a short time
-and again, so that nothing outlives a client that leaves.
+and again, so that nothing outlives a client that leaves. The reply is the least that any of these nodes says.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import ask_link, fill, is_error, redis_places, value_of
-from shardproxy.handlers.base import Server, handles, part
-from shardproxy.handlers.connection import integer_in
+from shardproxy.handlers.base import BadReply, Server, handles, part
+from shardproxy.handlers.connection import integer_in, version_order
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -34,23 +35,45 @@ def timeout_in(text: bytes) -> int | str:
 @handles("wait")
 async def wait(server: Server, call: "Call") -> bytes:
     """WAIT numreplicas timeout"""
-    count, limit = integer_in(call.args[1]), timeout_in(call.args[2])
+    count = integer_in(call.args[1])
     if count is None:
         return reply.error(errors.NOT_AN_INTEGER)
+    return await _wait(server, call, [count])
+
+
+@handles("waitaof")
+async def waitaof(server: Server, call: "Call") -> bytes:
+    """WAITAOF numlocal numreplicas timeout"""
+    local, replicas = (integer_in(text) for text in call.args[1:3])
+    if local is None:
+        return reply.error(errors.NOT_AN_INTEGER)
+    if local not in (0, 1):
+        return reply.error(errors.NEITHER_ZERO_NOR_ONE)
+    if replicas is None or replicas < 0:
+        return reply.error(errors.NOT_POSITIVE)
+    return await _wait(server, call, [local, replicas])
+
+
+async def _wait(server: Server, call: "Call", wanted: Sequence[int]) -> bytes:
+    """Until all nodes say at least what is wanted; a node says one number, or several in an array."""
+    limit = timeout_in(call.args[-1])
     if isinstance(limit, str):
         return reply.error(limit)
     wrote = call.client.wrote
-    places = [node for node, _ in redis_places(server)]
-    nodes = [node for node in places if node in wrote] or places
+    places = dict(redis_places(server))
+    nodes = [node for node in places if node in wrote] or list(places)
     links: list[Link] = []
     unblocked = server.waits[call.client.id] = asyncio.get_running_loop().create_future()
     call.client.waiting = not call.in_exec
     try:
-        for node in dict.fromkeys(nodes):  # one may be refused: those before it are released
+        for node in nodes:  # one may be refused: those before it are released
             links.append(server.reactor.open_link(node, proto=2))
         if wrote:
-            await asyncio.gather(*(ask_link(link, "PING") for link in links))
-        return await _wait(call, links, count, limit, unblocked)
+            marks = [_mark(server, places[node]) for node in nodes]
+            asks = (ask_link(link, *mark) for link, mark in zip(links, marks, strict=True))
+            if failed := next(filter(is_error, await asyncio.gather(*asks)), None):
+                return failed
+        return await _ask(call, links, wanted, limit, unblocked)
     except ConnectionError as error:
         return reply.error(str(error))
     finally:
@@ -60,24 +83,50 @@ async def wait(server: Server, call: "Call") -> bytes:
             link.release()
 
 
-async def _wait(
-    call: "Call", links: "list[Link]", count: int, limit: int, unblocked: asyncio.Future[bool]
+def _mark(server: Server, shard: str) -> tuple[str | int, ...]:
+    """Makes all that its node has written until now what a WAIT on the same connection is about.
+
+    Before Redis 7.2 any command does; since then only one that is replicated, and this one changes nothing.
+    """
+    shards = (each for pool in server.topology.pools for each in pool.shards if each.name == shard)
+    info = next((server.node_info.get(each.node.address) for each in shards), None)
+    old = info is not None and info.version and version_order(info.version) < [7, 2]
+    return ("PING",) if old else ("SWAPDB", 0, 0)
+
+
+async def _ask(
+    call: "Call", links: "list[Link]", wanted: Sequence[int], limit: int, unblocked: asyncio.Future[bool]
 ) -> bytes:
+    """In a transaction nothing waits: they are asked once."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + limit / 1000 if limit else None
-    if call.in_exec:
-        count = 0
     while True:
-        left = SLICE if ends is None else max(1, min(SLICE, round((ends - loop.time()) * 1000)))
-        frames = await asyncio.gather(*(ask_link(link, "WAIT", count, left) for link in links))
+        left = 1 if call.in_exec else SLICE
+        if ends is not None:
+            left = max(1, min(left, round((ends - loop.time()) * 1000)))
+        frames = await asyncio.gather(*(ask_link(link, call.args[0], *wanted, left) for link in links))
         if failed := next((frame for frame in frames if is_error(frame)), None):
             return failed
-        least = min(value_of(frame, int) for frame in frames)
+        least = [
+            min(column) for column in zip(*(_numbers(frame, len(wanted)) for frame in frames), strict=True)
+        ]
         if unblocked.done() and unblocked.result():
             return reply.error(errors.UNBLOCKED)
-        over = ends is not None and loop.time() >= ends
-        if least >= count or over or unblocked.done() or not call.client.alive:
-            return reply.integer(least)
+        enough = all(has >= wants for has, wants in zip(least, wanted, strict=True))
+        over = call.in_exec or unblocked.done() or (ends is not None and loop.time() >= ends)
+        if enough or over or not call.client.alive:
+            numbers = [reply.integer(each) for each in least]
+            return numbers[0] if len(numbers) == 1 else reply.array(numbers)
+
+
+def _numbers(frame: bytes, count: int) -> list[int]:
+    """What a node says: a number, or so many of them in an array."""
+    if count == 1:
+        return [value_of(frame, int)]
+    value = value_of(frame, list)
+    if len(value) != count or not all(isinstance(each, int) for each in value):
+        raise BadReply(errors.bad_reply(frame))
+    return value  # type: ignore[no-any-return]  # it was looked at
 
 
 @handles("client|unblock")

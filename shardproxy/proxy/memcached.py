@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 from shardproxy.core import errors
 from shardproxy.core.health import Policy
+from shardproxy.core.memcached.wire import LISTINGS
 from shardproxy.core.memcached_wire import ProtocolError, Scanner, encode_key
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import BEGINNING, KEY_LIFE, Line, NodeRefuses, Told
@@ -101,7 +102,7 @@ class MetaLine(Line):
         return [stats_of(answer).get("time", "0").encode(), b"0"]
 
     async def _scan(self, cursor: bytes, *_: object) -> list[Any]:
-        """What lru_crawler metadump lists, a page a call: a snapshot; what is moving may be missing."""
+        """What it lists, a page a call."""
         if cursor == b"0":
             if self._dump is not None:
                 self._dump.close()
@@ -111,6 +112,7 @@ class MetaLine(Line):
         assert self._dump is not None
         keys: list[bytes] = []
         busy = 0
+        how = 0
         while len(keys) < BATCH:
             line = await self._dump._frame()
             if line.startswith(b"END"):
@@ -120,7 +122,11 @@ class MetaLine(Line):
             if line.startswith(b"BUSY") and busy < PATIENCE:  # with somebody else's listing, or its own work
                 busy += 1
                 await asyncio.sleep(PAUSE)
-                self._dump._request_dump()
+                self._dump._request_dump(how)
+                continue
+            if line.startswith(b"BADCLASS") and how + 1 < len(LISTINGS):
+                how += 1
+                self._dump._request_dump(how)
                 continue
             if not line.startswith(b"key="):
                 raise NodeRefuses(
@@ -129,9 +135,9 @@ class MetaLine(Line):
             keys.append(unquote_to_bytes(line[4:].partition(b" ")[0]))
         return [b"1", keys]
 
-    def _request_dump(self) -> None:
+    def _request_dump(self, how: int = 0) -> None:
         assert self._writer is not None
-        self._writer.write(b"lru_crawler metadump all\r\n")
+        self._writer.write(LISTINGS[how])
 
     async def _beats(self, key: bytes) -> tuple[dict[str, float], bytes]:
         """Who has used it when, and its CAS value; b"": there is nothing."""

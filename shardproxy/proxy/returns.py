@@ -112,12 +112,19 @@ def removes(pool: Pool) -> tuple[str, str, str]:
     return pool.kind, pool.on_shard_down, pool.on_return
 
 
-def misplaced(pool: Pool, shard: Shard, key: bytes) -> bool:
-    """Whether a shard has a key that is not, or no longer, its to serve."""
-    home = pool.home(key, shard.name)
-    if home.name == shard.name or key.startswith(OURS):
+def misplaced(pool: Pool, shard: Shard, key: bytes, sweeping: str = "") -> bool:
+    """Whether a shard has a key that is not, or no longer, its to serve.
+
+    sweeping: another shard, whose keys nobody may serve for it, however it is doing now.
+    """
+    if key.startswith(OURS):
         return False
-    if home.node.state not in ("out", "suspect"):
+    if sweeping and pool.owner(key).name == sweeping:
+        return True
+    home = pool.home(key, shard.name)
+    if home.name == shard.name:
+        return False
+    if home.node.state not in ("out", "suspect") or not pool.moves(home):
         return True
     stand_in = pool.stand_in(key)
     return stand_in is None or stand_in.name != shard.name
@@ -219,9 +226,10 @@ class Returns:
             await self._make_up(line, pool, address)
             flush = self._flushes(pool, address)
             unused = flush and await self._unused(line, pool, address)
+            unknown = any(guest.everything for guest in self._guests(pool, address))
             if not unused:
                 await self._delete(line, pool, address, deleted)
-                if any(guest.everything for guest in self._guests(pool, address)):
+                if unknown:
                     await self._look_through(line, address)
             fenced = time.monotonic()
             if not await fence():
@@ -233,12 +241,18 @@ class Returns:
             await self._make_up(line, pool, address)
             if self._flushes(pool, address) and not flush:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
+            guests = self._guests(pool, address)
+            if not unused and (
+                any(each.everything for each in guests) > unknown or self._must_look_through(address)
+            ):
+                # it can stand in again, which it could not when it was looked through
+                raise NodeRefuses("what it has of others' keys is not known any more, since a moment ago")
             if unused:
                 async for _ in self._databases(line):
                     await call(line, ("FLUSHDB", "ASYNC"))
             if pool.removes:
                 await self._tell_use(line)
-            while self._to_delete(pool, address, deleted) or self._must_look_through(address):
+            while self._to_delete(pool, address, deleted):
                 await self._delete(line, pool, address, deleted)
         self._debts.pop(address, None)
         unswept = self._unswept.setdefault(address, Owed(pool.remember))
@@ -459,12 +473,13 @@ class Returns:
         async with self._line(where) as line:
             await self._settle(line, pool, where)
             if owed.everything:
-                await self._look_through(line, where)
+                await self._look_through(line, where, home.name)
             else:
-                await self._unlink(line, [key for key in owed.keys if misplaced(pool, shard, key)])
+                keys = [key for key in owed.keys if misplaced(pool, shard, key, home.name)]
+                await self._unlink(line, keys)
 
-    async def _look_through(self, line: Line, address: str) -> None:
-        """Deletes every key of a node that is not its to serve."""
+    async def _look_through(self, line: Line, address: str, sweeping: str = "") -> None:
+        """Deletes every key of a node that is not its to serve; sweeping: see misplaced."""
         async for _ in self._databases(line):
             cursor = b""
             while cursor != b"0":
@@ -473,7 +488,7 @@ class Returns:
                 cursor, keys = found
                 pool, shard = self._place(address)
                 if pool.removes:  # else since a moment ago it does not
-                    await unlink(line, [key for key in keys if misplaced(pool, shard, key)])
+                    await unlink(line, [key for key in keys if misplaced(pool, shard, key, sweeping)])
 
     async def _unlink(self, line: Line, keys: Collection[bytes]) -> None:
         """In every database: nobody remembers which one a key was written in."""

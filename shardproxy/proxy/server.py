@@ -6,12 +6,11 @@ changed but the limit of descriptors, so that a program can run a proxy inside i
 """
 
 import asyncio
-import contextlib
 import functools
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,10 +25,8 @@ from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.reactor import Reactor
-from shardproxy.handlers import scripts
-from shardproxy.handlers.accesslog import AccessEntry, AccessLog
-from shardproxy.handlers.base import BadReply, NodeInfo, Outcome, ProcessRecord
-from shardproxy.handlers.client import ClientRecord, record_of
+from shardproxy.handlers.accesslog import AccessLog
+from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
 from shardproxy.handlers.memcached import Turn
 from shardproxy.handlers.monitor import Monitors
 from shardproxy.handlers.subscriptions import Subscriptions
@@ -37,12 +34,12 @@ from shardproxy.handlers.topology import Watchers
 from shardproxy.handlers.tracking import Trackers
 from shardproxy.proxy import (
     listeners,
-    memcached,
-    probe,
+    parts,
     sessions,  # noqa: F401  # SESSION.* registers itself
 )
-from shardproxy.proxy.certificates import Way, Ways
+from shardproxy.proxy.certificates import Ways
 from shardproxy.proxy.keeper import Keeper
+from shardproxy.proxy.learning import Learner
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
 from shardproxy.proxy.reload import Reloader
@@ -59,8 +56,6 @@ __all__ = ["Proxy", "StartError"]
 CRON = 0.1  # seconds between two calls of reactor.cron
 TAKE_MOST = 64 << 20  # bytes of remembered keys that are handed over; more count as too many
 DRAIN_STEP = 0.01
-CLIENTS_AT_ONCE = 100  # records of them, between two turns of the loop
-ASK_FIRST, ASK_MOST = 0.5, 30.0  # seconds between tries to ask a node that refuses
 SETTLE_STEP = 0.005  # seconds between looks at what is in flight, behind a fence
 
 T = TypeVar("T")
@@ -87,7 +82,6 @@ class Proxy:
         self.run_id = team.run_id if team else secrets.token_hex(20)
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
-        self.node_info: dict[str, NodeInfo] = {}
         self.missed: dict[str, set[str]] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
@@ -118,9 +112,7 @@ class Proxy:
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
         self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
-        self._learning: dict[str, asyncio.Task[None]] = {}
-        self._told: dict[str, list[Any]] = {}  # by address: its reply to COMMAND
-        self._ask_again: dict[str, asyncio.Event] = {}
+        self._learner = Learner(self)
         inherits = taken is not None and taken.knows
         self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)
         self._closing = False
@@ -179,9 +171,9 @@ class Proxy:
         self._tick_cron(loop)
         self._follow()
         if self._team is None:
-            self._keep(self.reloader.run())
+            self.keep(self.reloader.run())
         else:
-            self._keep(self._share_scripts())
+            self.keep(self._share_scripts())
 
     def _open_doors(self) -> None:
         """Accept clients, on the terms of the configuration as it is now."""
@@ -207,7 +199,8 @@ class Proxy:
             self._peers.tell("teach", [[[text, False] for text in texts]])
         self._report()
 
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Runs it beside the rest; it is cancelled when the proxy closes."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -313,12 +306,7 @@ class Proxy:
         pool = self.topology.pools[0]
         addresses = {shard.node.address for shard in pool.shards}
         self._resolver.watch(addresses, pool.resolve_every)
-        for gone in self._learning.keys() - addresses:
-            self._learning.pop(gone).cancel()
-            for known in (self.node_info, self._told, self._ask_again):
-                known.pop(gone, None)
-        for address in addresses - self._learning.keys():
-            self._learning[address] = self._keep(self._learn(address))
+        self._learner.follow(addresses, self._ways)
         if self.keeper:
             self.keeper.follow(self._ways)
 
@@ -342,8 +330,8 @@ class Proxy:
             self._resolver.lost(fields["node"])
         if event == "node_failing":  # not here: what comes of it changes the engine's topology
             asyncio.get_running_loop().call_soon(self._report)
-        if event in ("node_up", "upstream_lost") and (again := self._ask_again.get(fields["node"])):
-            again.set()
+        if event in ("node_up", "upstream_lost"):
+            self._learner.ask_again(fields["node"])
 
     def _report(self) -> None:
         """What the engine has seen of the nodes goes to whoever decides."""
@@ -359,65 +347,13 @@ class Proxy:
         elif self._peers:
             self._peers.evidence(found)
 
-    def _way_to(self, address: str) -> tuple[Way, float]:
-        """How to reach a node and its timeout, as they are now."""
-        pool = self.topology.pools[0]
-        name = next(shard.name for shard in pool.shards if shard.node.address == address)
-        return self._ways.of(pool.name, name), pool.connect_timeout
+    def set_commands(self, table: commands.CommandTable) -> None:
+        """With what the nodes have told of theirs."""
+        self.commands = table
+        self.reactor.set_commands(table)
 
-    async def _learn(self, address: str) -> None:
-        """Asks a node what it is until it says so, and again after each time it was lost."""
-        again = self._ask_again.setdefault(address, asyncio.Event())
-        wait: float | None = 0.0
-        while True:
-            again.clear()
-            try:
-                way, timeout = self._way_to(address)
-                ask = memcached.ask if way.memcached else probe.ask
-                told = await ask(address, way, timeout)
-            except probe.NodeRefuses as refusal:
-                self._refused(address, str(refusal))
-                wait = min(max(ASK_FIRST, 2 * (wait or 0.0)), ASK_MOST)
-            else:
-                self._learnt(address, told, "memcached" if way.memcached else "redis")
-                wait = None
-                if not way.memcached and (not self._team or self._team.slot == 0):
-                    await self._give_functions(address)
-            with contextlib.suppress(TimeoutError):
-                # not wait_for: until Python 3.12 that loses a cancellation that comes with the event
-                async with asyncio.timeout(wait):
-                    await again.wait()
-                # a node that has just come back or gone has other things to do
-                await asyncio.sleep(ASK_FIRST)
-
-    async def _give_functions(self, address: str) -> None:
-        shard = next(
-            (shard.name for shard in self.topology.pools[0].shards if shard.node.address == address), ""
-        )
-        try:
-            given = await scripts.give_functions(self, shard)
-        except BadReply as error:
-            self._refused(address, str(error))
-            return
-        if given:
-            self.log("functions_given", node=address)
-
-    def _refused(self, address: str, reason: str) -> None:
-        known = self.node_info.get(address, NodeInfo())
-        self.node_info[address] = msgspec.structs.replace(known, error=reason)
-        if known.error != reason:
-            self.log("node_refuses", node=address, reason=reason)
-
-    def _learnt(self, address: str, told: probe.Told, protocol: str) -> None:
-        self.node_info[address] = NodeInfo(told.version, told.maxmemory_policy, "", told.databases, protocol)
-        self._tell_version(address, told.version)
-        if told.commands and told.commands != self._told.get(address):
-            self._told[address] = told.commands
-            self.commands = commands.learn(self.commands, list(self._told.values()))
-            self.reactor.set_commands(self.commands)
-            self.log("node_learnt", node=address, version=told.version, commands=len(self.commands.rows()))
-
-    def _tell_version(self, address: str, version: str) -> None:
+    def tell_version(self, address: str, version: str) -> None:
+        """What a node runs, to whoever owns the topology."""
         if self._peers:
             self._peers.node_version(address, version)
             return
@@ -443,9 +379,8 @@ class Proxy:
         self.trackers.follow()
         self._resolver.tell_again()
         for address, node in topology.nodes.items():
-            came_up = node.state == "up" and (address not in before or before[address].state != "up")
-            if came_up and (again := self._ask_again.get(address)):
-                again.set()
+            if node.state == "up" and (address not in before or before[address].state != "up"):
+                self._learner.ask_again(address)
 
     async def settled(self, topology: Topology) -> bool:
         """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
@@ -462,7 +397,7 @@ class Proxy:
     def set_topology(self, topology: Topology) -> asyncio.Task[bool]:
         if topology.generation > self.topology.generation:
             self.apply(topology)
-        return self._keep(self.settled(topology))
+        return self.keep(self.settled(topology))
 
     async def take(self, address: str) -> list[Taken]:
         return [self.taken(address)]
@@ -482,88 +417,42 @@ class Proxy:
 
     # --- what handlers ask (handlers.base.Server) ---
 
+    @property
+    def node_info(self) -> Mapping[str, NodeInfo]:
+        return self._learner.info
+
     def counters(self) -> Mapping[str, int]:
         return self._peers.counters() if self._peers else self.reactor.counters()
 
     def latency(self) -> Mapping[str, Sequence[int]]:
         return self._peers.latency() if self._peers else self.reactor.latency()
 
-    async def own(self, what: str, *args: Any) -> Any:
-        """This worker's part of what concerns all: "clients", "nodes", "process", "denials"..."""
-        if handlers.has_part(what):
-            return await handlers.do_part(self, what, *args)
-        if what == "clients":
-            return await self._clients()
-        parts: dict[str, Callable[[], Any]] = {
-            "nodes": self.reactor.nodes,
-            "databases": self.reactor.used_databases,
-            "process": self._process,
-            "worker": self._worker,
-            "denials": self.access_log.entries,
-            "forget denials": self.access_log.clear,
-        }
-        return parts[what]()
-
-    def _process(self) -> ProcessRecord:
+    def process(self) -> ProcessRecord:
         return process_record(self._lag, self.reactor.blocked())
-
-    def _worker(self) -> WorkerRecord:
-        return WorkerRecord(self._process(), self.reactor.nodes())
-
-    async def _clients(self) -> list[ClientRecord]:
-        """A few at a time: with thousands of clients the others would have to wait."""
-        found = []
-        for number, client in enumerate(self.reactor.clients(), 1):
-            if client.alive:
-                found.append(record_of(client))
-            if number % CLIENTS_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        return found
-
-    async def _all(self, what: str, kind: Any) -> list[Any]:
-        others = await self._peers.ask(what) if self._peers else []
-        return [await self.own(what), *(msgspec.convert(other, kind) for other in others)]
 
     async def everywhere(self, name: str, *args: Any) -> list[Any]:
         others = asyncio.ensure_future(self._peers.ask(name, *args)) if self._peers else None
-        mine = await self.own(name, *args)
+        mine = await handlers.do_part(self, name, *args)
         return [mine, *(await others if others else ())]
 
     def tell_others(self, name: str, args: Sequence[Any]) -> None:
         if self._peers:
             self._peers.tell(name, args)
 
-    async def all_clients(self) -> list[ClientRecord]:
-        found = [record for part in await self._all("clients", list[ClientRecord]) for record in part]
-        return sorted(found, key=lambda record: record.id)
-
-    async def all_nodes(self) -> list[list[dict[str, Any]]]:
-        return await self._all("nodes", list[dict[str, Any]])
-
-    async def all_processes(self) -> list[ProcessRecord]:
-        return await self._all("process", ProcessRecord)
-
     def meet(self) -> None:
         """The others tell this worker what changes from now on: it asks for what there was before."""
-        self._keep(self._meet())
+        self.keep(self._meet())
 
     async def _meet(self) -> None:
         for slot, names in await self._peers.ask("subscriptions") if self._peers else ():
-            self.subscriptions.heard(slot, names)
-
-    async def all_denials(self, forget: bool = False) -> list[AccessEntry]:
-        if forget:
-            await self._all("forget denials", None)
-            return []
-        found = [entry for part in await self._all("denials", list[AccessEntry]) for entry in part]
-        return sorted(found, key=lambda entry: -entry.updated)
+            self.subscriptions.receivers.heard(slot, names)
 
     async def _share_scripts(self) -> None:
         """Those that the others have are this one's too; what EVAL brings here goes to them, see _report."""
         assert self._peers is not None
         self.reactor.share_scripts()
         for part in await self._peers.ask("scripts"):
-            await self.own("teach", part)
+            await handlers.do_part(self, "teach", part)
 
     def transitions_of(self, address: str) -> list[Transition]:
         return self.transitions.of(address)
@@ -583,7 +472,7 @@ class Proxy:
         return {0: os.getpid()} if self._cron is not None else {}
 
     async def all_workers(self) -> dict[int, WorkerRecord]:
-        return {0: self._worker()} if self._cron is not None else {}
+        return {0: parts.worker(self)} if self._cron is not None else {}
 
     def supervisor(self) -> None:
         """It has none: this process is the worker."""

@@ -14,7 +14,7 @@ class Peers(Protocol):
     """The other workers."""
 
     async def ask(self, what: str, *args: Any) -> list[Any]:
-        """What each of them answers to "clients", or a handlers' part; who does not in time is left out."""
+        """What each of them answers as its part of that name; who does not in time is left out."""
 
     def tell(self, what: str, args: Sequence[Any]) -> None:
         """All of them, without an answer."""

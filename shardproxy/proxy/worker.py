@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from shardproxy import handlers
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.acl import Users
@@ -134,7 +135,8 @@ class Worker:
             return self.proxy.topology.generation
         if name == "take":
             return self.proxy.taken(body)
-        return msgspec.to_builtins(await self.proxy.own(name, *(body or ())), builtin_types=(bytes,))
+        part = await handlers.do_part(self.proxy, name, *(body or ()))
+        return msgspec.to_builtins(part, builtin_types=(bytes,))
 
     def _reconfigure(self, config: Config, topology: Topology, credentials: Credentials, users: Users) -> int:
         """The generation that it has then."""

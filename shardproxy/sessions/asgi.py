@@ -72,7 +72,7 @@ class SessionMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await self.store.check()
+                    await self.store.check_at_start()
                 except UnfitPool as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     raise

@@ -10,7 +10,7 @@ logs in here is logged in wherever the store is, and the reverse. cycle_key is a
 privilege, flush the end. With "ASYNC_STORE" the a… methods await it; without, they run in a thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -24,7 +24,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.module_loading import import_string
 
 from shardproxy.core.sessions import operations
-from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable
+from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.operations import Plan
 from shardproxy.core.sessions.records import Timeouts
 from shardproxy.core.sessions.rules import BROUGHT, NEVER
@@ -335,6 +335,10 @@ class SessionMiddleware(DjangoSessionMiddleware):
     meanwhile raises SessionInterrupted, a 400.
     """
 
+    def __init__(self, get_response: Any) -> None:
+        super().__init__(get_response)
+        Configured.now().store.check_at_start()  # a server starts: UnfitPool
+
     def process_request(self, request: HttpRequest) -> None:
         web = Configured.now().web
         environ = dict(request.META)
@@ -434,6 +438,19 @@ class SessionsConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(check_settings)
+        checks.register(check_place, checks.Tags.database)
+
+
+def check_place(databases: Sequence[str] | None = None, **options: Any) -> list[checks.CheckMessage]:
+    """Where sessions are kept, asked as databases are: by `migrate` and `check --database default`."""
+    try:
+        if databases:
+            Configured.now().store.check_at_start()
+    except UnfitPool as error:
+        return [checks.Error(str(error), id="shardproxy.E006")]
+    except (ValueError, TypeError, ImportError):
+        pass  # told by check_settings
+    return []
 
 
 def check_settings(**options: Any) -> list[checks.CheckMessage]:

@@ -1,11 +1,12 @@
 """Clients that write down what they are told, while nodes die, hang, slow down and return: `--minutes 60`
 
-    python -m tests.adversity.chaos --minutes 60 --pool invalidate --workers 2
+    python -m tests.adversity.chaos --minutes 60 --pool invalidate --workers 2 --protocol mixed
 
 Rounds of troubles over the same nodes and the same proxy; after each round everything is well again, every
 key is read once more, and `history.check` judges all of it. Prints a line a round and, at the end, what the
 proxy's memory did; the exit code is 1 when there was a mistake. `--seed 7` repeats the choices of a run, not
-its timing. Node c is behind a network with faults, a and b are reached directly.
+its timing. Node c is behind a network with faults, a and b are reached directly. `--protocol memcached` has
+three memcacheds, `mixed` two and a Redis.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import pytest
 from asking import nodes_of
 from faults import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 from history import OK, OUTCOMES, UNKNOWN, History, Operation, check, number_in, value_of
-from servers import ProxyProcess, pack, redis_nodes, toml, until
+from servers import MemcachedNode, ProxyProcess, RedisNode, pack, toml, until
 
 QUICK = 'timeout = "300ms"\nconnect_timeout = "300ms"\nhealth = { interval = "200ms", timeout = "250ms" }'
 POOLS = {
@@ -38,6 +39,11 @@ POOLS = {
     "flush": f'kind = "cache"\non_shard_down = "rehash"\non_return = "flush"\n{QUICK}',
     "miss": f'kind = "cache"\non_shard_down = "miss"\non_return = "keep"\n{QUICK}',
     "durable": QUICK,
+}
+NODES: dict[str, Sequence[type[RedisNode | MemcachedNode]]] = {  # a, b, c
+    "redis": (RedisNode, RedisNode, RedisNode),
+    "memcached": (MemcachedNode, MemcachedNode, MemcachedNode),
+    "mixed": (RedisNode, MemcachedNode, MemcachedNode),
 }
 PATIENCE = 30.0  # of a client, for any reply
 
@@ -206,12 +212,17 @@ TOXICS: Sequence[tuple[str, list[Toxic]]] = (
 class Stage:
     """Three nodes, a network before the last, a proxy: and what may happen to them, one thing at a time."""
 
-    def __init__(self, stack: contextlib.ExitStack, pool: str, workers: int, seed: int) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, pool: str, workers: int, seed: int, protocol: str = "redis"
+    ) -> None:
         self.random = random.Random(seed)
-        self.nodes = dict(zip("abc", stack.enter_context(redis_nodes(3)), strict=True))
+        self.nodes = {
+            name: stack.enter_context(kind()) for name, kind in zip("abc", NODES[protocol], strict=True)
+        }
         self.network = stack.enter_context(FaultProxy(self.nodes["c"].port))
-        addresses = {name: node.address for name, node in self.nodes.items()} | {"c": self.network.address}
-        config = toml(addresses, top=f"workers = {workers}", pool=POOLS[pool])
+        urls = {name: node.url for name, node in self.nodes.items()}
+        urls["c"] = f"{self.nodes['c'].scheme}://{self.network.address}"
+        config = toml(urls, top=f"workers = {workers}", pool=POOLS[pool])
         self.proxy = stack.enter_context(ProxyProcess(config))
         self.happened: list[str] = []
         self.run: Run | None = None
@@ -260,14 +271,24 @@ class Stage:
         self.hiccup(shard)
 
     def busy(self, shard: str) -> None:
-        with self.nodes[shard].raw() as raw:
+        """Of a memcached, which cannot be: a hiccup."""
+        if not isinstance(node := self.nodes[shard], RedisNode):
+            self.hiccup(shard)
+            return
+        with node.raw() as raw:
             raw.ask("DEBUG", "SLEEP", f"{self.random.uniform(0.1, 0.8):.2f}")
 
     def cut(self, shard: str) -> None:
-        with self.nodes[shard].raw() as raw:
-            for _ in range(3):
-                raw.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                self.more(10)
+        """By the node; the connections to a memcached by the network, so it is c whichever is asked for."""
+        node = self.nodes[shard]
+        for _ in range(3):
+            if isinstance(node, RedisNode):
+                with node.raw() as raw:
+                    raw.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            else:
+                self.happened[-1] = "c cut"
+                self.network.cut()
+            self.more(10)
 
     def toxic(self, shard: str) -> None:
         """Of c, whichever is asked for."""
@@ -330,16 +351,15 @@ class Stage:
         asyncio.run(run.go(lambda: self.troubles(kinds, count)))
         mistakes = check(run.history)
         mistakes += [f"in the log: {event}" for event in self.proxy.events("handler_failed")]
-        for node in self.nodes.values():
-            with node.raw() as raw:
-                raw.ask("FLUSHALL")
+        with self.proxy.raw() as raw:
+            raw.ask("FLUSHALL")
         return run, mistakes
 
 
 @contextlib.contextmanager
-def stage(pool: str, workers: int = 1, seed: int = 1) -> Iterator[Stage]:
+def stage(pool: str, workers: int = 1, seed: int = 1, protocol: str = "redis") -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
-        made = Stage(stack, pool, workers, seed)
+        made = Stage(stack, pool, workers, seed, protocol)
         made.all_up()
         yield made
 
@@ -348,13 +368,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="for each pool")
     parser.add_argument("--pool", choices=[*POOLS, "all"], default="all")
+    parser.add_argument("--protocol", choices=[*NODES], default="redis", help="of the nodes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     args = parser.parse_args()
     wrong = 0
     for pool in POOLS if args.pool == "all" else [args.pool]:
-        with stage(pool, args.workers, args.seed) as made:
+        with stage(pool, args.workers, args.seed, args.protocol) as made:
             wrong += chaos(made, pool, args.clients, 60 * args.minutes)
     return 1 if wrong else 0
 

@@ -111,6 +111,31 @@ def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> N
             nodes[0].resume()
 
 
+@pytest.mark.parametrize("on_return", ["invalidate", "flush"])
+def test_an_outage_before_the_last_one_is_swept_shows_nothing_of_it(on_return: str) -> None:
+    """What b keeps of a's keys could not be deleted yet when a goes again."""
+    with redis_nodes(2) as nodes, nodes[1].raw() as stand_in:
+        config = toml(shards_of(nodes), pool=rehash(on_return))
+        with ProxyProcess(config) as proxy, proxy.raw() as raw:
+            for shard in "ab":
+                becomes(raw, shard, "up")
+            key = key_on(raw, "a")
+            goes(nodes[0], raw, "a", key)
+            assert raw.ask("SET", key, "first") == b"+OK\r\n"
+            stand_in.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+            nodes[0].resume()
+            until(lambda: proxy.events("not_swept"))
+            assert raw.ask("SET", key, "last") == b"+OK\r\n"
+            nodes[0].pause()
+            raw.ask("GET", key)
+            until(lambda: node_of(raw, "a")["state"] == "out")
+            assert raw.value("GET", key) is None
+            stand_in.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+            becomes(raw, "a", "out")
+            assert raw.value("GET", key) is None
+            nodes[0].resume()
+
+
 # --- nodes that are there, and not well ---
 
 

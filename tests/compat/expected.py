@@ -25,14 +25,15 @@ class Entry:
     reason: str
 
 
-def path(nodes: int) -> Path:
-    return FOLDER / f"{NAMES[nodes]}.txt"
+def path(lists: str, nodes: int) -> Path:
+    return FOLDER / f"{lists}{NAMES[nodes]}.txt"
 
 
-def read(nodes: int, proto: int) -> dict[str, str]:
-    """test → reason; ValueError for a line without a reason."""
+def read(lists: str, nodes: int, proto: int) -> dict[str, str]:
+    """test → reason; ValueError for a line without a reason. lists: "" of the proxy, "client-"."""
     found = {}
-    for line in path(nodes).read_text().splitlines() if path(nodes).exists() else ():
+    file = path(lists, nodes)
+    for line in file.read_text().splitlines() if file.exists() else ():
         if not line.strip() or line.startswith("#"):
             continue
         which, test, reason = _split(line)
@@ -50,7 +51,7 @@ def _split(line: str) -> tuple[str, str, str]:
     return which, test, reason.strip()
 
 
-def write(nodes: int, by_proto: Mapping[int, Mapping[str, str]]) -> None:
+def write(lists: str, nodes: int, by_proto: Mapping[int, Mapping[str, str]]) -> None:
     """Both protocols' lists (test → reason) as one file, sorted."""
     two, three = by_proto.get(2, {}), by_proto.get(3, {})
     lines = []
@@ -60,7 +61,7 @@ def write(nodes: int, by_proto: Mapping[int, Mapping[str, str]]) -> None:
         else:
             lines += [f"resp{p}   {test}   {d[test]}" for p, d in ((2, two), (3, three)) if test in d]
     heading = "# Written by `python -m tests.compat --accept`; see tests/compat/expected.py\n"
-    path(nodes).write_text(heading + "".join(line + "\n" for line in lines))
+    path(lists, nodes).write_text(heading + "".join(line + "\n" for line in lines))
 
 
 @dataclass

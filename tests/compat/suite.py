@@ -7,19 +7,22 @@ recorder.py loaded; a test that cannot be stopped is named, and the rest of its 
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent.parent / "build" / "compat"
 VERSION = importlib.metadata.version("redis")
 SOURCE = BUILD / f"redis-{VERSION}"
 PYTHON = BUILD / "venv" / "bin" / "python"
+OURS = BUILD / "ours"  # this project's package, and what it needs beyond redis-py, for runs of its client
 NEEDS = [
     "pytest",
     "pytest-asyncio",
@@ -30,6 +33,8 @@ NEEDS = [
     "pybreaker",
     "redis-entraid",
 ]
+
+NEEDED_BY_US = ["hiredis", "msgspec", "click"]
 
 ONE_TEST = 10  # seconds
 STUCK = 60  # seconds without any progress, until the process is killed
@@ -51,6 +56,12 @@ FILES = [
 # What tells nothing about a server: it fails now and then wherever it runs, or measures the machine
 LEFT_OUT = ["tests/test_himport.py"]
 FILES = [file for file in FILES if file not in LEFT_OUT]
+# Where the fixtures' clients are what is tested
+CLIENT_FILES = [
+    file
+    for file in FILES
+    if re.search("test_(commands|pipeline|pubsub|lock|scripting|encoding|monitor|func|keyspace|hash)", file)
+]
 
 
 @dataclass
@@ -60,6 +71,18 @@ class Outcome:
     outcome: str
     text: str = ""
     seconds: float = 0.0
+    asked: bool = False  # a client of ours was made in it, where the suite is run with one
+
+
+class Way(NamedTuple):
+    """How the suite is run. ours: our package and hiredis beside it; plugins: of this folder."""
+
+    ours: bool = False
+    plugins: tuple[str, ...] = ("recorder",)
+    environment: Mapping[str, str] = {}
+
+
+PLAIN = Way()
 
 
 def fetch() -> None:
@@ -75,16 +98,29 @@ def fetch() -> None:
         subprocess.run([PYTHON, "-m", "pip", "-q", "install", *NEEDS], check=True)
 
 
-def run(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) -> dict[str, Outcome]:
+def fetch_ours() -> None:
+    """What a run of the client needs in the suite's environment; apart, for redis-py sees hiredis, too."""
+    if not OURS.exists():
+        command = [PYTHON, "-m", "pip", "-q", "install", "--target", OURS, *NEEDED_BY_US]
+        subprocess.run(command, check=True)
+    if not (OURS / "shardproxy").exists():
+        (OURS / "shardproxy").symlink_to(HERE.parent.parent / "shardproxy")
+
+
+def run(
+    port: int, nodes: Sequence[int], proto: int, what: Sequence[str], way: Way = PLAIN
+) -> dict[str, Outcome]:
     """Runs files or single tests against `port`; nodes: the ports of the Redis behind it, or itself."""
     found: dict[str, Outcome] = {}
     for file in dict.fromkeys(each.partition("::")[0] for each in what):
         chosen = [each for each in what if each.partition("::")[0] == file]
-        found |= _one_file(port, nodes, proto, chosen)
+        found |= _one_file(port, nodes, proto, chosen, way)
     return found
 
 
-def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) -> dict[str, Outcome]:
+def _one_file(
+    port: int, nodes: Sequence[int], proto: int, what: Sequence[str], way: Way
+) -> dict[str, Outcome]:
     results = BUILD / f"results-{os.getpid()}.jsonl"
     results.unlink(missing_ok=True)
     found: dict[str, Outcome] = {}
@@ -95,8 +131,7 @@ def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) 
                 "-m",
                 "pytest",
                 "-q",
-                "-p",
-                "recorder",
+                *(part for plugin in way.plugins for part in ("-p", plugin)),
                 "-p",
                 "no:cacheprovider",
                 "-p",
@@ -114,7 +149,8 @@ def _one_file(port: int, nodes: Sequence[int], proto: int, what: Sequence[str]) 
             *what,
         ]
         environment = os.environ | {
-            "PYTHONPATH": str(HERE),
+            **way.environment,
+            "PYTHONPATH": os.pathsep.join(map(str, [HERE, *([OURS] if way.ours else [])])),
             "COMPAT_RESULTS": str(results),
             "COMPAT_NODES": ",".join(map(str, nodes)),
         }
@@ -159,6 +195,9 @@ def read(results: Path) -> tuple[dict[str, Outcome], str | None]:
         record = json.loads(line)
         if "begun" in record:
             running = record["begun"]
+            continue
+        if "asked" in record:
+            found.setdefault(record["asked"], Outcome("passed")).asked = True
             continue
         test = found.setdefault(record["test"], Outcome("passed"))
         test.seconds += record.get("seconds", 0.0)

@@ -122,6 +122,7 @@ TTL @s
 TYPE @s
 UNLINK @s @l
 WAIT 0 1
+WAITAOF 0 0 1
 
 GEOADD @g 1 1 c
 GEODIST @g a b

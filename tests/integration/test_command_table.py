@@ -21,7 +21,7 @@ from shardproxy.core.commands import CommandTable, builtin, learn
 
 TABLE = builtin()
 ROWS = [row for row in TABLE.records if not row.name.startswith(("proxy", "session."))]
-OF_REDIS_7_0 = [row for row in ROWS if row.name not in ("client|setinfo", "client|no-touch")]
+OF_REDIS_7_0 = [row for row in ROWS if row.since != "7.2.0"]
 KEYED = [row for row in OF_REDIS_7_0 if row.has_keys]
 
 

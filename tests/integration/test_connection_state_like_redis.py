@@ -47,6 +47,11 @@ CLIENT PAUSE 30 WRITE; GET {t}a; SET {t}a 1; GET {t}a; CLIENT PAUSE 30; GET {t}a
 SET {t}a 1; WATCH {t}a; HELLO 3; SELECT 2; MULTI; SELECT 0; GET {t}a; EXEC; HELLO 2; SELECT 0
 SET {t}a 1; HELLO 3; WATCH {t}a; SET {t}a 2; MULTI; CLIENT GETNAME; EXEC; BLPOP {t}l 0.02; HELLO 2; BLPOP {t}l 0.02
 HSET {t}h a 1; ZADD {t}z 1 a; MULTI; HGETALL {t}h; HELLO 4; HELLO 3; HGETALL {t}h; GET {t}no; ZSCORE {t}z a; EXEC; HGETALL {t}h; DEL {t}h {t}z; HELLO 2
+HSET {t}h a 1; ZADD {t}z 1 a; HELLO 3; MULTI; HGETALL {t}h; HELLO 2; HGETALL {t}h; GET {t}no; LPOP {t}no 2; ZRANGE {t}z 0 -1 WITHSCORES; EXEC; HGETALL {t}h
+HSET {t}h a 1; HELLO 3; MULTI; HELLO 2 AUTH a wrong; HGETALL {t}h; HELLO 2 SETNAME me; HELLO 3; HGETALL {t}h; SELECT 1; HELLO 2; GET {t}no; EXEC; GET {t}no; SELECT 0
+HSET {t}h a 1; HELLO 3; WATCH {t}h; MULTI; HELLO 2; HGETALL {t}h; EXEC; HELLO 3; WATCH {t}h; HSET {t}h a 2; MULTI; HELLO 2; HGETALL {t}h; EXEC; HGETALL {t}h
+HSET {t}h a 1; HELLO 3; MULTI; HELLO 2; NOSUCH; EXEC; HGETALL {t}h; MULTI; HELLO 2; HGETALL {t}h; DISCARD; HGETALL {t}h; MULTI; HELLO 2; INCR {t}h; EXEC
+GET {t}a; HELLO 3; CLIENT TRACKING ON; GET {t}a; HELLO 2; PING; CLIENT TRACKINGINFO; CLIENT TRACKING OFF
 """  # noqa: E501
 
 
@@ -87,7 +92,7 @@ def test_every_program_is_answered_as_by_redis(
         with proxy.raw() as ours, oracle.raw() as theirs:
             for raw in ours, theirs:
                 for db in range(6):
-                    raw.send(b"SELECT %d\r\nDEL {t}a {t}b {t}l {t}m {t}s {t}z\r\n" % db)
+                    raw.send(b"SELECT %d\r\nDEL {t}a {t}b {t}h {t}l {t}m {t}s {t}z\r\n" % db)
                     raw.frames(2)
                 raw.ask("SELECT", 0)
             got, expected = play(ours, commands, proto, at_once), play(theirs, commands, proto, at_once)

@@ -341,6 +341,27 @@ async def test_the_sweep_tries_until_a_stand_in_answers(nodes: list[RedisNode]) 
     assert keys_of(nodes[1]) == set()
 
 
+@pytest.mark.parametrize("on_return", ["invalidate", "flush"])
+@pytest.mark.parametrize("state", ["suspect", "out"])
+async def test_an_outage_during_a_sweep_spares_no_stand_in(
+    nodes: list[RedisNode], state: State, on_return: str
+) -> None:
+    """What it keeps is old, though it would be the stand-in again (found by hours of chaos)."""
+    fleet = Fleet(nodes, on_return)
+    mine, own = homed(fleet, "a", 20), homed(fleet, "b", 1)
+    everywhere(nodes[1:2], *mine, *own)
+    fleet.put(nodes[0], "out")
+    fleet.wrote(nodes[0], *mine)
+
+    async def fence() -> bool:
+        return True
+
+    assert await fleet.returns.bring_back(nodes[0].address, 0.0, fence)
+    fleet.topology = fleet.topology.with_node_state(nodes[0].address, state, swept=False)
+    await fleet.returns.sweep(nodes[0].address)
+    assert keys_of(nodes[1]) == {own[0].decode()}
+
+
 # --- probes ---
 
 

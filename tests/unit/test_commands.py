@@ -261,9 +261,9 @@ def test_every_row_is_sane(record: Row) -> None:
 
 
 def test_an_undecided_command_cannot_slip_through() -> None:
-    for flags, specs in [((), ()), (("admin",), (KeySpec(index=1),))]:
+    for flags, specs in [("", ""), ("admin", "1 RW")]:
         with pytest.raises(ValueError, match="must be said"):
-            command_policy.decide(Row(name="new", arity=2, flags=flags, key_specs=specs), {})
+            command_policy.decide(["new", 2, flags, "", specs, "", "generic", "", ""], {})
 
 
 # --- COMMAND ---

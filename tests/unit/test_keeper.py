@@ -442,3 +442,30 @@ def test_misplaced_keys() -> None:
                 assert stand_in is not None and set(places) == {"a", stand_in.name}
             else:
                 assert places == [home.name]
+
+
+@pytest.mark.parametrize("state", ["up", "suspect", "out"])
+def test_what_stand_ins_keep_of_one_that_is_being_swept_is_misplaced_however_it_is_doing(state: str) -> None:
+    fleet = FakeFleet()
+    pool = fleet.topology.with_node_state(A, state, swept=False).pools[0]  # type: ignore[arg-type]
+    drained = pool.with_draining(["a"])
+    for key in (b"key %d" % number for number in range(300)):
+        if pool.owner(key).name != "a":
+            continue
+        for shard in pool.shards:
+            assert misplaced(pool, shard, key) == (shard.name != "a")
+            assert misplaced(pool, shard, key, "a") or shard.name == "a"
+        for shard in drained.shards[1:]:
+            assert misplaced(drained, shard, key, "a")
+
+
+def test_guests_of_one_that_is_out_again_and_not_swept_are_with_nobody() -> None:
+    """a is out; b, which stood in for it, has been out as well, and c then: what c keeps is old."""
+    topology = FakeFleet().topology.with_node_state(A, "out")
+    pool = topology.with_node_state(B, "out", swept=False).pools[0]
+    a, b, c = pool.shards
+    assert (pool.mode(a), pool.mode(b), pool.mode(c)) == ("miss", "miss", "serve")
+    for key in (b"key %d" % number for number in range(100)):
+        assert misplaced(pool, c, key) == (pool.owner(key).name != "c")
+    swept = topology.with_node_state(B, "out", swept=True).pools[0]
+    assert [swept.mode(shard) for shard in swept.shards] == ["move", "move", "serve"]

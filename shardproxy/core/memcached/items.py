@@ -26,6 +26,7 @@ class Ask(NamedTuple):
     replies: int = 1
     writes: bool = False  # it must not run twice
     pause: float = 0.0  # seconds, before it is sent
+    spare: bool = False  # the command has run already: if no answer comes, () will do
 
 
 T = TypeVar("T")

@@ -142,12 +142,12 @@ def flush(node: Node, name: str, args: Args) -> Steps[Value]:
     started = False
     for _ in range(TIDY_TRIES):
         if not started:
-            reply = yield from one(node, b"lru_crawler crawl all\r\n", "OK BUSY ERROR CLIENT_ERROR")
-            if reply.code not in ("OK", "BUSY"):
+            said = yield Ask(b"lru_crawler crawl all\r\n", spare=True)
+            if not said or said[0].code not in ("OK", "BUSY"):
                 break
-            started = reply.code == "OK"
-        (reply,) = yield Ask(b"stats\r\n", pause=TIDY_PAUSE)
-        if started and reply.flags.get("lru_crawler_running") == b"0":
+            started = said[0].code == "OK"
+        said = yield Ask(b"stats\r\n", pause=TIDY_PAUSE, spare=True)
+        if not said or (started and said[0].flags.get("lru_crawler_running") == b"0"):
             break
     return OK
 

@@ -15,6 +15,9 @@ from shardproxy.core import errors
 KEY_MOST, BINARY_MOST = 250, 186  # bytes of a key: as text, and as base64
 _NOT_TEXT = bytes([*range(33), 127])
 HEADER = 56  # bytes of an item beside its key and value: its header, with CAS
+# What lists all keys. The first goes through the hash table, and misses none that stays; a node too old
+# for it (BADCLASS) goes through its LRUs, and leaves out what is moved or locked at the moment.
+LISTINGS = (b"lru_crawler metadump hash\r\n", b"lru_crawler metadump all\r\n")
 
 
 class Refused(Exception):
@@ -114,6 +117,11 @@ class Frames:
             at = end
         del self._held[:at]
         return found
+
+    @property
+    def held(self) -> bool:
+        """A part of a reply has come, and its end has not."""
+        return bool(self._held)
 
     def _end(self, at: int) -> int:
         held = self._held

@@ -58,7 +58,9 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def ms(self) -> tuple[int, int, int]:
         """absolute, idle, renewal: as scripts take them."""
-        return tuple(max(1, round(min(each * 1000, LONGEST))) for each in (self.absolute, self.idle, self.renewal))  # type: ignore[return-value]  # three of them
+        return tuple(
+            max(1, round(min(each * 1000, LONGEST))) for each in (self.absolute, self.idle, self.renewal)
+        )  # type: ignore[return-value]  # three of them
 
 
 CLASSES: Mapping[str, Timeouts] = {
@@ -114,9 +116,17 @@ class Meta(NamedTuple):
         parts: list[int] = []
         for number in (self.created & (1 << 48) - 1, self.absolute, self.idle, self.renewal):
             parts += divmod(number, 1 << 32)
-        return _META.pack(
-            self.schema, *parts, self.version, *divmod(due, 1 << 32), self.handle.encode(), self.nonce.encode()
-        ) + LETTER_OF_KIND.get(self.kind, self.kind).encode()
+        return (
+            _META.pack(
+                self.schema,
+                *parts,
+                self.version,
+                *divmod(due, 1 << 32),
+                self.handle.encode(),
+                self.nonce.encode(),
+            )
+            + LETTER_OF_KIND.get(self.kind, self.kind).encode()
+        )
 
 
 def field_of(name: str) -> str:
