@@ -17,7 +17,7 @@ import logging
 import secrets as chance
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from shardproxy.core.sessions import operations
@@ -76,7 +76,7 @@ class Session(BoundSession):
     """A session of a `SessionStore`: a dict, and what below can be done with it."""
 
     def __init__(self, store: "SessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: SessionStore = store
 
     def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -121,7 +121,7 @@ class AsyncSession(BoundSession):
     """A session of an `AsyncSessionStore`: as `Session`, and what reaches the store is awaited."""
 
     def __init__(self, store: "AsyncSessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: AsyncSessionStore = store
 
     async def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -415,9 +415,11 @@ class AsyncSessionStore(BaseStore):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.check(), AT_START)
 
-    async def _run(self, plan: Plan) -> Any:
-        if not self._checked:
-            await self.check()
+    def _run(self, plan: Plan) -> Awaitable[Any]:
+        return awaited(plan, self._executor.run) if self._checked else self._run_checked(plan)
+
+    async def _run_checked(self, plan: Plan) -> Any:
+        await self.check()
         return await awaited(plan, self._executor.run)
 
 

@@ -37,23 +37,30 @@ class SessionData(MutableMapping[str, Any]):
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
     """
 
+    # Until an operation says otherwise: one is made for every request
+    accessed = unavailable = late = False
+    _cookie_changed = False
+    _presented: Identity | None = None  # of the request's cookie, when it was genuine
+    _followed: Identity | None = None  # where the presented id has led
+    _timeouts: Timeouts | None = None  # of this session alone, wanted
+    _identity: Identity | None = None
+    _meta: Meta | None = None  # as it was read; what each save changes is beside it
+    _user_id: str | None = None
+    _nonce = ""
+    _version = 0
+    _now = _ttl = _renew_at = 0  # ms, of the node, at the last operation
+
     def __init__(self, codec: Codec, device: Mapping[str, Any] | None = None) -> None:
         self._codec = codec
-        self.accessed = False
-        self.unavailable = False
-        self.device: dict[str, Any] = dict(device or {})
-        self._presented: Identity | None = None  # of the request's cookie, when it was genuine
-        self._timeouts: Timeouts | None = None  # of this session alone, wanted
-        self._empty()
+        self.device: dict[str, Any] = dict(device) if device else {}
+        self._forget()
 
     def _empty(self) -> None:
         """As if nothing had ever been stored."""
-        self._identity: Identity | None = None
-        self._meta: Meta | None = None
+        self._identity = self._followed = self._meta = self._user_id = None
         self.late = self._cookie_changed = False
-        self._followed: Identity | None = None  # where the presented id has led
-        self._user_id: str | None = None
-        self._now = self._ttl = 0  # ms, of the node, at the last operation
+        self._nonce = ""
+        self._version = self._now = self._ttl = self._renew_at = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -68,6 +75,7 @@ class SessionData(MutableMapping[str, Any]):
         return dict(self.__dict__)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.__dict__.clear()
         self.__dict__.update(state)
 
     # --- what it is ---
@@ -75,14 +83,6 @@ class SessionData(MutableMapping[str, Any]):
     @property
     def handle(self) -> str:
         return self._identity.tag + self._meta.handle if self._identity and self._meta else ""
-
-    @property
-    def _version(self) -> int:
-        return self._meta.version if self._meta else 0
-
-    @property
-    def _nonce(self) -> str:
-        return self._meta.nonce if self._meta else ""
 
     @property
     def user_id(self) -> str | None:
@@ -125,7 +125,7 @@ class SessionData(MutableMapping[str, Any]):
     @property
     def renewal_due(self) -> bool:
         """A new id is due: `renew()`, or `save()`, makes it where a cookie can be sent."""
-        return self._meta is not None and self._now >= self._meta.renew_at
+        return self._meta is not None and self._now >= self._renew_at
 
     @property
     def id_followed(self) -> bool:

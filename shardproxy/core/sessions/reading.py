@@ -54,11 +54,9 @@ def alive(rules: Rules, session: SessionData, touch: bool = False) -> Plan:
         rules, session._identity, again=True, touch=rules.touch if touch else NEVER
     )
     if record is not None:
-        assert session._meta is not None
-        # `_meta.version` stays: what others have changed is not seen
-        session._identity = found
-        session._meta = record.meta._replace(version=session._meta.version)
-        session._now, session._ttl = record.now, record.ttl
+        # `_version` stays: what others have changed is not seen
+        session._identity, session._nonce = found, record.meta.nonce
+        session._now, session._ttl, session._renew_at = record.now, record.ttl, record.meta.renew_at
     return record is not None
 
 
@@ -79,7 +77,9 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
 
 
 def adopt(session: SessionData, who: Identity, record: Record) -> None:
-    session._identity, session._meta = who, record.meta
+    meta = session._meta = record.meta
+    session._identity, session._nonce = who, meta.nonce
+    session._version, session._renew_at = meta.version, meta.renew_at
     session._now, session._ttl = record.now, record.ttl
 
 

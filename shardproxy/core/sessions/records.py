@@ -11,6 +11,7 @@ name    a key of the session, encoded (see `Codec`); opaque to the scripts. Ours
 """
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
 
 
 # What an encoding has in it that may be NaN or infinite: JSON says null, msgpack the number itself
-_NOT_FINITE = {0: (b"null",), MSGPACK: (b"\xcb\x7f", b"\xcb\xff")}
+_NOT_FINITE = {0: re.compile(b"null"), MSGPACK: re.compile(b"\xcb[\x7f\xff]")}
 
 
 class Undecodable(Exception):
@@ -164,6 +165,7 @@ class Codec:
         self._encode: Callable[[Any], bytes] = (
             msgspec.msgpack.Encoder().encode if self.flags else msgspec.json.Encoder().encode
         )
+        self._not_finite = _NOT_FINITE[self.flags].search
         self._json, self._msgpack = msgspec.json.Decoder().decode, msgspec.msgpack.Decoder().decode
         self._ciphers: dict[bytes, Any] = {}
         if encrypt:
@@ -176,7 +178,7 @@ class Codec:
         try:
             field.isascii() or field.encode()
             data = self._encode(value)
-            if any(sign in data for sign in _NOT_FINITE[self.flags]):
+            if self._not_finite(data):
                 json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise NotStorable(f"the field {field!r} of a session cannot be stored: {_why(error)}") from None

@@ -116,6 +116,7 @@ class Rules:
         self.grace, self.bound = round(grace * 1000), max(1, round(bound * 1000))
         self.max_sessions, self.when_full, self.on_event = max_sessions or 0, when_full, on_event
         self.counters: Counter[str] = Counter()
+        self.saving = f"{touch}  "  # what `save` begins with when there is nothing to be said
         self._looking = {how: f"{how} {touch} {self.grace}" for how in (BROUGHT, LED, AGAIN)}
 
     def record_key(self, tag: str, hash: str) -> str:

@@ -67,7 +67,7 @@ def renew(rules: Rules, session: SessionData) -> Plan:
 def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool, fresh: bool) -> Plan:
     codec = rules.codec
     # Steps that a script cannot do, as it cannot read the field: done here, if nobody has changed the record
-    counted = any(change.what in COUNTED for change in changes)
+    counted = bool(session._ops)
     here = counted and not codec.plain_json
     # A client that heard no answer may send it again: then it must not be done twice
     token = text(rules.chance(6)) if counted or optimistic else ""
@@ -85,7 +85,8 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
             reply = yield Call("renew", (*rules.keys(who), rules.keys(target)[0]), args)
         else:
             times = " ".join(map(str, session._timeouts.ms)) if session._timeouts else ""
-            reply = yield Call("save", rules.keys(who), [f"{rules.touch} {expected} {times}", *steps])
+            head = f"{rules.touch} {expected} {times}" if expected or times else rules.saving
+            reply = yield Call("save", rules.keys(who), [head, *steps])
         status = reply[0]
         if status == b"OK":
             _written(rules, session, target, sent, reply, nonce if fresh else "")
@@ -213,24 +214,22 @@ def _written(
     rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: str
 ) -> None:
     _, now, ttl, version, renew_at, results = reply
-    found, meta = {}, session._meta
-    assert meta is not None
+    found = {}
     if results:
         key = rules.keys(who)[0]
         for field, data in zip(results[::2], results[1::2], strict=True):
             name = field.decode("utf-8", "surrogatepass")
             found[name_of(name)] = rules.codec.open(key, name, data)
-    if session._timeouts:
+    if session._timeouts and session._meta:
         absolute, idle, renewal = session._timeouts.ms
-        meta = meta._replace(absolute=absolute, idle=idle, renewal=renewal)
-    if version != meta.version + (1 if changes or not nonce else 0):
-        version = meta.version  # others' changes have not been seen: optimistic saves must fail
-    session._meta = meta._replace(version=version, renew_at=renew_at, nonce=nonce or meta.nonce)
-    session._now, session._ttl = now, ttl
+        session._meta = session._meta._replace(absolute=absolute, idle=idle, renewal=renewal)
+    if version == session._version + (1 if changes or not nonce else 0):
+        session._version = version  # else others' changes have not been seen: optimistic saves must fail
+    session._now, session._ttl, session._renew_at = now, ttl, renew_at
     session._saved(changes, found)
     rules.counters["saves"] += 1
     if nonce:
-        session._identity, session._cookie_changed = who, True
+        session._identity, session._nonce, session._cookie_changed = who, nonce, True
         rules.event("renewed", session.handle, session._user_id)
 
 
