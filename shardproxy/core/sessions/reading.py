@@ -64,9 +64,7 @@ def alive(rules: Rules, session: SessionData, touch: bool = False) -> Plan:
     return record is not None
 
 
-def _fill(
-    rules: Rules, session: SessionData, who: Identity, found: Identity, record: Record | None
-) -> bool:
+def _fill(rules: Rules, session: SessionData, who: Identity, found: Identity, record: Record | None) -> bool:
     """Puts what was read of `who` into the session; whether that is anything."""
     rules.counters["loads"] += 1
     if record is None:
