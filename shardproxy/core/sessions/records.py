@@ -243,14 +243,11 @@ class Codec:
         try:
             for field, data in fields.items():
                 name = field.decode("utf-8", "surrogatepass")
-                if name[:1] == "\0" and name[1:2] != ".":  # of ours, perhaps of a later release
-                    continue
-                if simple and data[0] >= 8:  # most of them
-                    value = json(data)
-                else:
-                    value, data = self.open(key, name, data)
-                name = name_of(name)
-                values[name], plain[name] = value, data
+                if simple and data[0] >= 8 and field[:1] != b"\0":  # most of them
+                    values[name], plain[name] = json(data), data
+                elif field[:1] != b"\0" or field[1:2] == b".":  # else of ours, perhaps of a later release
+                    own = name_of(name)
+                    values[own], plain[own] = self.open(key, name, data)
         except (Undecodable, SessionUnavailable):
             raise
         except Exception as error:
