@@ -50,7 +50,7 @@ NODES: dict[str, Sequence[type[RedisNode | MemcachedNode]]] = {  # a, b, c
 }
 PATIENCE = 30.0  # of a client, for any reply
 PATIENT = 60.0  # seconds that a machine with other work may take until a node is judged
-WARM = 3  # rounds until the memory is what it is to stay
+WARM = 10  # rounds until the memory is what it is to stay
 
 # --- those who ask ---
 
