@@ -50,7 +50,7 @@ NODES: dict[str, Sequence[type[RedisNode | MemcachedNode]]] = {  # a, b, c
 }
 PATIENCE = 30.0  # of a client, for any reply
 PATIENT = 60.0  # seconds that a machine with other work may take until a node is judged
-WARM = 3  # rounds until the memory is what it is to stay
+WARM = 10  # rounds until the memory is what it is to stay
 
 # --- those who ask ---
 
@@ -411,38 +411,27 @@ def main() -> int:
 
 
 def chaos(pool: str, args: argparse.Namespace) -> Summary:
-    """Rounds for so long, in a process of its own."""
-    start, number, wrong, memory, seen = time.monotonic(), 0, 0, [0], Counter[str]()
-    with stage(pool, args.workers, args.seed, args.protocol) as made:
-        while time.monotonic() < start + 60 * args.minutes:
-            number += 1
-            first = len(made.happened)
-            try:
-                run, mistakes = made.round(
-                    f"{pool}{number}", args.clients, pool != "durable", len(Stage.KINDS)
-                )
-            except pytest.fail.Exception as error:
-                print(f"{pool} {number}: {error}\n{made.proxy.log_text()[-3000:]}", flush=True)
-                wrong += 1
-                break
-            memory.append(made.memory())
-            wrong += len(mistakes)
-            seen.update(run.seen)
-            print(
-                f"{pool} {number}: {dict(run.seen)}, {memory[-1] / 1e6:.1f} MB, {len(mistakes)} mistakes",
-                flush=True,
-            )
-            if mistakes:
-                print("  " + "; ".join(made.happened[first:]), *mistakes[:20], sep="\n  ", flush=True)
-        return Summary(
-            pool,
-            number,
-            len(made.happened),
-            seen.total(),
-            wrong,
-            (time.monotonic() - start) / 60,
-            (memory[min(WARM, len(memory) - 1)], memory[-1]),
-        )
+    """Rounds for so long, in a process of its own; a wait in vain ends them, and is a mistake."""
+    start, happened, memory, wrong, seen = time.monotonic(), list[str](), list[int](), 0, Counter[str]()
+    try:
+        with stage(pool, args.workers, args.seed, args.protocol) as made:
+            while not memory or time.monotonic() < start + 60 * args.minutes:
+                made.happened = []
+                name = f"{pool}{len(memory) + 1}"
+                run, mistakes = made.round(name, args.clients, pool != "durable", len(Stage.KINDS))
+                memory.append(made.memory())
+                happened += made.happened
+                wrong += len(mistakes)
+                seen.update(run.seen)
+                told = f"{dict(run.seen)}, {memory[-1] / 1e6:.1f} MB, {len(mistakes)} mistakes"
+                print(f"{time.strftime('%X')} {name}: {told}", flush=True)
+                if mistakes:
+                    print("  " + "; ".join(made.happened), *mistakes[:20], sep="\n  ", flush=True)
+    except pytest.fail.Exception as error:
+        print(f"{pool}: {error}", flush=True)
+        wrong += 1
+    minutes, around = (time.monotonic() - start) / 60, memory[WARM - 1 : WARM] + memory[-1:] or [0]
+    return Summary(pool, len(memory), len(happened), seen.total(), wrong, minutes, (around[0], around[-1]))
 
 
 if __name__ == "__main__":

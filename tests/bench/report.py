@@ -18,7 +18,7 @@ from tests.bench.load import Sample, versions
 from tests.bench.measures import HIGHER_IS_BETTER, UNITS, Goal, Measure
 from tests.bench.memory import CEILING, Footprint
 from tests.bench.peers import Peer
-from tests.bench.processes import busy_percent, need, output_of
+from tests.bench.processes import BenchError, busy_percent, need, output_of
 
 OURS = "shardproxy"
 COMPARED = ("twemproxy", "envoy")
@@ -153,6 +153,13 @@ def startup_table(figures: dict[str, float]) -> str:
     return markdown(["start", "CPU, ms", "goal", "met"], rows)
 
 
+def named(peer: type[Peer]) -> str:
+    try:
+        return f"{peer.name} {peer.version()}"
+    except BenchError as error:
+        return f"{peer.name}: {error}"
+
+
 def machine(peers: Sequence[type[Peer]]) -> str:
     """What the figures were taken on, and with which versions."""
     model = "unknown processor"
@@ -166,6 +173,6 @@ def machine(peers: Sequence[type[Peer]]) -> str:
         f"{os.cpu_count()} cores ({model}), {busy_percent():.0f} % busy before the start",
         f"Linux {platform.release()}, TCP congestion control {congestion}",
         f"3 nodes of redis-server {redis.removeprefix('v=')}, redis-benchmark {versions()}",
-        *(f"{peer.name} {peer.version()}" for peer in peers),
+        *map(named, peers),
     ]
     return "\n".join(f"- {fact}" for fact in facts)
