@@ -22,6 +22,7 @@ ROWS = [row for row in TABLE.records if not row.subcommands and row.name != "qui
 OURS = {row.name for row in TABLE.records if row.group in ("proxy", "session")} | {
     "client|no-touch",
     "client|setinfo",
+    "waitaof",
 }
 
 
