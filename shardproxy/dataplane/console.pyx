@@ -16,6 +16,7 @@ from shardproxy.dataplane.engine cimport (
     MOVE, OF_LISTENER, PAUSE_ALL, PAUSE_WRITES, UP, Client, Engine, Node, Upstream, monotonic_us,
 )
 from shardproxy.dataplane.links cimport ask, due_in, open_link
+from shardproxy.dataplane.losses cimport named
 from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance
@@ -128,7 +129,11 @@ cdef class Console(Engine):
         return all(answered(self, number) for (_, where), number in self.numbers.items() if where == address)
 
     def take_ghosts(self, str address):
-        return self.ghosts.pop(address, [])
+        found = self.ghosts.pop(address, [])
+        for index, told in self.killed.items():         # by whoever is just connecting, if nothing comes between
+            if self.upstreams[<int>index].killing and self.node_list[self.upstreams[<int>index].node].name == address.encode():
+                found += told
+        return found
 
     # --- scripts, and all keys: see reactor.pyi ---
 
@@ -186,7 +191,7 @@ cdef class Console(Engine):
         for i in range(self.upstream_count):
             u = self.upstreams[i]
             if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
-                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(named(u))
         return found
 
     def set_address(self, str node, str address):

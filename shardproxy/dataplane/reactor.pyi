@@ -81,11 +81,11 @@ class Reactor:
     def answered(self, address: str) -> bool:
         """Whether it owes no reply to what was sent before the last topology, given up or not."""
 
-    def take_ghosts(self, address: str) -> list[int]:
-        """CLIENT IDs of connections to it that were closed with requests on them; forgotten."""
+    def take_ghosts(self, address: str) -> list[str]:
+        """Connections to it, lost with requests on them, in the words of CLIENT KILL; forgotten."""
 
-    def connection_ids(self) -> dict[str, list[int]]:
-        """CLIENT IDs there of the connections to each node that are up."""
+    def connection_ids(self) -> dict[str, list[str]]:
+        """The connections to each node that are up, in the words of CLIENT KILL there."""
 
     def placed(self) -> list[tuple[int, str]]:
         """(node number, shard name) in the order of the ring, but for those whose keys are elsewhere."""

@@ -83,6 +83,7 @@ cdef class Reactor(Console):
         self.written_bytes = {}
         self.databases = {0}
         self.ghosts = {}
+        self.killed = {}
         self.asks = {}
         self.links = {}
         self.told = []
