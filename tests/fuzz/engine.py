@@ -349,6 +349,13 @@ async def hostile_nodes(field: Field) -> None:
     await asyncio.gather(field.many("valid", 25), field.many("spoilt", 10), field.many("leaving", 5))
 
 
+async def hostile_memcached(field: Field) -> None:
+    """One among nodes that are well: what it says must reach nobody else."""
+    for node in field.fake:
+        node.vice = None if isinstance(node, HostileMemcached) else "none"
+    await asyncio.gather(field.many("valid", 25), field.many("spoilt", 10), field.many("leaving", 5))
+
+
 async def one_vice(field: Field) -> None:
     vice = field.rnd.choice(list(VICES))
     for node in field.fake:
@@ -386,16 +393,8 @@ async def openings(field: Field) -> None:
 ROUNDS: dict[str, Callable[[Field], Awaitable[None]]] = {
     each.__name__: each
     for each in (
-        spoilt,
-        random_bytes,
-        valid,
-        leaving,
-        greedy,
-        crowd,
-        hostile_nodes,
-        one_vice,
-        node_dies,
-        openings,
+        *(spoilt, random_bytes, valid, leaving, greedy, crowd, openings),
+        *(hostile_nodes, hostile_memcached, one_vice, node_dies),
     )
 }
 
