@@ -219,5 +219,5 @@ def _named(asker: Asker, args: Sequence[Any]) -> str:
 
 def _awaits_proxies(asker: Any) -> bool:
     """No proxy has told the topology yet."""
-    follower = getattr(asker, "watcher", None) or getattr(asker, "follower", None)
+    follower = getattr(asker, "follower", None) or getattr(asker, "watcher", None)
     return follower is not None and follower.following.topology is None
