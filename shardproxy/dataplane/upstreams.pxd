@@ -8,6 +8,8 @@ cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexc
 cdef void keep_lane(Engine e, Client *c) noexcept nogil
 # The same for who is no client.
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept
+# To a node that need not serve its shard any more, but answers; NULL: there is no way.
+cdef Upstream *upstream_anyhow(Engine e, int number, uint64_t due) noexcept
 cdef Upstream *own_of(Client *c, int number) noexcept nogil
 # One more upstream of that node, not connected; NULL: no memory.
 cdef Upstream *upstream_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept
@@ -19,6 +21,8 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
                  uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept
 cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept
 cdef void upstream_writable(Engine e, Upstream *u) noexcept
+# A lost connection that its greeting was to kill is gone, or not.
+cdef void killed(Engine e, Upstream *u, bint done) noexcept
 cdef void upstream_flush(Engine e, Upstream *u) noexcept
 cdef void upstream_done(Upstream *u) noexcept nogil
 cdef void upstream_leave(Engine e, Upstream *u) noexcept

@@ -26,7 +26,7 @@ from shardproxy.config import (
     read_users,
 )
 from shardproxy.config.tables import differences
-from shardproxy.core import acl, errors
+from shardproxy.core import acl, acl_rules, errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
@@ -313,12 +313,12 @@ class Reloader:
     async def _setuser(self, by: str, name: bytes, rules: Sequence[bytes]) -> Outcome:
         called = name.decode(errors="surrogateescape")
         known = self._users.get(called)
-        if known is None and not acl.is_name(called):
+        if known is None and not acl_rules.is_name(called):
             return Outcome(errors.ACL_NAME)
         words = [rule.decode(errors="surrogateescape") for rule in rules]
         try:
-            changed = acl.modify(known or acl.User(called), words)
-        except acl.Refused as refused:
+            changed = acl_rules.modify(known or acl.User(called), words)
+        except acl_rules.Refused as refused:
             if refused.unmatched:
                 return Outcome(errors.acl_unmatched(refused.found))
             return Outcome(errors.acl_setuser(refused.found, refused.redis))

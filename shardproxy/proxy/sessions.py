@@ -26,7 +26,7 @@ import msgspec
 
 from shardproxy.config import Config, ConfigError, SessionsConfig, read_session_secrets
 from shardproxy.config.sessions import timeouts_of
-from shardproxy.core import acl, errors, reply
+from shardproxy.core import acl, acl_rules, errors, reply
 from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.data import SessionData
 from shardproxy.core.sessions.errors import (
@@ -142,7 +142,7 @@ async def _run_script(server: Server, call: ScriptCall) -> list[Any]:
 def granted(server: Server, call: "Call") -> bool:
     """By name or by @session; a refusal is in ACL LOG."""
     name = (call.client.user or acl.DEFAULT.encode()).decode(errors="surrogateescape")
-    if acl.grants_apart(server.users.get(name), call.row.name, server.commands):
+    if acl_rules.grants_apart(server.users.get(name), call.row.name, server.commands):
         return True
     denied = server.access_log.denied
     denied(time.time(), call.client, name, "command", "toplevel", call.row.name.encode())

@@ -81,7 +81,7 @@ class Slot:
         self.channel: Channel | None = None
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
-        self.connections: dict[str, list[int]] = {}  # CLIENT IDs of its connections, by node
+        self.connections: dict[str, list[str]] = {}  # its connections, by node, in the words of CLIENT KILL
 
     @property
     def alive(self) -> bool:
@@ -106,12 +106,12 @@ class Supervisor:
         self.stopping = False
         inherits = taken is not None and taken.knows
         self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
-        self._databases = {0}  # that clients have used, as far as the workers have been asked
+        self._databases = {0}  # that clients have used, as far as the workers have told
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
         self._ghosts: dict[
-            str, list[int]
+            str, list[str]
         ] = {}  # connections of dead workers: a node may still read from them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
@@ -306,7 +306,8 @@ class Supervisor:
             self.keeper.observe(body)
             return None
         if name == "connections":
-            slot.connections = body
+            slot.connections, databases = body
+            self._databases.update(databases)
             return None
         if name == "version":
             address, version = body
