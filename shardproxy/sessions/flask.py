@@ -118,11 +118,11 @@ class Sessions(SessionInterface):
                 _refuse(response)
                 return
         headers = response.headers
-        cookie, beside = self.web.leaving(
-            session.visit, session, ", ".join(headers.getlist("Vary")), headers.get("Cache-Control", "")
-        )
+        vary, cache_control = ", ".join(headers.getlist("Vary")), headers.get("Cache-Control", "")
+        cookie, beside = self.web.leaving(session.visit, session, vary, cache_control)
+        put = headers.set if vary or cache_control else headers.add  # which looks for none to replace
         for name, value in beside.items():
-            headers[name] = value
+            put(name, value)
         if cookie:
             headers.add("Set-Cookie", cookie)
 
