@@ -73,8 +73,8 @@ CLASSES: Mapping[str, Timeouts] = {
 LETTER_OF_KIND = {"anonymous": "a", "signed_in": "s", "remember_me": "r"}
 KIND_OF_LETTER = {letter.encode(): kind for kind, letter in LETTER_OF_KIND.items()}
 
-# schema 1 byte; created 6; absolute, idle, renewal 5 each; version 4; due 5, the rest of renew_at after created;
-# handle 8, nonce 8; then the class. Later schemas begin likewise. Numbers of 5 and 6 bytes are two here
+# schema 1 byte; created 6; absolute, idle, renewal 5 each; version 4; due 5, of renew_at what comes after
+# created; handle 8, nonce 8; then the class. Later schemas begin likewise. Numbers of 5 and 6 bytes are two
 _META = struct.Struct(">BHIBIBIBIIBI8s8s")
 LEAST_META = _META.size + 1
 LONGEST = (1 << 39) - 1  # ms of a timeout: due must fit, too
