@@ -257,6 +257,8 @@ cdef struct Upstream:
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
+    char address[64]            # ours, as the node sees it; empty: not known
+    uint32_t killing            # replies to CLIENT KILL still to come, before it is up: of Engine.killed
     uint64_t since              # when it was connected
     uint64_t progress           # when it last answered something or was idle
     uint64_t done               # requests answered since `measured`
@@ -402,7 +404,8 @@ cdef class Engine:
     cdef dict written                       # node number -> keys written elsewhere
     cdef dict written_bytes                 # node number -> their bytes; -1: too many, forgotten
     cdef set databases                      # those that clients have used
-    cdef dict ghosts                        # address -> CLIENT IDs there of connections we left with requests on them
+    cdef dict ghosts                        # address -> connections there that were lost with requests on them: losses.ghost
+    cdef dict killed                        # number of an upstream -> those that its greeting kills
     cdef Stale *stale                       # NULL: stale_while_down is not set
     cdef uint64_t *stamps                   # of writes, shared by all workers' stores; NULL: this is the only one
     cdef tuple stale_terms                  # what it was made for

@@ -2,6 +2,7 @@ from shardproxy.dataplane.engine cimport Engine, Node, Upstream
 
 # A piece of evidence against a node.
 cdef void blame(Engine e, Node *node, const char *why, bint refused) noexcept
+cdef str named(const Upstream *u)
 cdef void ghost(Engine e, Upstream *u) noexcept
 cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noexcept
 # What may be sent again stays in the queue of an upstream that is down; the rest is answered.

@@ -45,15 +45,24 @@ cdef void blame(Engine e, Node *node, const char *why, bint refused) noexcept:
         e.event("node_failing", {"node": node.name.decode(errors="replace"), "reason": why.decode(errors="replace")})
 
 
+cdef str named(const Upstream *u):
+    """A connection, in the words of CLIENT KILL. A node that has restarted counts anew: its address is ours all the same."""
+    cdef bytes address = u.address
+    return f"ID {u.id} ADDR {address.decode(errors='replace')}" if address else f"ID {u.id}"
+
+
 cdef void ghost(Engine e, Upstream *u) noexcept:
-    """We leave a connection on which requests are: the node may read them later, unless it is told not to."""
+    """Requests are on a connection that we leave or lose: the node may read them later, unless it is told not to.
+
+    Whoever connects to it next tells it, before anything else is sent.
+    """
     cdef bytes address = e.node_list[u.node].name
     cdef list known
     if e.node_list[u.node].gone:
         return                  # it never returns
     if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
         known = e.ghosts.setdefault(address.decode(errors="replace"), [])
-        known.append(u.id)
+        known.append(named(u))
         del known[:-GHOSTS]
 
 
@@ -75,8 +84,7 @@ cdef void upstream_lost(Engine e, Upstream *u, const char *why, bint reset) noex
             node.speaks = 0     # it may come back newer
         e.event("upstream_lost", {"node": node.name.decode(errors="replace"), "reason": reason.decode(errors="replace"),
                                   "in_flight": u.tail - u.head})
-        if reset:
-            ghost(e, u)
+        ghost(e, u)
     upstream_leave(e, u)
     u.moving = moving
     u.wanted = True

@@ -327,7 +327,8 @@ def meta_greeting(username, password):
 
 
 def greeting(proto, username, password):
-    """What a new upstream says first, and how many replies that has: log in, choose the protocol, ask who we are, show life."""
+    """What a new upstream says first, and how many replies that has: log in, choose the protocol, ask who we are and where
+    from, show life."""
     parts = []
     if proto == 3:
         parts.append([b"HELLO", b"3", *([b"AUTH", (username or "default").encode(), password.encode()]
@@ -335,6 +336,7 @@ def greeting(proto, username, password):
     elif password:
         parts.append([b"AUTH", *([username.encode()] if username else []), password.encode()])
     parts.append([b"CLIENT", b"ID"])
+    parts.append([b"CLIENT", b"INFO"])
     parts.append([b"PING"])
     packed = b"".join(b"*%d\r\n" % len(part) + b"".join(b"$%d\r\n%b\r\n" % (len(a), a) for a in part)
                       for part in parts)

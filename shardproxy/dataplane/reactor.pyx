@@ -26,7 +26,8 @@ from shardproxy.dataplane.engine cimport (
     SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, ask_meta, due_in, open_link, tell
+from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
+from shardproxy.dataplane.losses cimport named
 from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
@@ -103,6 +104,7 @@ cdef class Reactor(Engine):
         self.written_bytes = {}
         self.databases = {0}
         self.ghosts = {}
+        self.killed = {}
         self.asks = {}
         self.links = {}
         self.told = []
@@ -489,7 +491,11 @@ cdef class Reactor(Engine):
         return all(answered(self, number) for (_, where), number in self.numbers.items() if where == address)
 
     def take_ghosts(self, str address):
-        return self.ghosts.pop(address, [])
+        found = self.ghosts.pop(address, [])
+        for index, told in self.killed.items():         # by whoever is just connecting, if nothing comes between
+            if self.upstreams[<int>index].killing and self.node_list[self.upstreams[<int>index].node].name == address.encode():
+                found += told
+        return found
 
     # --- scripts, and all keys: see reactor.pyi ---
 
@@ -547,7 +553,7 @@ cdef class Reactor(Engine):
         for i in range(self.upstream_count):
             u = self.upstreams[i]
             if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
-                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(u.id)
+                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(named(u))
         return found
 
     def set_address(self, str node, str address):
@@ -586,13 +592,15 @@ cdef class Reactor(Engine):
         self.counted_patterns = patterns
 
     def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
-            int frames=1, keys=(), double timeout=-1):
+            int frames=1, keys=(), double timeout=-1, bint meta=False):
         cdef Client *c = client.at() if client is not None else NULL
         cdef Upstream *u
         cdef uint64_t due = due_in(self, timeout, write)
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
-        if self.node_list[node].memcached:
+        if meta and not self.node_list[node].memcached:
+            raise ValueError("it is no memcached")
+        if self.node_list[node].memcached and not meta:
             self.told.append((done, (meta_refusal(self, node, request),)))
             self.wake()
             return
@@ -609,23 +617,6 @@ cdef class Reactor(Engine):
                 if c != NULL:
                     c.wrote |= <uint64_t>1 << (node & 63)
             ask(self, u, c, request, len(request), frames, write, due, done)
-        self.wake()
-
-    def ask_memcached(self, int node, bytes request, done, *, int frames=1, bint write=True,
-                      ClientHandle client=None, keys=(), double timeout=-1):
-        cdef Client *c = client.at() if client is not None else NULL
-        cdef Upstream *u
-        cdef uint64_t due = due_in(self, timeout, write)
-        if not 0 <= node < self.node_count or not self.node_list[node].used or not self.node_list[node].memcached:
-            raise ValueError("there is no such memcached node")
-        u = upstream_for(self, node, c, due) if c != NULL else upstream_at(self, node, 2, 0, due)
-        if u == NULL:
-            self.told.append((done, (self.text[:self.text_size],)))
-        else:
-            if write:
-                for key in keys:
-                    wrote(self, key, len(key))
-            ask_meta(self, u, c, request, len(request), frames, write, due, done)
         self.wake()
 
     def memcached(self, int node):

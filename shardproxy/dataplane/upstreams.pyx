@@ -41,6 +41,7 @@ cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
+    KILLED = 100                # lost connections that one greeting has killed on the node: the latest
     PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
@@ -188,6 +189,7 @@ cdef void greet(Engine e, Upstream *u) noexcept:
     greeting, u.greetings = e.greetings[u.node][0 if u.raised else u.proto - 2]
     u.greeted = wall_us()
     u.extras = 0
+    greeting += kills(e, u)
     if u.db:
         greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
         u.extras += 1
@@ -204,6 +206,31 @@ cdef void greet(Engine e, Upstream *u) noexcept:
         greeting += tracking[0]
         u.extras += tracking[1]
     say(e, u, greeting)
+
+
+cdef bytes kills(Engine e, Upstream *u):
+    """For the greeting: what was sent on connections that were lost must not run after what is to be sent on this one."""
+    cdef bytes address = e.node_list[u.node].name
+    cdef list known = e.ghosts.get(address.decode(errors="replace"), [])
+    cdef list told = [each for each in known if " ADDR " in each][-KILLED:]
+    if not told:
+        return b""
+    for each in told:
+        known.remove(each)
+    u.killing = <uint32_t>len(told)
+    e.killed[u.index] = told
+    return b"".join(
+        b"*6\r\n$6\r\nCLIENT\r\n$4\r\nKILL\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in each.encode().split(b" "))
+        for each in told)
+
+
+cdef void killed(Engine e, Upstream *u, bint done) noexcept:
+    """What the node says of the first of these; else it is told again, by another."""
+    cdef bytes address = e.node_list[u.node].name
+    cdef str each = e.killed[u.index].pop(0)
+    u.killing -= 1
+    if not done:
+        e.ghosts.setdefault(address.decode(errors="replace"), []).append(each)
 
 
 cdef void say(Engine e, Upstream *u, bytes greeting) noexcept:
@@ -637,6 +664,9 @@ cdef void upstream_leave(Engine e, Upstream *u) noexcept:
     u.failures = 0
     u.retry_at = 0
     u.id = 0
+    u.address[0] = 0
+    while u.killing:
+        killed(e, u, False)
     u.generation += 1
     unlearn(u)
 

@@ -332,8 +332,7 @@ class Keeper:
             back = address if shard.returning else ""
             # one that goes on draining returns when it has drained: nothing of its keys comes back now
             if back or (watch.away and not shard.draining):
-                away_for = self._clock() - watch.health.since if watch.away else 0.0
-                sweep = await self._returns.bring_back(address, away_for, lambda: self._fence(watch))
+                sweep = await self._returns.bring_back(address, lambda: self._fence(watch))
         except NodeRefuses as failure:
             reason = str(failure)
             returned = False

@@ -1,6 +1,6 @@
 """How a node that was out comes back: the fenced sequence, and what is swept after it.
 
- 1. our old connections to the node are killed there by id, since bytes in its socket buffers would run later;
+ 1. our old connections to the node are killed there, since bytes in its socket buffers would run later;
     what the workers wrote or deleted elsewhere meanwhile is taken from them and deleted on the node, and
     its functions and scripts are made those of the others when these have changed;
  2. the fence: no worker has anything of its keys in flight, and all have said so;
@@ -18,7 +18,6 @@ Anything that fails ends the return, and what is owed is kept. Nothing is remove
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
@@ -47,7 +46,7 @@ PER_KEY = 64  # bytes that a remembered key costs beside its own
 class Taken(NamedTuple):
     """What one worker knows of a node that is out; it has forgotten it now."""
 
-    ghosts: Sequence[int]  # CLIENT IDs of our connections, closed with requests on them
+    ghosts: Sequence[str]  # our connections that were lost with requests on them: "ID 3 ADDR 10.0.0.1:60500"
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
     missed: Sequence[str] = ()  # what of CODE has changed on the others meanwhile
@@ -61,7 +60,7 @@ class Known(msgspec.Struct, array_like=True, frozen=True):
     address: str
     keys: list[bytes] = []
     everything: bool = False
-    ghosts: list[int] = []
+    ghosts: list[str] = []
     missed: list[str] = []
     databases: list[int] = []  # that clients have used, on any node
 
@@ -140,7 +139,7 @@ class Returns:
         self, fleet: Fleet, way: Callable[[str], Way], run_id: str, log: Callable[..., None]
     ) -> None:
         self._fleet, self._way, self._run_id, self._log = fleet, way, run_id.encode(), log
-        self._ghosts: dict[str, set[int]] = {}
+        self._ghosts: dict[str, set[str]] = {}
         self._missed: dict[str, set[str]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
@@ -231,17 +230,17 @@ class Returns:
 
     # --- the return ---
 
-    async def bring_back(self, address: str, away_for: float, fence: Callable[[], Awaitable[bool]]) -> bool:
+    async def bring_back(self, address: str, fence: Callable[[], Awaitable[bool]]) -> bool:
         """Everything that comes before the node is up again; True: then `sweep` it. Raises NodeRefuses.
 
-        Nothing waits between its last look at what the node has to delete and its end. away_for: seconds.
+        Nothing waits between its last look at what the node has to delete and its end.
         """
         pool, shard = self._place(address)
         started = time.monotonic()
         deleted: set[bytes] = set()  # over this very connection: to this life of the node
         async with self._line(address) as line:
             await self._collect(pool, address)
-            await self._kill_ghosts(line, address, away_for)
+            await self._kill_ghosts(line, address)
             await self._make_up(line, pool, address)
             flush = self._flushes(pool, address)
             unused = flush and await self._unused(line, pool, address)
@@ -256,7 +255,7 @@ class Returns:
             if removes(self._place(address)[0]) != removes(pool):
                 raise NodeRefuses("the policy of its pool has just changed")
             await self._collect(pool, address)
-            await self._kill_ghosts(line, address, away_for)
+            await self._kill_ghosts(line, address)
             await self._make_up(line, pool, address)
             if self._flushes(pool, address) and not flush:
                 raise NodeRefuses("more keys were written meanwhile than are remembered")
@@ -316,7 +315,7 @@ class Returns:
             if time.monotonic() > limit:
                 raise NodeRefuses("it has not answered what was sent before its keys moved")
             await asyncio.sleep(SETTLE_STEP)
-        await self._kill_ghosts(line, address, 0.0)
+        await self._kill_ghosts(line, address)
 
     def _guests(self, pool: Pool, address: str) -> list[Owed]:
         """What is owed to others whose keys are elsewhere now, which it may have, and not the newest."""
@@ -333,16 +332,11 @@ class Returns:
             pool.on_return == "invalidate" and self._owed[address].everything
         )
 
-    async def _kill_ghosts(self, line: Line, address: str, away_for: float) -> None:
-        """Connections that are younger than the outage are others': a node that restarts counts anew."""
+    async def _kill_ghosts(self, line: Line, address: str) -> None:
         ghosts = sorted(self._ghosts.get(address, ()))
         if not ghosts:
             return
-        (listed,) = await line.ask(("CLIENT", "LIST", "ID", *ghosts))
-        if isinstance(listed, bytes):  # an error before Redis 6.2
-            fields = [dict(re.findall(r"\b(id|age)=(\d+)", text)) for text in listed.decode().splitlines()]
-            ghosts = [int(each["id"]) for each in fields if int(each["age"]) >= int(away_for)]
-        for reply in await line.ask(*(("CLIENT", "KILL", "ID", number) for number in ghosts)):
+        for reply in await line.ask(*(("CLIENT", "KILL", *ghost.split(" ")) for ghost in ghosts)):
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
         self._ghosts.pop(address, None)

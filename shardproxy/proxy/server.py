@@ -112,7 +112,7 @@ class Proxy:
         self._taken = taken
         self.inherits, self.handed_over = taken is not None, asyncio.Event()
         self._resolver = Resolver(self._tell_address, self._address_changed)
-        self._connections: dict[str, list[int]] = {}  # to nodes, as they were last told
+        self._connections: dict[str, list[str]] = {}  # to nodes, as they were last told
         self._learner = Learner(self)
         inherits = taken is not None and taken.knows
         self.keeper = None if team else Keeper(self, self.run_id, self.log, inherits=inherits)

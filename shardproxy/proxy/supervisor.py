@@ -81,7 +81,7 @@ class Slot:
         self.channel: Channel | None = None
         self.ready = asyncio.Event()
         self.deaths = 0  # in a row, of young workers
-        self.connections: dict[str, list[int]] = {}  # CLIENT IDs of its connections, by node
+        self.connections: dict[str, list[str]] = {}  # its connections, by node, in the words of CLIENT KILL
 
     @property
     def alive(self) -> bool:
@@ -111,7 +111,7 @@ class Supervisor:
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
         self._ghosts: dict[
-            str, list[int]
+            str, list[str]
         ] = {}  # connections of dead workers: a node may still read from them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []

@@ -28,10 +28,10 @@ class Peers(Protocol):
     def evidence(self, found: list[Any]) -> None:
         """What this one's engine has seen of the nodes, for the Keeper."""
 
-    def connections(self, ids: Mapping[str, Sequence[int]], databases: Sequence[int]) -> None:
+    def connections(self, ghosts: Mapping[str, Sequence[str]], databases: Sequence[int]) -> None:
         """This one's connections, by node, and the databases that its clients have used: it may die.
 
-        ids: CLIENT IDs; requests may be on them.
+        ghosts: in the words of CLIENT KILL; requests may be on them.
         """
 
     async def operate(self, what: str, *args: Any) -> Outcome:

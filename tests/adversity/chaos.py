@@ -1,12 +1,12 @@
 """Clients that write down what they are told, while nodes die, hang, slow down and return: `--minutes 60`
 
-    python -m tests.adversity.chaos --minutes 60 --pool invalidate --workers 2 --protocol mixed
+    python -m tests.adversity.chaos --minutes 60 --pool invalidate flush --at-once --protocol mixed
 
 Rounds of troubles over the same nodes and the same proxy; after each round everything is well again, every
-key is read once more, and `history.check` judges all of it. Prints a line a round and, at the end, what the
-proxy's memory did; the exit code is 1 when there was a mistake. `--seed 7` repeats the choices of a run, not
-its timing. Node c is behind a network with faults, a and b are reached directly. `--protocol memcached` has
-three memcacheds, `mixed` two and a Redis.
+key is read once more, and `history.check` judges all of it. Prints a line a round and, at the end, one a pool
+with what the proxy's memory did; the exit code is 1 when there was a mistake. `--seed 7` repeats the choices
+of a run, not its timing. Node c is behind a network with faults, a and b are reached directly.
+`--protocol memcached` has three memcacheds, `mixed` two and a Redis.
 """
 
 import argparse
@@ -18,8 +18,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     here = Path(__file__).parent
@@ -46,6 +49,8 @@ NODES: dict[str, Sequence[type[RedisNode | MemcachedNode]]] = {  # a, b, c
     "mixed": (RedisNode, MemcachedNode, MemcachedNode),
 }
 PATIENCE = 30.0  # of a client, for any reply
+PATIENT = 60.0  # seconds that a machine with other work may take until a node is judged
+WARM = 3  # rounds until the memory is what it is to stay
 
 # --- those who ask ---
 
@@ -320,7 +325,7 @@ class Stage:
         assert self.run is not None
         done = self.run.history.operations
         goal = len(done) + count
-        until(lambda: len(done) >= goal, f"{count} more operations after {self.happened[-3:]}")
+        until(lambda: len(done) >= goal, f"{count} more operations after {self.happened[-3:]}", PATIENT)
 
     def states(self) -> dict[str, str]:
         with self.proxy.raw() as raw:
@@ -328,12 +333,16 @@ class Stage:
 
     def wait_for(self, shard: str, state: str, really: bool) -> None:
         if really:
-            until(lambda: self.states()[shard] == state, f"{shard} to be {state}: {self.happened[-3:]}")
+            until(
+                lambda: self.states()[shard] == state,
+                f"{shard} to be {state}: {self.happened[-3:]}",
+                PATIENT,
+            )
         else:
             time.sleep(self.random.uniform(0, 0.3))
 
     def all_up(self) -> None:
-        until(lambda: set(self.states().values()) == {"up"}, f"all to be up: {self.happened[-3:]}")
+        until(lambda: set(self.states().values()) == {"up"}, f"all to be up: {self.happened[-3:]}", PATIENT)
 
     def memory(self) -> int:
         """Resident bytes of the proxy, with its workers."""
@@ -364,47 +373,76 @@ def stage(pool: str, workers: int = 1, seed: int = 1, protocol: str = "redis") -
         yield made
 
 
+class Summary(NamedTuple):
+    """What came of one pool. memory: resident bytes of the proxy, once it was warm and at the end."""
+
+    pool: str
+    rounds: int
+    troubles: int
+    replies: int
+    mistakes: int
+    minutes: float
+    memory: tuple[int, int]
+
+    def __str__(self) -> str:
+        early, late = self.memory
+        return (
+            f"{self.pool}: {self.minutes:.0f} minutes, {self.rounds} rounds, {self.troubles} troubles, "
+            f"{self.replies} replies, {self.mistakes} mistakes; "
+            f"memory {early / 1e6:.1f} → {late / 1e6:.1f} MB"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="for each pool")
-    parser.add_argument("--pool", choices=[*POOLS, "all"], default="all")
+    parser.add_argument("--pool", choices=[*POOLS, "all"], nargs="+", default=["all"])
+    parser.add_argument("--at-once", action="store_true", help="the pools, each with nodes of its own")
     parser.add_argument("--protocol", choices=[*NODES], default="redis", help="of the nodes")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     args = parser.parse_args()
-    wrong = 0
-    for pool in POOLS if args.pool == "all" else [args.pool]:
-        with stage(pool, args.workers, args.seed, args.protocol) as made:
-            wrong += chaos(made, pool, args.clients, 60 * args.minutes)
-    return 1 if wrong else 0
+    pools = list(POOLS) if "all" in args.pool else args.pool
+    with ProcessPoolExecutor(len(pools) if args.at_once else 1, get_context("spawn")) as processes:
+        found = list(processes.map(partial(chaos, args=args), pools))
+    print(*found, sep="\n")
+    return 1 if any(each.mistakes for each in found) else 0
 
 
-def chaos(made: Stage, pool: str, clients: int, seconds: float) -> int:
-    """Rounds for so long; how many mistakes."""
-    end, wrong, number, memory = time.monotonic() + seconds, 0, 0, list[int]()
-    while time.monotonic() < end:
-        number += 1
-        first = len(made.happened)
-        try:
-            run, mistakes = made.round(f"{pool}{number}", clients, pool != "durable", len(Stage.KINDS))
-        except pytest.fail.Exception as error:
-            print(f"{pool} {number}: {error}\n{made.proxy.log_text()[-3000:]}")
-            return wrong + 1
-        memory.append(made.memory())
-        wrong += len(mistakes)
-        print(
-            f"{pool} {number}: {dict(run.seen)}, {memory[-1] / 1e6:.1f} MB, {len(mistakes)} mistakes",
-            flush=True,
+def chaos(pool: str, args: argparse.Namespace) -> Summary:
+    """Rounds for so long, in a process of its own."""
+    start, number, wrong, memory, seen = time.monotonic(), 0, 0, [0], Counter[str]()
+    with stage(pool, args.workers, args.seed, args.protocol) as made:
+        while time.monotonic() < start + 60 * args.minutes:
+            number += 1
+            first = len(made.happened)
+            try:
+                run, mistakes = made.round(
+                    f"{pool}{number}", args.clients, pool != "durable", len(Stage.KINDS)
+                )
+            except pytest.fail.Exception as error:
+                print(f"{pool} {number}: {error}\n{made.proxy.log_text()[-3000:]}", flush=True)
+                wrong += 1
+                break
+            memory.append(made.memory())
+            wrong += len(mistakes)
+            seen.update(run.seen)
+            print(
+                f"{pool} {number}: {dict(run.seen)}, {memory[-1] / 1e6:.1f} MB, {len(mistakes)} mistakes",
+                flush=True,
+            )
+            if mistakes:
+                print("  " + "; ".join(made.happened[first:]), *mistakes[:20], sep="\n  ", flush=True)
+        return Summary(
+            pool,
+            number,
+            len(made.happened),
+            seen.total(),
+            wrong,
+            (time.monotonic() - start) / 60,
+            (memory[min(WARM, len(memory) - 1)], memory[-1]),
         )
-        if mistakes:
-            print("  " + "; ".join(made.happened[first:]), *mistakes[:20], sep="\n  ", flush=True)
-    early, late = memory[min(2, len(memory) - 1)], memory[-1]
-    print(
-        f"{pool}: {number} rounds, {len(made.happened)} troubles, {wrong} mistakes; "
-        f"memory {early / 1e6:.1f} MB after the first rounds, {late / 1e6:.1f} MB at the end"
-    )
-    return wrong
 
 
 if __name__ == "__main__":

@@ -318,11 +318,21 @@ class FaultProxy(Server):
         super().__init__()
         self.target = target
         self.toxics: Sequence[Toxic] = toxics
+        self._fronts: set[asyncio.StreamWriter] = set()
 
     def add(self, toxic: Toxic) -> Toxic:
         """From now on, after those that there are; for `remove`."""
         self.toxics = [*self.toxics, toxic]
         return toxic
+
+    def forsake(self) -> None:
+        """Every open connection is reset, and the server does not learn of it: what is on its way arrives."""
+
+        async def go() -> None:
+            for writer in list(self._fronts):
+                reset(writer)
+
+        _Background.run(go())
 
     def remove(self, toxic: Toxic) -> None:
         self.toxics = [each for each in self.toxics if each is not toxic]
@@ -330,6 +340,7 @@ class FaultProxy(Server):
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers.add(back)
+        self._fronts.add(writer)
         try:
             await asyncio.gather(
                 Link(self, "up", reader, (back, writer)).pump(),
@@ -337,6 +348,7 @@ class FaultProxy(Server):
             )
         finally:
             self._writers.discard(back)
+            self._fronts.discard(writer)
             back.close()
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from asking import counters, key_on, shard_of
-from faults import FakeNode, FaultProxy, Latency, Slicer, Talk, Timeout, obey
+from faults import FakeNode, FaultProxy, Latency, Link, Send, Slicer, Talk, Timeout, Toxic, obey
 from servers import ProxyProcess, RedisNode, pack, redis_nodes, toml, until
 
 # what the engine does alone: fail open is for good, no node is put out
@@ -42,7 +42,7 @@ class Stage:
             "cmd=ping",
             "cmd=NULL",
             "cmd=function|list",
-            "cmd=client|id",
+            "cmd=client|i",
         )
         return [line.split()[0] for line in lines if not any(other in line for other in others)]
 
@@ -160,6 +160,47 @@ def test_only_no_progress_resets() -> None:
         stage.slow_node.resume()
         until(lambda: raw.ask("GET", stage.slow) == b"$5\r\nvalue\r\n")
         assert counters(raw)["upstream_resets"] == 1
+
+
+class Held(Toxic):
+    """What is sent to the node stays in the network until it is let go."""
+
+    side = "up"
+
+    def __init__(self) -> None:
+        self.count, self.free, self.gone = 0, False, False
+
+    async def chunk(self, link: Link, data: bytes, send: Send) -> None:
+        self.count += 1
+        while not self.free:
+            await asyncio.sleep(0.01)
+        try:
+            await send(data)
+        finally:
+            self.gone = True
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["reset by us", "lost"])
+def test_what_a_connection_that_is_lost_still_holds_does_not_run_over_what_came_later(ours: bool) -> None:
+    """No node goes out: it is whoever connects next that has it killed."""
+    with stage_of('timeout = "300ms"\nreset_after = "900ms"\nconnect_timeout = "2s"' + ALONE) as stage:
+        raw, key = stage.raw, stage.slow
+        assert raw.ask("SET", key, "first") == b"+OK\r\n"
+        held = Held()
+        stage.network.add(held)
+        raw.send(pack("SET", key, "held"))
+        until(lambda: held.count)
+        stage.network.remove(held)
+        if not ours:
+            stage.network.forsake()
+        assert raw.frame().startswith((b"-TIMEOUT", b"-UNKNOWN"))
+        until(lambda: stage.proxy.events("upstream_lost"))
+        until(lambda: raw.ask("SET", key, "last") == b"+OK\r\n")
+        held.free = True
+        until(lambda: held.gone)
+        with stage.slow_node.raw() as node:
+            until(lambda: len(stage.upstreams) <= 1, "the node to have read what the network held")
+            assert node.value("GET", key) == "last"
 
 
 def test_slow_progress_is_progress() -> None:

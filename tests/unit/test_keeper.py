@@ -116,7 +116,7 @@ def returns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The steps of returns, which are not made here."""
     steps: list[str] = []
 
-    async def bring_back(_: Any, address: str, away_for: float, fence: Callable[[], Awaitable[bool]]) -> bool:
+    async def bring_back(_: Any, address: str, fence: Callable[[], Awaitable[bool]]) -> bool:
         steps.append(f"begin {address}")
         if not await fence():
             raise NodeRefuses("a worker does not acknowledge")
