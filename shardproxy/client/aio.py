@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import redis.asyncio
 from redis._parsers.encoders import Encoder
+from redis.asyncio.client import Monitor
 from redis.asyncio.lock import Lock
 from redis.commands import AsyncCoreCommands, AsyncRedisModuleCommands
 from redis.commands.core import AsyncScript
@@ -28,7 +29,7 @@ from redis.exceptions import LockError, ResponseError, WatchError
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Lost
 from shardproxy.client.base import Batch
-from shardproxy.client.errors import PartialError
+from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
@@ -68,6 +69,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     """
 
     _is_async_client: Literal[True] = True
+    _event_dispatcher: Any = None
 
     def __init__(
         self,
@@ -353,6 +355,13 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
                 except WatchError:
                     if watch_delay:
                         await asyncio.sleep(watch_delay)
+
+    def monitor(self) -> Monitor:
+        """redis-py's, of the only shard's node. Raises ResponseError where there are several."""
+        shards = self.asker.layout.shards
+        if len(shards) > 1:
+            raise refusal(NOT_SUPPORTED.format("MONITOR", "on_shard(name).monitor() shows one shard's node"))
+        return Monitor(self.on_shard(shards[0].name).connection_pool)
 
     def pubsub(self, **options: Any) -> "AsyncShardedPubSub":
         """Channels are subscribed to on the shard of their name, where publish() goes; patterns on all."""

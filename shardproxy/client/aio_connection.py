@@ -102,6 +102,7 @@ class Connection(asyncio.Protocol):
         self.lost: str | None = None  # why it is of no more use
         self.error: RedisError | None = None  # what the node said against the greeting
         self.slow = False  # it could not be connected to in time
+        self.disconnected = False  # by who uses it
         self.ended: Callable[[], None] | None = None  # called when it is lost
         self.up = False  # the greeting was answered: requests may be written
         self.owed: deque[Waiter | Many] = deque()
@@ -171,6 +172,11 @@ class Connection(asyncio.Protocol):
             self.ended()
         if fault and sent:
             self.owner.failed(reason)
+
+    async def disconnect(self, *_: Any, **__: Any) -> None:
+        """As of redis-py's connections, for who has one in his hands: a subscriber's."""
+        self.disconnected = True
+        self.close("it was disconnected")
 
     @staticmethod
     def _answer(place: "Waiter | Many", result: Any) -> None:

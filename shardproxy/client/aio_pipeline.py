@@ -56,7 +56,11 @@ class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreComma
         """Forgets what was gathered, and watches nothing any more."""
         super().reset()
 
-    close = aclose = discard = reset
+    async def aclose(self) -> None:
+        await self.reset()
+
+    close = aclose
+    discard = reset
 
     def _let_go(self, connection: Connection) -> None:
         connection.close("it watched keys")

@@ -10,9 +10,9 @@ with their shards.
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from redis.commands import list_or_args
 from redis.exceptions import PubSubError
@@ -20,6 +20,7 @@ from redis.exceptions import PubSubError
 from shardproxy.client import errors
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.aio_shard import AsyncShard
+from shardproxy.client.aio_subscriber import KINDS, Kind, Part
 from shardproxy.client.wire import pack
 from shardproxy.core.errors import not_on_memcached
 
@@ -28,109 +29,34 @@ if TYPE_CHECKING:
 
 EVERYWHERE = (b"__keyspace@", b"__keyevent@")  # every shard tells of its own keys
 MOST = 1024  # messages of one pubsub that wait; beyond it the shards' sockets are not read
-AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds until a lost connection is made again
 
 
-class Kind(NamedTuple):
-    """One of the three ways to subscribe."""
-
-    name: str
-    subscribe: str
-    unsubscribe: str
-    message: str
-
-
-KINDS = (
-    Kind("channels", "subscribe", "unsubscribe", "message"),
-    Kind("patterns", "psubscribe", "punsubscribe", "pmessage"),
-    Kind("shard_channels", "ssubscribe", "sunsubscribe", "smessage"),
-)
+NOT_SUBSCRIBED = "pubsub connection not set: did you forget to call subscribe() or psubscribe()?"
 _NOBODYS = object()  # a confirmation of what nobody has asked for just now
 _BY_WORD = {word: kind for kind in KINDS for word in kind[1:]}
-
-
-class _Part:
-    """What is subscribed to on one shard, and the task that keeps it so."""
-
-    def __init__(self, owner: "AsyncShardedPubSub", shard: AsyncShard) -> None:
-        self.owner, self.shard = owner, shard
-        self.wanted: dict[str, set[bytes]] = {kind.name: set() for kind in KINDS}
-        self.connection: Connection | None = None
-        self._tried: asyncio.Future[Lost | None] = asyncio.get_running_loop().create_future()
-        self.task = asyncio.get_running_loop().create_task(self._keep())
-
-    @property
-    def idle(self) -> bool:
-        return not any(self.wanted.values())
-
-    def want(self, kind: Kind, names: Collection[bytes]) -> None:
-        new = set(names) - self.wanted[kind.name]
-        self.wanted[kind.name] |= new
-        if new and self.connection is not None:
-            self.connection.tell(pack((kind.subscribe.upper(), *new)))
-
-    def leave(self, kind: Kind, names: Iterable[bytes]) -> None:
-        gone = self.wanted[kind.name] & set(names)
-        self.wanted[kind.name] -= gone
-        if gone and self.connection is not None:
-            self.connection.tell(pack((kind.unsubscribe.upper(), *gone)))
-
-    async def tried(self) -> Lost | None:
-        """Once the first connection is there, or why it is not."""
-        return await asyncio.shield(self._tried)
-
-    async def _keep(self) -> None:
-        wait = AGAIN
-        while True:
-            lost: asyncio.Event = asyncio.Event()
-            try:
-                connection = await self.shard.listening(self._hear)
-            except Lost as why:
-                self._report(why)
-            else:
-                wait = AGAIN
-                connection.ended = lost.set
-                self.connection = connection
-                for kind in KINDS:
-                    if names := self.wanted[kind.name]:
-                        connection.tell(pack((kind.subscribe.upper(), *names)))
-                if not self._tried.done():
-                    self._tried.set_result(None)
-                self.owner.hold(connection)
-                await lost.wait()
-                self.connection = None
-                self._report(Lost(connection.lost or "", True))
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, AGAIN_MOST)
-
-    def _report(self, why: Lost) -> None:
-        if not self._tried.done():
-            self._tried.set_result(why)
-        else:
-            self.owner.failed(self, why)
-
-    def _hear(self, frame: Any) -> None:
-        self.owner.heard(frame)
-
-    def close(self) -> None:
-        self.task.cancel()
-        if self.connection is not None:
-            self.connection.close("not subscribed any more")
 
 
 class AsyncShardedPubSub:
     """As redis-py's PubSub: subscribe, get_message, listen, run. Handlers run where messages are read."""
 
     def __init__(
-        self, client: "AsyncShardedRedis", *, ignore_subscribe_messages: bool = False, **_: Any
+        self,
+        client: "AsyncShardedRedis",
+        *,
+        ignore_subscribe_messages: bool = False,
+        push_handler_func: Callable[[Any], Any] | None = None,
+        **_: Any,
     ) -> None:
-        self.client = client
+        self.client, self._push_handler = client, push_handler_func
         self.ignore_subscribe_messages = ignore_subscribe_messages
         self.channels: dict[Any, Any] = {}  # name, as messages have it → its handler, or None
         self.patterns: dict[Any, Any] = {}
         self.shard_channels: dict[Any, Any] = {}
-        self._parts: dict[AsyncShard, _Part] = {}
+        self._parts: dict[AsyncShard, Part] = {}
         self._confirmed: set[tuple[str, bytes]] = set()
+        # What is to be told of a name, in the order that it was asked for: subscribed to, or no more
+        self._asked: dict[tuple[str, bytes], deque[bool]] = {}
+        self._connected = False
         self._messages: deque[Any] = deque()
         self._some = asyncio.Event()
         self._held = False
@@ -146,8 +72,11 @@ class AsyncShardedPubSub:
     async def aclose(self) -> None:
         """Ends all subscriptions; messages that have not been read are gone."""
         parts, self._parts = self._parts, {}
-        for held in (self.channels, self.patterns, self.shard_channels, self._confirmed, self._messages):
+        self._connected = False
+        for held in (self.channels, self.patterns, self.shard_channels):
             held.clear()
+        for left in (self._confirmed, self._asked, self._messages):
+            left.clear()
         self.client.asker.listeners.discard(self)
         for part in parts.values():
             part.close()
@@ -160,6 +89,21 @@ class AsyncShardedPubSub:
     def subscribed(self) -> bool:
         """To anything, or the end of it has not been confirmed yet."""
         return bool(self.channels or self.patterns or self.shard_channels or self._confirmed)
+
+    async def connect(self) -> None:
+        """Returns when there is a connection to each shard with subscriptions. Raises ShardDownError."""
+        await self.client.asker.ready()
+        self._connected = True
+        for part in list(self._parts.values()):
+            why = await part.tried()
+            if why is not None and part.connection is None:
+                raise errors.down(part.shard.name, part.shard.address, why.reason)
+
+    @property
+    def connection(self) -> Connection | None:
+        """The only one, where there is one shard with subscriptions; it has `disconnect`, as redis-py's."""
+        parts = list(self._parts.values())
+        return parts[0].connection if len(parts) == 1 else None
 
     # --- subscribing ---
 
@@ -201,6 +145,7 @@ class AsyncShardedPubSub:
         held: dict[Any, Any] = getattr(self, kind.name)
         before = dict(held)
         held.update({self._shown(name): handler for name, handler in names.items()})
+        self.ask(kind, [name for name in names if self._shown(name) not in before], True)
         self.moved()
         for part in [part for part in self._parts.values() if part.wanted[kind.name] & names.keys()]:
             why = await part.tried()
@@ -208,15 +153,30 @@ class AsyncShardedPubSub:
                 for name in names:
                     if self._shown(name) not in before:
                         held.pop(self._shown(name), None)
+                        self._asked.pop((kind.name, name), None)
                 self.moved()
                 raise errors.down(part.shard.name, part.shard.address, why.reason)
 
     def _leave(self, kind: Kind, args: Any) -> None:
         held: dict[Any, Any] = getattr(self, kind.name)
         given = list_or_args(args[0], args[1:]) if args else list(held)
-        for name in given:
-            held.pop(self._shown(self._key(name)), None)
+        for name in map(self._key, given):
+            if self._shown(name) in held:
+                del held[self._shown(name)]
+                self.ask(kind, [name], False)
         self.moved()
+
+    def ask(self, kind: Kind, names: Iterable[bytes], subscribed: bool) -> None:
+        """The next confirmation of these is told."""
+        for name in names:
+            self._asked.setdefault((kind.name, name), deque()).append(subscribed)
+
+    async def ping(self, message: Any = None) -> None:
+        """To every shard with subscriptions; each answers with a message."""
+        request = pack(("PING",) if message is None else ("PING", message))
+        for part in self._parts.values():
+            if part.connection is not None:
+                part.connection.tell(request)
 
     def _key(self, name: Any) -> bytes:
         return self.client.asker.layout.router.key(name)
@@ -245,7 +205,7 @@ class AsyncShardedPubSub:
         for shard, names in wanted.items():
             part = self._parts.get(shard)
             if part is None:
-                part = self._parts[shard] = _Part(self, shard)
+                part = self._parts[shard] = Part(self, shard)
             for kind in KINDS:
                 part.want(kind, names.get(kind.name, ()))
         for shard, part in list(self._parts.items()):
@@ -259,16 +219,21 @@ class AsyncShardedPubSub:
 
     def _prune(self) -> None:
         """What was left and will not be confirmed any more."""
-        self._confirmed = {
-            (kind, name) for kind, name in self._confirmed if self._shown(name) in getattr(self, kind)
-        }
+        self._confirmed = {mark for mark in self._confirmed if self._wanted(mark)}
+        for mark in [mark for mark in self._asked if not self._wanted(mark)]:
+            del self._asked[mark]
+        for mark, asked in self._asked.items():  # what there was in between is over
+            self._asked[mark] = deque([asked[-1]])
+
+    def _wanted(self, mark: tuple[str, bytes]) -> bool:
+        return self._shown(mark[1]) in getattr(self, mark[0])
 
     # --- reading ---
 
     def heard(self, frame: Any) -> None:
         self._put(frame)
 
-    def failed(self, part: _Part, why: Lost) -> None:
+    def failed(self, part: Part, why: Lost) -> None:
         """A connection was lost: whoever reads is told, once."""
         self._prune()
         if not part.idle and not isinstance(self._messages[-1] if self._messages else None, Exception):
@@ -299,6 +264,8 @@ class AsyncShardedPubSub:
         Also None, as with redis-py, when a handler has taken one. Raises ShardDownError when a connection was
         lost; it is made again without being asked to.
         """
+        if not (self._connected or self._parts or self._messages):
+            raise RuntimeError(NOT_SUBSCRIBED)
         quiet = ignore_subscribe_messages or self.ignore_subscribe_messages
         found: Any = _NOBODYS
         try:
@@ -307,13 +274,19 @@ class AsyncShardedPubSub:
                     while not self._messages:
                         self._some.clear()
                         await self._some.wait()
-                    found = self._message(self._messages.popleft(), quiet)
+                    frame = self._messages.popleft()
+                    found = self._message(frame, quiet)
         except TimeoutError:
             return None
         if self._held and len(self._messages) < MOST // 2:
             self._hold(False)
         if isinstance(found, Exception):
             raise found
+        if self._push_handler is not None:
+            value = self._push_handler(frame)
+            if inspect.isawaitable(value):
+                await value
+            return None
         if found is None or (handler := self._handler(found)) is None:
             return found  # type: ignore[no-any-return]  # None, or what _message has made
         value = handler(found)
@@ -333,6 +306,8 @@ class AsyncShardedPubSub:
         """As redis-py's, None for one that is not wanted; _NOBODYS for one of our own; an exception."""
         if isinstance(frame, Exception):
             return frame
+        if isinstance(frame, (bytes, str)):  # RESP3's answer to PING
+            frame = ["pong", frame if frame not in (b"PONG", "PONG") else type(frame)()]
         word = frame[0].decode() if isinstance(frame[0], bytes) else str(frame[0])
         kind = _BY_WORD.get(word)
         if kind is None:
@@ -354,10 +329,15 @@ class AsyncShardedPubSub:
         """How many subscriptions there are after this; None: it changes nothing that was asked for."""
         mark = kind.name, self._key(shown) if shown is not None else b""
         subscribed = word == kind.subscribe
-        if (mark in self._confirmed) is subscribed or (shown in getattr(self, kind.name)) is not subscribed:
+        asked = self._asked.get(mark)
+        if not asked or asked[0] is not subscribed:
             return None
+        asked.popleft()
+        if not asked:
+            del self._asked[mark]
         (self._confirmed.add if subscribed else self._confirmed.discard)(mark)
-        return len(self._confirmed)
+        sharded = kind.name == "shard_channels"
+        return sum((name == "shard_channels") is sharded for name, _ in self._confirmed)
 
     async def listen(self) -> AsyncIterator[dict[str, Any]]:
         """Messages, as long as anything is subscribed to."""
@@ -374,6 +354,7 @@ class AsyncShardedPubSub:
             for name, handler in held.items():
                 if handler is None:
                     raise PubSubError(f"{kind}: '{name}' has no handler registered")
+        await self.connect()
         while True:
             try:
                 await self.get_message(ignore_subscribe_messages=True, timeout=poll_timeout)
@@ -383,3 +364,4 @@ class AsyncShardedPubSub:
                 handled = exception_handler(error, self)
                 if inspect.isawaitable(handled):
                     await handled
+            await asyncio.sleep(0)  # who cancels it has a turn, whatever fails

@@ -249,12 +249,12 @@ class AsyncShard:
     # --- its end ---
 
     def retire(self) -> None:
-        """It is no shard's node any more: when what was asked is answered, its connections are closed."""
+        """It is no shard's node any more: when what was begun is done, its connections are closed."""
         self._retired = True
         self.line = None
-        for each in list(self._all):
-            if not each.owed:
-                each.close("its shard is not there any more")
+        shared = [self._shared] if self._shared is not None and not self._shared.owed else []
+        for each in [*self._idle, *shared]:  # the others have somebody who releases them
+            each.close("its shard is not there any more")
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Closes all of its connections at once; the tasks that have to end yet."""

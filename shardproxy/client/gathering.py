@@ -66,6 +66,9 @@ class Gathering:
     def __bool__(self) -> bool:
         return True
 
+    def set_response_callback(self, command: str, callback: Any) -> None:
+        self.client.set_response_callback(command, callback)
+
     def get_encoder(self) -> Any:
         return self.client.get_encoder()
 

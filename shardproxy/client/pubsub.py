@@ -2,9 +2,12 @@
 
 A channel is subscribed to on the shard that a key of its name would live on, where publish() goes, as with
 the proxy; patterns, and channels of keyspace notifications, on every shard. Messages of one channel come in
-order. A shard that fails raises on the next read; on the one after it redis-py subscribes again.
+order. A shard that fails raises on the next read; on the one after it redis-py subscribes again. When keys
+move to other shards, so do subscriptions, with the next read: nothing is said of it. A child of a fork
+subscribes by itself: the parent's messages are the parent's.
 """
 
+import os
 import select
 import time
 from collections import Counter, deque
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 EVERYWHERE = (b"__keyspace@", b"__keyevent@")  # every shard tells of its own keys
 LOOK = 0.05  # seconds: how long an idle wait goes on before those that were subscribed meanwhile are seen
+# What each way to subscribe is called in its commands and messages → where redis-py keeps its names
+KINDS = {"": "channels", "p": "patterns", "s": "shard_channels"}
 
 
 class ShardedPubSub:
@@ -32,8 +37,12 @@ class ShardedPubSub:
 
     def __init__(self, client: "ShardedRedis", **options: Any) -> None:
         self.client, self._options = client, options
+        self.ignore_subscribe_messages = bool(options.pop("ignore_subscribe_messages", False))
         self._parts: dict[Shard, PubSub] = {}
         self._turn = 0
+        self._layout, self._pid = client.asker.layout, os.getpid()  # where everything is placed by
+        self._told: set[tuple[str, Any]] = set()  # what is subscribed to, as far as messages have said
+        self._quiet: Counter[tuple[PubSub, str, Any]] = Counter()  # confirmations that nobody waits for
         # How many shards are to confirm a name, for each time that it was asked for
         self._awaited: dict[tuple[str, Any], deque[int]] = {}
 
@@ -49,7 +58,12 @@ class ShardedPubSub:
         for part in self._parts.values():
             part.close()
         self._parts.clear()
+        self._forget()
+
+    def _forget(self) -> None:
         self._awaited.clear()
+        self._told.clear()
+        self._quiet.clear()
 
     reset = close
 
@@ -60,6 +74,47 @@ class ShardedPubSub:
         if found is None:
             found = self._parts[shard] = PubSub(shard.pool, **self._options)
         return found
+
+    def _follow(self) -> None:
+        """Moves subscriptions to where they belong by now. Raises when a shard cannot be reached."""
+        layout = self.client.asker.layout
+        forked = self._pid != os.getpid()
+        if layout is self._layout and not forked:
+            return
+        wanted: dict[tuple[Shard, str], dict[Any, Any]] = {}
+        for (prefix, name), handler in self._subscriptions().items():
+            for shard in self._all() if prefix == "p" else self._of(name):
+                if shard.memcached is None:
+                    wanted.setdefault((shard, prefix), {})[name] = handler
+        if forked:
+            self._parts, self._pid = {}, os.getpid()  # what they hold of the parent's is not touched
+            self._forget()
+        for shard in self._parts.keys() - set(layout.shards):
+            self._parts.pop(shard).close()
+        for (shard, prefix), names in wanted.items():
+            part, kind = self._part(shard), KINDS[prefix]
+            new = names.keys() - getattr(part, kind).keys()
+            self._say(part, prefix + "subscribe", new)
+            getattr(part, kind).update({name: names[name] for name in new})
+        for shard, part in self._parts.items():
+            for prefix, kind in KINDS.items():
+                gone = _held(part, kind) - wanted.get((shard, prefix), {}).keys()
+                self._say(part, prefix + "unsubscribe", gone)
+        self._layout = layout
+
+    def _say(self, part: PubSub, verb: str, names: Any) -> None:
+        if names:
+            self._quiet.update((part, verb, name) for name in names)
+            getattr(part, verb)(*names)
+
+    def _subscriptions(self) -> dict[tuple[str, Any], Any]:
+        """(prefix of the kind, name) → its handler."""
+        return {
+            (prefix, name): getattr(part, kind)[name]
+            for part in self._parts.values()
+            for prefix, kind in KINDS.items()
+            for name in _held(part, kind)
+        }
 
     def _of(self, channel: Any) -> list[Shard]:
         layout = self.client.asker.layout
@@ -86,6 +141,18 @@ class ShardedPubSub:
     def patterns(self) -> dict[Any, Any]:
         return {name: handler for part in self._parts.values() for name, handler in part.patterns.items()}
 
+    @property
+    def shard_channels(self) -> dict[Any, Any]:
+        return {
+            name: handler for part in self._parts.values() for name, handler in part.shard_channels.items()
+        }
+
+    @property
+    def connection(self) -> Any:
+        """redis-py's, where there is one shard with subscriptions; else None."""
+        parts = list(self._parts.values())
+        return parts[0].connection if len(parts) == 1 else None
+
     def subscribe(self, *args: Any, **handlers: Callable[[Any], Any]) -> None:
         """Channels; as keyword arguments with who handles their messages."""
         self._each("subscribe", self._of, args, handlers)
@@ -101,6 +168,7 @@ class ShardedPubSub:
         self, verb: str, where: Callable[[Any], list[Shard]], args: Any, handlers: dict[str, Any]
     ) -> None:
         self.client.asker.look()
+        self._follow()
         wanted: dict[Shard, tuple[list[Any], dict[str, Any]]] = {}
         for name in list_or_args(args[0], args[1:]) if args else ():
             for shard in where(getattr(name, "name", name)):  # redis-py's Subscription has its own
@@ -123,6 +191,7 @@ class ShardedPubSub:
         self._leave("punsubscribe", "patterns", args)
 
     def _leave(self, verb: str, kind: str, args: Any) -> None:
+        self._follow()
         names = list_or_args(args[0], args[1:]) if args else []
         leaving: list[tuple[PubSub, list[Any]]] = []
         for part in self._parts.values():
@@ -141,10 +210,24 @@ class ShardedPubSub:
         for name, count in Counter(said).items():
             self._awaited.setdefault((verb, name), deque()).append(count)
 
-    def _confirmed(self, message: Any) -> bool:
-        """Whether a message is to be passed on."""
+    def _confirmed(self, part: PubSub, message: Any) -> bool:
+        """Whether a message is to be passed on; with its count over all shards then."""
         if not isinstance(message, dict) or not message["type"].endswith("subscribe"):
             return True
+        mark = part, message["type"], message["channel"]
+        if self._quiet[mark] > 0:
+            self._quiet[mark] -= 1
+            return False
+        if not self._is_last(message):
+            return False
+        prefix, unsubscribed, _ = message["type"].partition("unsubscribe")
+        prefix = prefix.removesuffix("subscribe")
+        (self._told.discard if unsubscribed else self._told.add)((prefix, message["channel"]))
+        message["data"] = sum((kind == "s") is (prefix == "s") for kind, _ in self._told)
+        return True
+
+    def _is_last(self, message: dict[str, Any]) -> bool:
+        """All shards have confirmed it."""
         awaited = self._awaited.get((message["type"], message["channel"]))
         if not awaited:
             return True
@@ -164,11 +247,14 @@ class ShardedPubSub:
     def get_message(self, ignore_subscribe_messages: bool = False, timeout: float | None = 0.0) -> Any:
         """The next message of any shard; None: there is none within `timeout` seconds (None: for ever)."""
         limit = None if timeout is None else time.monotonic() + timeout
+        ignored = ignore_subscribe_messages or self.ignore_subscribe_messages
         while True:
+            self.client.asker.look()
+            self._follow()
             for part in self._ready(limit):
-                message = part.get_message(ignore_subscribe_messages, timeout=0)
-                if message is not None and self._confirmed(message):
-                    return message
+                message = part.get_message(timeout=0)
+                if message is not None and self._confirmed(part, message):
+                    return None if ignored and message["type"].endswith("subscribe") else message
             if limit is not None and time.monotonic() >= limit:
                 return None
 
@@ -219,3 +305,8 @@ class ShardedPubSub:
         thread = PubSubWorkerThread(self, sleep_time, daemon=daemon, exception_handler=exception_handler)
         thread.start()
         return thread
+
+
+def _held(part: PubSub, kind: str) -> set[Any]:
+    """Names that it is not about to leave."""
+    return set(getattr(part, kind)) - set(getattr(part, f"pending_unsubscribe_{kind}"))

@@ -173,7 +173,7 @@ class Router:
         return found
 
     def _find(self, name: Any) -> Command:
-        words = tuple(self.key(name).split())
+        words = tuple((name.encode() if isinstance(name, str) else bytes(name)).split())
         row = self.table.row(*words[:2]) if words else None
         if row is None:
             container = self.table.row(words[0]) if words else None
@@ -211,7 +211,7 @@ class Router:
         if command.way == "split" and self._shares and (found := self._share(command, args)) is not None:
             return found
         if command.way == "container" and len(args) > 1 and len(command.words) == 1:
-            sub = self.key(args[1]).split()
+            sub = args[1].encode().split() if isinstance(args[1], str) else self.key(args[1]).split()
             command = self.command(b" ".join((command.words[0], sub[0] if sub else b"")))
             items = [*self.command(args[0]).words, *map(self.key, args[1:])]
         else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import redis
 from redis._parsers.encoders import Encoder
+from redis.client import Monitor
 from redis.commands import CoreCommands, RedisModuleCommands
 from redis.commands.core import Script
 from redis.exceptions import LockError, RedisError, ResponseError, WatchError
@@ -25,7 +26,7 @@ from redis.lock import Lock
 
 from shardproxy.client.asking import Asker
 from shardproxy.client.base import Batch
-from shardproxy.client.errors import PartialError
+from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
 from shardproxy.config import Config
@@ -355,6 +356,13 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
                 except WatchError:
                     if watch_delay:
                         time.sleep(watch_delay)
+
+    def monitor(self) -> Monitor:
+        """redis-py's, of the only shard's node. Raises ResponseError where there are several."""
+        shards = self.asker.layout.shards
+        if len(shards) > 1:
+            raise refusal(NOT_SUPPORTED.format("MONITOR", "on_shard(name).monitor() shows one shard's node"))
+        return Monitor(self.on_shard(shards[0].name).connection_pool)  # type: ignore[no-untyped-call]
 
     def pubsub(self, **options: Any) -> "ShardedPubSub":
         """Channels are subscribed to on the shard of their name, where publish() goes; patterns on all."""

@@ -1,6 +1,7 @@
 """A file → `Config`: all its mistakes at once, each with file, key, what was found and what is allowed."""
 
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,8 +26,9 @@ class Source(NamedTuple):
         reader = Reader(os.fspath(path), Config)
         try:
             with open(path, "rb") as file:
-                # asked of the open file, not of the name
-                return cls(reader.file, file.read(), bool(os.fstat(file.fileno()).st_mode & 0o044))
+                # asked of the open file, not of the name; on Windows these bits say nothing
+                readable = sys.platform != "win32" and bool(os.fstat(file.fileno()).st_mode & 0o044)
+                return cls(reader.file, file.read(), readable)
         except OSError as error:
             wanted = "a file; `shardproxy config --defaults` prints one"
             reader.mistake("", error.strerror or str(error), wanted)

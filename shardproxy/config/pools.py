@@ -230,6 +230,15 @@ class PoolConfig(Record, frozen=True, kw_only=True):
             lambda it: it.stale_while_down and it.on_shard_down == "rehash",
             'none: with "rehash" another shard answers',
         ),
+        Rule(
+            ("stale_while_down", "shards"),
+            lambda it: (
+                f"{it.stale_while_down:g} s, with memcached shards"
+                if it.stale_while_down and it.speaks_meta
+                else ""
+            ),
+            "none where shards are memcacheds, whose values are not kept",
+        ),
         Rule(("attempt_timeout", "timeout"), lambda it: it.attempt_timeout > it.timeout, "at most timeout"),
         Rule(("reset_after", "timeout"), lambda it: it.reset_after < it.timeout, "at least timeout"),
         *ShardConfig.rules,
@@ -248,6 +257,11 @@ class PoolConfig(Record, frozen=True, kw_only=True):
                 msgspec.structs.force_setattr(self, key, value)
         times = {key: getattr(self.timeouts, key) or self.timeout for key in self.timeouts.__struct_fields__}
         msgspec.structs.force_setattr(self, "timeouts", TimeoutsConfig(**times))
+
+    @property
+    def speaks_meta(self) -> bool:
+        """Some of its shards are memcacheds."""
+        return any(shard.protocol == "memcached" for shard in self.shards.values())
 
     @property
     def points(self) -> int:

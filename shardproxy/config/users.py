@@ -13,7 +13,7 @@ from msgspec import Meta
 from shardproxy.config import tables, text
 from shardproxy.config.tables import Reader, Record, Rule
 from shardproxy.config.text import Password, Secret
-from shardproxy.core import acl
+from shardproxy.core import acl, acl_rules
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
@@ -28,7 +28,7 @@ class Rules(Secret):
 
     @property
     def words(self) -> list[str]:
-        return acl.words_of(self.reveal())
+        return acl_rules.words_of(self.reveal())
 
     @property
     def public(self) -> str:
@@ -101,7 +101,9 @@ USER_RULES = (
 def guarded(config: "Config") -> bool:
     """Whether who does not log in may do nothing; of a file that is not read here, it is taken to say so."""
     default = config.users.get(acl.DEFAULT)
-    return bool(config.acl_file) or (default is not None and not acl.parse("", default.acl.words)[0].open)
+    return bool(config.acl_file) or (
+        default is not None and not acl_rules.parse("", default.acl.words)[0].open
+    )
 
 
 def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> acl.Users:
@@ -115,7 +117,7 @@ def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> 
 
 
 def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User:
-    user, wrong = acl.parse(name, words)
+    user, wrong = acl_rules.parse(name, words)
     for each in wrong:
         reader.mistake(where, each.found, each.allowed)
     return user
@@ -132,7 +134,7 @@ def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
         reader.mistake("acl_file", f"{path}, which cannot be read ({error.strerror})", "a file of users")
         return acl.Users()
     for number, line in enumerate(lines, 1):
-        words, where = list(filter(None, acl.SPACES.split(line))), f"acl_file: {path}, line {number}"
+        words, where = list(filter(None, acl_rules.SPACES.split(line))), f"acl_file: {path}, line {number}"
         if not words or words[0].startswith("#"):
             continue
         if words[0].lower() != "user" or len(words) < 2:

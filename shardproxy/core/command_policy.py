@@ -46,7 +46,7 @@ EXTRA = [
      "Puts a drained shard back on the ring"],
     ["session.create", -1, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
      "Creates a session"],
-    ["session.load", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
+    ["session.load", 2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
      "Shows a session"],
     ["session.save", -2, "noscript no_multi", "session slow", "", "", "session", "0.1.0",
      "Changes fields of a session, merged with what others have changed"],

@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp
 
-from shardproxy.core import acl
+from shardproxy.core import acl_rules
 from shardproxy.core.commands cimport CommandTable, Found, Rest, Row
 from shardproxy.core.glob cimport glob_match
 
@@ -74,7 +74,7 @@ cdef class Permit:
     cdef int fill(self, int number, selector) except -1:
         cdef Grant *grant = &self.grants[number]
         cdef int i
-        names, first = acl.allowed(selector, self.table.records)
+        names, first = acl_rules.allowed(selector, self.table.records)
         grant.commands = <uint8_t *>calloc(len(self.table) + 1, 1)
         grant.keys = <Pattern *>calloc(len(selector.keys) + 1, sizeof(Pattern))
         grant.channels = <Pattern *>calloc(len(selector.channels) + 1, sizeof(Pattern))

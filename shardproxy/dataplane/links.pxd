@@ -13,9 +13,6 @@ cdef void tell(Engine e) noexcept
 # A handler's request on an upstream; -1: no memory.
 cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
              done) except -2
-# The same of a memcached: what it gets has so many replies, which come together.
-cdef int ask_meta(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
-                  done) except -2
 cdef uint64_t due_in(Engine e, double timeout, bint write) noexcept
 cdef object open_link(Engine e, int number, int proto, int db, setup, bint stream, on_frame, on_lost)
 

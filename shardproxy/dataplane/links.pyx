@@ -34,14 +34,9 @@ cdef int ask(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t
         raise MemoryError
     if c != NULL and c.tx_state and c.tx_calls:
         precede_run(e, u, c)    # the run of its transaction
+    if e.node_list[u.node].memcached:
+        u.fifo[(u.tail - 1) & u.mask].total = frames
     give(e, u, p, n)
-    return 0
-
-
-cdef int ask_meta(Engine e, Upstream *u, Client *c, const char *p, size_t n, uint32_t frames, bint write, uint64_t due,
-                  done) except -2:
-    ask(e, u, c, p, n, frames, write, due, done)
-    u.fifo[(u.tail - 1) & u.mask].total = frames
     return 0
 
 

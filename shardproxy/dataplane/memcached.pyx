@@ -6,8 +6,7 @@
 Rules: what is sent here is atomic and exact, key by key; whatever is not of that kind, or not written as usual (an
 option that is wrong, a time that is none), is a handler's. So is EXPIRE: memcached's touch leaves the CAS value as it is,
 and who writes that key again at the moment would take it back. A key or a value that the node cannot hold is refused before
-anything is sent. A time to live is rounded up and gets one second more: memcached counts whole seconds of its own, so a
-key lives up to two seconds longer than on a Redis, and never shorter.
+anything is sent. A time to live gets two seconds more, in whole seconds: core/memcached/expiry says why.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,18 +18,17 @@ from shardproxy.core.buffers cimport buf_reserve, buf_tail
 from shardproxy.core.commands cimport FLAG_READONLY, Row
 from shardproxy.core.fanout cimport Fan, fan_widen
 from shardproxy.core.memcached_wire cimport BINARY_MOST, KEY_MOST, from_base64, put_key, read_size
-from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.absence cimport instead, remember, remember_key
+from shardproxy.core.resp cimport Request, put_number
+from shardproxy.dataplane.absence cimport remember_key
 from shardproxy.dataplane.answers cimport refuse
 from shardproxy.dataplane.calls cimport call_memcached
-from shardproxy.dataplane.counters cimport FORWARDED, REHASHED
+from shardproxy.dataplane.counters cimport REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
-from shardproxy.dataplane.dues cimport due_of
-from shardproxy.dataplane.engine cimport TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Node, Upstream, wall_us
+from shardproxy.dataplane.engine cimport TEXT, TO_PART, Client, Engine, Entry, Node, Upstream, wall_us
 from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, rewind, too_large
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport charge, node_of, room_for_keys
-from shardproxy.dataplane.slots cimport client_close, slot_at, slot_feed, slot_open
+from shardproxy.dataplane.sending cimport node_of, reserve, room_for_keys
+from shardproxy.dataplane.slots cimport client_close, slot_at
 from shardproxy.dataplane.upstreams cimport fit, give, promise, upstream_for
 
 cdef enum Op:
@@ -93,11 +91,11 @@ cdef bint time_of(Node *node, const char *p, size_t n, bint ms, bint absolute, i
         time[0] = -1
         return True
     # from now on, as long as that can be said: `ahead` is as old as the connection, and clocks are set
-    time[0] = (left + 999) // 1000 + 1
+    time[0] = left // 1000 + 2
     if time[0] <= RELATIVE_MOST:
         return True
-    # its clock shows whole seconds: less than one more than `ahead` says
-    time[0] = (now + left + node.ahead // 1000 + 999) // 1000 + 1
+    # its clock shows whole seconds, of up to a second ago: less than two more than `ahead` says
+    time[0] = (now + left + node.ahead // 1000 + 999) // 1000 + 2
     return time[0] <= LAST
 
 
@@ -220,27 +218,6 @@ cdef bint meta_can(Engine e, Request *r, const Row *row, int keys) noexcept:
 
 # --- sending ---
 
-cdef inline char *decimal(char *to, int64_t value) noexcept nogil:
-    """Writes it there; where it ends."""
-    cdef char digits[20]
-    cdef int n = 0
-    if value < 0:
-        to[0] = c'-'
-        to += 1
-        value = -value
-    while True:
-        digits[n] = <char>(c'0' + value % 10)
-        n += 1
-        value //= 10
-        if value == 0:
-            break
-    while n:
-        n -= 1
-        to[0] = digits[n]
-        to += 1
-    return to
-
-
 cdef inline char *text(char *to, const char *what) noexcept nogil:
     while what[0]:
         to[0] = what[0]
@@ -264,12 +241,12 @@ cdef int put(Engine e, Upstream *u, const Plan *it, const char *key, size_t n, c
     to += 3
     to += put_key(to, key, n, &base64)
     if it.value:
-        to[0] = c' '
-        to = decimal(to + 1, size)
+        to += put_number(to, c' ', size) - 2        # without its CRLF
     if base64:
         to = text(to, " b")
     if it.timed:
-        to = decimal(text(to, " T"), it.time)
+        to = text(to, " ")
+        to += put_number(to, c'T', it.time) - 2
     to = text(text(to, it.flags), "\r\n")
     if it.value:
         memcpy(to, value, size)
@@ -281,15 +258,12 @@ cdef int put(Engine e, Upstream *u, const Plan *it, const char *key, size_t n, c
     return 0
 
 
-cdef inline int owe(Engine e, Upstream *u, uint8_t to, const Client *c, uint32_t slot, uint16_t part, bint write, uint8_t tries,
-                    uint32_t frames, uint8_t form, uint64_t due) noexcept:
-    cdef Entry *entry
-    if promise(e, u, to, c.index, c.generation, slot, part, write, tries, frames, due) < 0:
-        return -1
-    entry = &u.fifo[(u.tail - 1) & u.mask]
+cdef inline Entry *shaped(Upstream *u, uint8_t form) noexcept nogil:
+    """What was promised last, answered in this form."""
+    cdef Entry *entry = &u.fifo[(u.tail - 1) & u.mask]
     entry.form = form
-    entry.total = frames
-    return 0
+    entry.total = entry.frames
+    return entry
 
 
 cdef int handed(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
@@ -303,10 +277,7 @@ cdef int handed(Engine e, Client *c, Request *r, const Row *row, int node) noexc
 
 cdef int meta_command(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
     cdef Upstream *u
-    cdef int64_t slot
-    cdef int i, keys
-    cdef bint write = not row.flags & FLAG_READONLY, good = True
-    cdef uint64_t due
+    cdef int i, keys, taken
     cdef Plan it
     if not plan(e, e.node_list[node], r, row, &it):
         return handed(e, c, r, row, node)
@@ -317,29 +288,10 @@ cdef int meta_command(Engine e, Client *c, Request *r, const Row *row, int node)
             fit(e)
             refuse(e, c, e.text)
             return TAKEN
-    due = due_of(e, row)
-    u = upstream_for(e, node, c, due)
+    taken = reserve(e, c, r, row, node, keys, &u)
     if u == NULL:
-        if e.crowded and c.head != c.tail:
-            return WAIT
-        slot = slot_open(e, c)
-        if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot, False)):
-            slot_feed(e, c, <uint32_t>slot, e.text, e.text_size, True)
-        return TAKEN
-    if e.displaced:
-        e.count[<int>REHASHED] += 1
-        remember(e, r, row)
-    if write:
-        c.wrote |= <uint64_t>1 << (node & 63)
-    slot = slot_open(e, c)
-    if slot < 0:
-        return TAKEN
-    charge(c, <uint32_t>slot, r)
-    e.retry_tokens += e.retry_share
-    if owe(e, u, TO_CLIENT, c, <uint32_t>slot, 0, write, e.retries + 1, keys, it.form, due) < 0:
-        client_close(e, c, "out of memory")
-        return TAKEN
-    e.count[<int>FORWARDED] += 1
+        return taken
+    shaped(u, it.form)
     for i in range(row.first, row.first + keys * row.step, row.step):
         if put(e, u, &it, r.argv[i], r.argl[i], r.argv[i + it.value - 1] if it.value else NULL,
                r.argl[i + it.value - 1] if it.value else 0) < 0:
@@ -356,9 +308,10 @@ cdef void meta_share(Engine e, Client *c, Request *r, const Row *row, Upstream *
     if write:
         c.wrote |= <uint64_t>1 << (u.node & 63)
     e.retry_tokens += e.retry_share
-    if owe(e, u, TO_PART, c, slot, part, write, tries, end - at, it.form, due) < 0:
+    if promise(e, u, TO_PART, c.index, c.generation, slot, part, write, tries, end - at, due) < 0:
         client_close(e, c, "out of memory")
         return
+    shaped(u, it.form)
     while at < end:
         i = row.first + e.positions[at] * row.step
         if put(e, u, &it, r.argv[i], r.argl[i], r.argv[i + 1] if it.value else NULL, r.argl[i + 1] if it.value else 0) < 0:
@@ -477,10 +430,10 @@ cdef void again_to(Engine e, Client *c, const Entry *entry, const char *p, size_
     if u == NULL:
         deliver_error(e, &mine, False)
         return
-    if owe(e, u, entry.to, c, entry.slot, part, entry.write, entry.tries, keys, entry.form, entry.due) < 0:
+    if promise(e, u, entry.to, c.index, c.generation, entry.slot, part, entry.write, entry.tries, keys, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
-    u.fifo[(u.tail - 1) & u.mask].at = entry.at
+    shaped(u, entry.form).at = entry.at
     for i in range(entry.total):
         length = command_at(p + at, n - at, key, &size)
         if e.owners[i] == node and give(e, u, p + at, length) < 0:

@@ -20,7 +20,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport ask_forget, link_frame
 from shardproxy.dataplane.losses cimport upstream_lost
-from shardproxy.dataplane.replies cimport answered, printable
+from shardproxy.dataplane.replies cimport answered, quoted
 from shardproxy.dataplane.slots cimport slot_at
 from shardproxy.dataplane.upstreams cimport fit, say, upstream_ready
 
@@ -36,6 +36,9 @@ cdef enum:
 cdef enum:
     OLDEST = 1006               # of the versions that speak the meta protocol: 1.6
 
+cdef const char *MISFIT = "its reply does not fit what was asked"
+cdef const char *STRANGER = "is not a memcached: it answered"
+
 
 cdef void meta_replies(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
@@ -43,20 +46,17 @@ cdef void meta_replies(Engine e, Upstream *u) noexcept:
     cdef size_t used
     cdef int status
     cdef char *p
-    cdef char text[TEXT]
     cdef bint last
     while u.inp.len > u.scanned and u.state == UP:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway and not u.stream and (
                 u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
-            snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, "it sent a reply that nothing had asked for")
             return
         status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD:
-            snprintf(text, TEXT, "what it sends is not memcached's: '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, "what it sends is not memcached's")
             return
         if u.stream:
             if status != SCAN_DONE:
@@ -70,7 +70,7 @@ cdef void meta_replies(Engine e, Upstream *u) noexcept:
         if status != SCAN_DONE:
             if u.scanned >= STREAM_ABOVE or u.midway and u.scanned:
                 if not piece(e, node, entry, p, u.scanned, u.midway):
-                    misfit(e, u, p)
+                    quoted(e, u, MISFIT)
                     return
                 buf_consume(&u.inp, u.scanned)
                 u.scanned = 0
@@ -80,7 +80,7 @@ cdef void meta_replies(Engine e, Upstream *u) noexcept:
         if u.midway:
             deliver(e, entry, p, u.scanned, last)
         elif lost(p, u.scanned) or not translate(e, node, entry, p, u.scanned, last):
-            misfit(e, u, p)
+            quoted(e, u, MISFIT)
             return
         u.midway = False
         buf_consume(&u.inp, u.scanned)
@@ -89,12 +89,6 @@ cdef void meta_replies(Engine e, Upstream *u) noexcept:
             answered(e, u, node, entry, False)
         else:
             entry.frames -= 1
-
-
-cdef void misfit(Engine e, Upstream *u, const char *p) noexcept:
-    cdef char text[TEXT]
-    snprintf(text, TEXT, "its reply does not fit what was asked: '%s'", printable(e, &u.inp))
-    upstream_lost(e, u, text, True)
 
 
 cdef inline bint says(const char *p, size_t n, const char *words) noexcept nogil:
@@ -260,8 +254,7 @@ cdef void meta_greeted(Engine e, Upstream *u) noexcept:
         status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
-            snprintf(text, TEXT, "is not a memcached: it answered '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, STRANGER)
             return
         if status != SCAN_DONE:
             return
@@ -279,12 +272,12 @@ cdef void meta_greeted(Engine e, Upstream *u) noexcept:
             if says(p, u.scanned, "CLIENT_ERROR unauth"):
                 snprintf(text, TEXT, "it needs a login: give username and password")
             else:
-                snprintf(text, TEXT, "is not a memcached: it answered '%s'", printable(e, &u.inp))
+                quoted(e, u, STRANGER)
         elif u.greetings == 4 and version_of(p + 8) < OLDEST:
             snprintf(text, TEXT, "is memcached %.*s: a shard's must be 1.6 or newer, which speaks the meta protocol",
                      <int>(u.scanned - 10 if u.scanned < 42 else 32), p + 8)
         elif u.greetings == 3 and not says(p, u.scanned, "MN\r"):
-            snprintf(text, TEXT, "does not speak memcached's meta protocol: it answered '%s'", printable(e, &u.inp))
+            quoted(e, u, "does not speak memcached's meta protocol: it answered")
         elif u.greetings == 2:
             node.item_most = stat_of(p, u.scanned, "STAT item_size_max ")
         elif u.greetings == 1:

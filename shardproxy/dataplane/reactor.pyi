@@ -123,28 +123,14 @@ class Reactor:
         frames: int = 1,
         keys: Iterable[bytes] = (),
         timeout: float = -1,
+        meta: bool = False,
     ) -> None:
         """A request of a handler's own, on the client's own way to the node (client) or a shared upstream.
 
         done gets the reply's bytes, or an error line as a client would get it, after the tick.
         keys: those it writes. timeout: seconds; 0: none; below 0: as for a client's command.
-        """
-
-    def ask_memcached(
-        self,
-        node: int,
-        request: bytes,
-        done: Callable[[bytes], object],
-        *,
-        frames: int = 1,
-        write: bool = True,
-        client: ClientHandle | None = None,
-        keys: Iterable[bytes] = (),
-        timeout: float = -1,
-    ) -> None:
-        """As `ask`, of a memcached node, in commands of its meta protocol that have `frames` replies in all.
-
-        done gets these as they came, one behind the other, or a RESP error line: "-SHARDDOWN ...\\r\\n".
+        meta: it is of memcached's meta protocol, and its `frames` replies come as they are, one behind the
+        other; a memcached node that is asked in RESP refuses it. ValueError: it is no memcached.
         """
 
     def memcached(self, node: int) -> tuple[int, float | None] | None:

@@ -26,7 +26,7 @@ from shardproxy.dataplane.engine cimport (
     SCRATCH, UP, Client, Engine,
     Node, Upstream, monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, ask_meta, due_in, open_link, tell
+from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
 from shardproxy.dataplane.losses cimport named
 from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
@@ -592,13 +592,15 @@ cdef class Reactor(Engine):
         self.counted_patterns = patterns
 
     def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
-            int frames=1, keys=(), double timeout=-1):
+            int frames=1, keys=(), double timeout=-1, bint meta=False):
         cdef Client *c = client.at() if client is not None else NULL
         cdef Upstream *u
         cdef uint64_t due = due_in(self, timeout, write)
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
-        if self.node_list[node].memcached:
+        if meta and not self.node_list[node].memcached:
+            raise ValueError("it is no memcached")
+        if self.node_list[node].memcached and not meta:
             self.told.append((done, (meta_refusal(self, node, request),)))
             self.wake()
             return
@@ -615,23 +617,6 @@ cdef class Reactor(Engine):
                 if c != NULL:
                     c.wrote |= <uint64_t>1 << (node & 63)
             ask(self, u, c, request, len(request), frames, write, due, done)
-        self.wake()
-
-    def ask_memcached(self, int node, bytes request, done, *, int frames=1, bint write=True,
-                      ClientHandle client=None, keys=(), double timeout=-1):
-        cdef Client *c = client.at() if client is not None else NULL
-        cdef Upstream *u
-        cdef uint64_t due = due_in(self, timeout, write)
-        if not 0 <= node < self.node_count or not self.node_list[node].used or not self.node_list[node].memcached:
-            raise ValueError("there is no such memcached node")
-        u = upstream_for(self, node, c, due) if c != NULL else upstream_at(self, node, 2, 0, due)
-        if u == NULL:
-            self.told.append((done, (self.text[:self.text_size],)))
-        else:
-            if write:
-                for key in keys:
-                    wrote(self, key, len(key))
-            ask_meta(self, u, c, request, len(request), frames, write, due, done)
         self.wake()
 
     def memcached(self, int node):

@@ -48,7 +48,6 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
     cdef Client *owner
     cdef char *p
     cdef Node *node = e.node_list[u.node]
-    cdef char text[TEXT]
     cdef bint last
     cdef const char *sick = NULL
     cdef bytes made
@@ -91,14 +90,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             u.push = p[0] == c'>' or u.stream
             # nor can a reply be to a request of which nothing has been written
             if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
-                snprintf(text, TEXT, "it sent a reply that nothing had asked for: '%s'", printable(e, &u.inp))
-                upstream_lost(e, u, text, True)
+                quoted(e, u, "it sent a reply that nothing had asked for")
                 return
         status = scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD:
-            snprintf(text, TEXT, "what it sends is not RESP: '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, "what it sends is not RESP")
             return
         if u.push:
             if status == SCAN_DONE:
@@ -180,7 +177,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
         read_out(e, u)
 
 
-cdef void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
+cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
     """The FIFO's head has all that it was promised."""
     cdef uint64_t us = e.now - entry.at
     u.done += 1
@@ -298,8 +295,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
-            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, "is not a Redis: it answered")
             return
         if status != SCAN_DONE:
             return
@@ -357,8 +353,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if (answer[0] != c'%' if u.greetings > 3 and u.proto == 3 and not u.raised else
                 u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 3 else True if u.greetings == 3 else
                 u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
-            snprintf(text, TEXT, "is not a Redis: it answered '%s'", printable(e, &u.inp))
-            upstream_lost(e, u, text, True)
+            quoted(e, u, "is not a Redis: it answered")
             return
         buf_consume(&u.inp, u.scanned)
         u.scanned = 0
@@ -380,6 +375,12 @@ cdef void keep_address(Upstream *u, const char *p, size_t n) noexcept nogil:
     if 0 < size < sizeof(u.address):
         memcpy(u.address, at, size)
         u.address[size] = 0
+
+
+cdef void quoted(Engine e, Upstream *u, const char *why) noexcept:
+    cdef char text[TEXT]
+    snprintf(text, TEXT, "%s: '%s'", why, printable(e, &u.inp))
+    upstream_lost(e, u, text, True)
 
 
 cdef const char *printable(Engine e, Buf *b) noexcept:

@@ -148,9 +148,7 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     node = node_of_command(e, c, r, row)
     if node == MALFORMED:
         node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
-    if node >= 0 and e.node_list[node].memcached:
-        return meta_command(e, c, r, row, node)
-    if node >= 0 and e.blocks:
+    if node >= 0 and e.blocks and not e.node_list[node].memcached:
         return block(e, c, r, row, node)
     if node >= 0:
         return send_to(e, c, r, row, node)
@@ -161,26 +159,18 @@ cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
     return TAKEN
 
 
-cdef void charge(Client *c, uint32_t slot, const Request *r) noexcept:
+cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     """The request's bytes count for its client's budget until it is answered."""
     slot_at(c, slot).cost = <uint32_t>(r.raw_size if r.raw_size < 0xffffffff else 0xffffffff)
     c.sent += slot_at(c, slot).cost
 
 
-cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    cdef Upstream *u
-    cdef int64_t slot
+cdef inline int reserve(Engine e, Client *c, Request *r, const Row *row, int node, uint32_t frames, Upstream **found) noexcept:
     cdef bint write = not row.flags & FLAG_READONLY
     cdef uint64_t due = 0 if e.blocks else due_of(e, row)
-    cdef Script *script = NULL
-    cdef Buf swap
-    if e.node_list[node].memcached:
-        return meta_command(e, c, r, row, node)
-    if write and e.stale != NULL:
-        drop_stale(e, r, row)
-    u = upstream_for(e, node, c, due)
-    if row.flags & ANY_CALL:
-        script = script_of(e, r, row)
+    cdef Upstream *u = upstream_for(e, node, c, due)
+    cdef int64_t slot
+    found[0] = NULL
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -198,12 +188,30 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
         return TAKEN
     charge(c, <uint32_t>slot, r)
     e.retry_tokens += e.retry_share
-    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, 1, due) < 0:
+    if promise(e, u, TO_CLIENT, c.index, c.generation, <uint32_t>slot, 0, write, e.retries + 1, frames, due) < 0:
         client_close(e, c, "out of memory")
         return TAKEN
+    e.count[<int>FORWARDED] += 1
+    found[0] = u
+    return TAKEN
+
+
+cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+    cdef Upstream *u
+    cdef Script *script = NULL
+    cdef Buf swap
+    cdef int taken
+    if e.node_list[node].memcached:
+        return meta_command(e, c, r, row, node)
+    if e.stale != NULL and not row.flags & FLAG_READONLY:
+        drop_stale(e, r, row)
+    if row.flags & ANY_CALL:
+        script = script_of(e, r, row)
+    taken = reserve(e, c, r, row, node, 1, &u)
+    if u == NULL:
+        return taken
     if script != NULL:
         precede(e, u, script)
-    e.count[<int>FORWARDED] += 1
     if r.raw_size > SCRATCH and u.out.len == 0 and r.raw == buf_head(&c.inp) and r.raw_size == c.inp.len:
         # a large value is handed over, not copied
         swap = u.out

@@ -8,6 +8,8 @@ cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexc
 cdef void keep_lane(Engine e, Client *c) noexcept nogil
 # The same for who is no client.
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept
+# To a node that need not serve its shard any more, but answers; NULL: there is no way.
+cdef Upstream *upstream_anyhow(Engine e, int number, uint64_t due) noexcept
 cdef Upstream *own_of(Client *c, int number) noexcept nogil
 # One more upstream of that node, not connected; NULL: no memory.
 cdef Upstream *upstream_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept

@@ -321,12 +321,25 @@ cdef Upstream *shared_of(Engine e, int number, uint8_t proto, uint16_t db, uint3
 cdef Upstream *usable(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t k,
                       uint64_t due) noexcept:
     cdef Node *node = e.node_list[number]
-    if u == NULL:
-        u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     e.missing = e.crowded = e.down = False
     if node.mode and node.mode != HOLD:
         shard_down(e, node, node.why)
         return NULL
+    return connected(e, number, u, proto, db, k, due)
+
+
+cdef Upstream *upstream_anyhow(Engine e, int number, uint64_t due) noexcept:
+    if e.node_list[number].out or e.node_list[number].memcached:
+        return NULL
+    return connected(e, number, NULL, 2, 0, 0, due)
+
+
+cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint16_t db, uint32_t k,
+                         uint64_t due) noexcept:
+    """NULL: e.text is the error line."""
+    cdef Node *node = e.node_list[number]
+    if u == NULL:
+        u = node.shared[proto - 2][k] if db == 0 else shared_of(e, number, proto, db, k)
     if u == NULL:
         u = upstream_new(e, number, proto, db)
         if u == NULL:

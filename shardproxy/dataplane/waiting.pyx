@@ -21,7 +21,7 @@ from shardproxy.dataplane.private cimport lease, owner_of, private_drop, say_unh
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.sending cimport NO_KEY, locate, send_to
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_feed
-from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_at, upstream_for
+from shardproxy.dataplane.upstreams cimport give, own_of, promise, upstream_anyhow, upstream_for
 
 cdef enum:
     # us that a node may be late, beyond the timeout: it looks at what waits ten times a second, and less often when busy
@@ -155,7 +155,7 @@ cdef bint unblock(Engine e, Upstream *u, bint error, object done):
     cdef int n, digits
     if u.state != UP or u.id == 0 or u.written != u.given:
         return False
-    way = upstream_at(e, u.node, 2, 0, e.now + e.allowed[1])
+    way = upstream_anyhow(e, u.node, e.now + e.allowed[1])      # a drained one as well
     if way == NULL:
         return False
     u.spent = u.unblocked = True

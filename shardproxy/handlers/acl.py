@@ -8,7 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from shardproxy.core import acl, errors, reply
+from shardproxy.core import acl, acl_rules, errors, reply
 from shardproxy.core.permit import Permit
 from shardproxy.handlers.accesslog import AccessEntry, all_entries
 from shardproxy.handlers.base import Outcome, Server, handles
@@ -76,12 +76,12 @@ def getuser(server: Server, call: "Call") -> bytes:
 def cat(server: Server, call: "Call") -> bytes:
     """ACL CAT [category]"""
     if len(call.args) == 2:
-        return reply.bulks(list(acl.CATEGORIES))
+        return reply.bulks(list(acl_rules.CATEGORIES))
     if len(call.args) > 3:
         return reply.error(errors.wrong_use("acl", call.args[1]))
     rows = [flat for row in server.commands.rows() for flat in row.flat()]
     asked = name_in(call.args[2]).lower()
-    if asked not in acl.CATEGORIES and not any(asked in row.categories for row in rows):
+    if asked not in acl_rules.CATEGORIES and not any(asked in row.categories for row in rows):
         return reply.error(errors.acl_category(call.args[2]))
     return reply.bulks([row.name for row in rows if asked in row.categories])
 
@@ -100,6 +100,8 @@ def dryrun(server: Server, call: "Call") -> bytes:
     if len(args) < abs(row.arity) or (row.arity > 0 and len(args) != row.arity):
         return reply.error(errors.wrong_arity(row.name))
     verdict, at = Permit(user, server.commands, server.users.trust_scripts).examine(args)
+    if verdict == "allowed" and acl_rules.APART in row.categories:
+        verdict, at = "allowed" if acl_rules.grants_apart(user, row.name, server.commands) else "command", 0
     if verdict == "allowed":
         return reply.OK
     return reply.bulk(errors.acl_dry(verdict, row.name, args[at]))

@@ -151,15 +151,16 @@ async def ask_memcached(
     Raises NoAnswer with the error line (SHARDDOWN, TIMEOUT, UNKNOWN outcome) as a client is to get it.
     """
     future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    server.reactor.ask_memcached(
+    server.reactor.ask(
         node,
         request,
         fill(future),
-        frames=frames,
-        write=write,
         client=client,
+        write=write,
+        frames=frames,
         keys=keys,
         timeout=timeout,
+        meta=True,
     )
     answer = await future
     if is_error(answer):  # no reply of a memcached begins so

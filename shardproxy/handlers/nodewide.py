@@ -12,10 +12,12 @@ from its configuration; a node's password never is.
 import fnmatch
 import functools
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shardproxy.core import errors, reply
+from shardproxy.core.sessions.scripts import SCRIPTS
 from shardproxy.handlers.asking import (
     Answer,
     all_or_error,
@@ -28,6 +30,7 @@ from shardproxy.handlers.asking import (
     value_of,
 )
 from shardproxy.handlers.base import BadReply, Server, handles
+from shardproxy.handlers.monitor import REDACTED
 from shardproxy.handlers.operate import trusted
 
 if TYPE_CHECKING:
@@ -127,12 +130,26 @@ def own_settings(server: Server) -> dict[bytes, bytes]:
     return {name.encode(): str(value).encode() for name, value in shown.items()}
 
 
+# A node's slow log has the scripts of sessions, by text or name, and what they do to a record: whatever comes
+# after that is somebody's session
+HEAD = 60
+RECORD = re.compile(rb"[^{}]*s:\{[\w-]{20}\}:[\w-]{24}", re.ASCII).fullmatch
+SCRIPTS_OF_SESSIONS = {
+    text[:HEAD].encode()
+    for script in SCRIPTS.values()
+    for text in (script.sha, script.plain_sha, script.text, script.plain)
+}
+
+
 def slow_entries(server: Server, call: "Call", answers: list[Answer]) -> bytes:
     """SLOWLOG GET [count]: the latest of all, as many as were asked for."""
     entries = [entry for answer in answers for entry in value_of(answer.frame, list)]
     try:
         count = int(call.args[2]) if len(call.args) > 2 else 10
         entries.sort(key=lambda entry: entry[1], reverse=True)
+        for entry in entries:
+            if any(each[:HEAD] in SCRIPTS_OF_SESSIONS or RECORD(each) for each in entry[3][1:2]):
+                entry[3][2:] = [REDACTED]
     except (TypeError, IndexError, ValueError):
         raise BadReply(errors.bad_reply(answers[0].frame)) from None
     return encode(entries[: None if count < 0 else count], call.proto)

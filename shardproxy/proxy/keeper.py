@@ -20,7 +20,7 @@ from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, re
 from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import Fleet, Known, Returns
+from shardproxy.proxy.returns import CODE, Fleet, Known, Returns
 
 LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
@@ -178,6 +178,8 @@ class Keeper:
         if watch is None:
             return
         self._returns.inherit(known)
+        if known.missed and self._told.is_set() and not watch.away:
+            self._keep(self._returns.make_up(known.address))
         _, shard = places_of(self._fleet.topology)[known.address]
         late = self._told.is_set() and known.kind == "owed" and (known.keys or known.everything)
         if late and not watch.away and not shard.draining:
@@ -192,10 +194,12 @@ class Keeper:
             return
         for pool in self._fleet.topology.pools:
             addresses = {shard.node.address for shard in pool.shards}
-            for shard in pool.shards if pool.removes and not complete else ():
-                if pool.elsewhere(shard):
+            for shard in pool.shards if not complete else ():
+                if shard.node.state == "out":
+                    self._returns.inherit(Known("owed", shard.node.address, missed=list(CODE)))
+                if pool.removes and pool.elsewhere(shard):
                     self._returns.lack(shard.node.address)
-                if not shard.node.swept:
+                if pool.removes and not shard.node.swept:
                     self._returns.inherit(Known("unswept", shard.node.address, [], True))
             if addresses.intersection(self._returns.in_debt):
                 self._tidy(pool, addresses)

@@ -19,7 +19,7 @@ from shardproxy.core.health import Policy
 from shardproxy.core.memcached.wire import LISTINGS
 from shardproxy.core.memcached_wire import ProtocolError, Scanner, encode_key
 from shardproxy.proxy.certificates import Way
-from shardproxy.proxy.probe import BEGINNING, KEY_LIFE, Line, NodeRefuses, Told
+from shardproxy.proxy.probe import BEGINNING, KEY_LIFE, Line, NodeRefuses, Told, crowded
 
 OLDEST = (1, 6)  # the meta protocol
 TRIES = 5  # of a compare-and-swap between proxies
@@ -264,14 +264,6 @@ def misfit(stats: dict[str, str], max_memory_percent: float) -> str:
     """What a node says of itself that keeps it from serving as a shard; empty: nothing."""
     if "version" not in stats:
         return "it does not answer stats"
-    used, most = _number(stats, "bytes"), _number(stats, "limit_maxbytes")
-    if most and used > max_memory_percent * most:
-        return f"its memory is full: {used / most:.0%} of its limit"
-    clients, room = _number(stats, "curr_connections"), _number(stats, "max_connections")
-    if room and clients >= room:
-        return f"it is out of clients: {clients} of {room}"
-    return ""
-
-
-def _number(stats: dict[str, str], name: str) -> int:
-    return int(text) if (text := stats.get(name, "")).isdigit() else 0
+    return crowded(
+        stats, max_memory_percent, ("bytes", "limit_maxbytes", "curr_connections", "max_connections")
+    )

@@ -228,10 +228,16 @@ def misfit(fields: dict[str, str], max_memory_percent: float) -> str:
     if fields.get("role", "master") != "master":
         link = fields.get("master_link_status", "?")
         return f"it is a replica, and its link to the primary is {link}"
-    used, most = _number(fields, "used_memory"), _number(fields, "maxmemory")
+    return crowded(
+        fields, max_memory_percent, ("used_memory", "maxmemory", "connected_clients", "maxclients")
+    )
+
+
+def crowded(fields: dict[str, str], max_memory_percent: float, names: tuple[str, str, str, str]) -> str:
+    """Why it has no room; empty: it has. names: of memory used, its limit, clients, their limit."""
+    used, most, clients, room = (_number(fields, name) for name in names)
     if most and used > max_memory_percent * most:
-        return f"its memory is full: {used / most:.0%} of maxmemory"
-    clients, room = _number(fields, "connected_clients"), _number(fields, "maxclients")
+        return f"its memory is full: {used / most:.0%} of {names[1]}"
     if room and clients >= room:
         return f"it is out of clients: {clients} of {room}"
     return ""

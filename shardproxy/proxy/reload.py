@@ -7,16 +7,26 @@ ACL SETUSER and DELUSER change are in memory alone, until a configuration is loa
 """
 
 import asyncio
+import contextlib
 import datetime
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from shardproxy.config import Config, ConfigError, Credentials, Source, load, read_users
+from shardproxy.config import (
+    Config,
+    ConfigError,
+    Credentials,
+    Source,
+    load,
+    read_session_secrets,
+    read_users,
+)
 from shardproxy.config.tables import differences
-from shardproxy.core import acl, errors
+from shardproxy.core import acl, acl_rules, errors
 from shardproxy.core.topology import Pool, Topology, replaced
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy import state
@@ -32,7 +42,9 @@ TIDY = 20.0  # seconds that a change waits for what the one before has left on t
 RULES_MOST = 8 << 20  # bytes of all users' rules, which every worker is sent at each change
 FILE_CHANGED = "the file changed"
 # tables and options that change without a restart
-RUNNING = ("pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from")
+RUNNING = (
+    "pool", "state", "users", "acl_file", "user_scripts", "tls", "allow", "proxy_protocol_from", "sessions",
+)  # fmt: skip
 
 
 class Owner(Protocol):
@@ -97,6 +109,10 @@ def moves(old: Topology, new: Topology) -> bool:
 Stat = tuple[int, ...]
 
 
+def _digest(secrets: Sequence[str]) -> bytes:
+    return hashlib.blake2b("\n".join(secrets).encode()).digest()
+
+
 def look(path: str) -> Stat:
     """What changes with a file. Raises OSError."""
     return _stat(os.stat(path))
@@ -113,6 +129,9 @@ class Reloader:
         self._owner, self._file = owner, os.path.abspath(file) if file else ""
         self._ways = Ways.read(owner.config, credentials)
         self._users = users
+        self._secrets = b""
+        with contextlib.suppress(ConfigError):
+            self._secrets = _digest(read_session_secrets(owner.config))
         self._saved: dict[Stat, Stat] = {}  # the acl_file as we wrote it -> as it was taken for before
         self._content: bytes | None = None  # of the file, as it was when it was last good
         self._one = asyncio.Lock()
@@ -170,9 +189,10 @@ class Reloader:
             await self._keep_state()
 
     def _look(self) -> tuple[Stat, ...] | None:
-        """What changes with the file, the users' own and those of TLS; None: one of the first two is away."""
+        """What changes with the file and those it names; None: it, or the users', is away."""
         config, seen = self._owner.config, []
-        for path in filter(None, (self._file, config.acl_file, *files(config))):
+        others = config.sessions.secrets_file, *files(config)
+        for path in filter(None, (self._file, config.acl_file, *others)):
             try:
                 found = look(path)
             except OSError:
@@ -214,6 +234,7 @@ class Reloader:
             config, changed, restart = change(owner.config, new)
             ways = await asyncio.to_thread(Ways.read, config, file=self._file)
             users = await asyncio.to_thread(read_users, new, file=self._file)
+            secrets = _digest(await asyncio.to_thread(read_session_secrets, new, file=self._file))
             self._refuse_expired(ways, config)
             moving = moves(owner.topology, owner.topology.with_config(config))
             if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
@@ -230,7 +251,9 @@ class Reloader:
             changed.append("certificates, keys or CAs")
         if users != self._users and not any(text.startswith(("users", "acl_file")) for text in changed):
             changed.append("users")
-        self._content, self._ways, self._users = source.content, ways, users
+        if secrets != self._secrets and not any(text.startswith("sessions") for text in changed):
+            changed.append("the secrets of sessions")
+        self._content, self._ways, self._users, self._secrets = source.content, ways, users, secrets
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
@@ -290,12 +313,12 @@ class Reloader:
     async def _setuser(self, by: str, name: bytes, rules: Sequence[bytes]) -> Outcome:
         called = name.decode(errors="surrogateescape")
         known = self._users.get(called)
-        if known is None and not acl.is_name(called):
+        if known is None and not acl_rules.is_name(called):
             return Outcome(errors.ACL_NAME)
         words = [rule.decode(errors="surrogateescape") for rule in rules]
         try:
-            changed = acl.modify(known or acl.User(called), words)
-        except acl.Refused as refused:
+            changed = acl_rules.modify(known or acl.User(called), words)
+        except acl_rules.Refused as refused:
             if refused.unmatched:
                 return Outcome(errors.acl_unmatched(refused.found))
             return Outcome(errors.acl_setuser(refused.found, refused.redis))

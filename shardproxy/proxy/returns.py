@@ -38,6 +38,7 @@ USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 SETTLE_STEP = 0.02  # seconds between looks at what is unanswered
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
+CODE = ("functions", "scripts")  # what a node may have missed changes of
 KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 PER_KEY = 64  # bytes that a remembered key costs beside its own
 
@@ -48,7 +49,7 @@ class Taken(NamedTuple):
     ghosts: Sequence[str]  # our connections that were lost with requests on them: "ID 3 ADDR 10.0.0.1:60500"
     keys: Sequence[bytes]  # written or deleted on stand-ins
     overflow: bool  # not all of them
-    missed: Sequence[str] = ()  # what has changed on the others meanwhile: "functions", "scripts"
+    missed: Sequence[str] = ()  # what of CODE has changed on the others meanwhile
     unanswered: bool = False  # of a node that is up: it owes replies to what was sent before the last change
 
 
@@ -60,6 +61,8 @@ class Known(msgspec.Struct, array_like=True, frozen=True):
     keys: list[bytes] = []
     everything: bool = False
     ghosts: list[str] = []
+    missed: list[str] = []
+    databases: list[int] = []  # that clients have used, on any node
 
 
 class Fleet(Protocol):
@@ -141,6 +144,7 @@ class Returns:
         self._owed: dict[str, Owed] = {}  # of nodes that are out
         self._unswept: dict[str, Owed] = {}  # of nodes that are back
         self._debts: dict[str, Owed] = {}  # of each node
+        self._used: set[int] = set()  # databases that clients of the process before have used
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
@@ -161,13 +165,26 @@ class Returns:
     async def known(self) -> list[Known]:
         """All of it, in small parts, after the workers have told what they know."""
         for pool in self._fleet.topology.pools:
-            for shard in pool.shards if pool.removes else ():
-                if pool.elsewhere(shard):
-                    try:
-                        await self._collect(pool, shard.node.address)
-                    except NodeRefuses:
+            for shard in pool.shards:
+                away = pool.removes and pool.elsewhere(shard)
+                if not away and shard.node.state in ("up", "unknown"):
+                    continue
+                try:
+                    await self._collect(pool, shard.node.address)
+                except NodeRefuses:
+                    if away:
                         self.lack(shard.node.address)
-        found = [Known("owed", address, ghosts=sorted(ids)) for address, ids in self._ghosts.items()]
+        used = sorted(await self._fleet.databases() | self._used)
+        found = [
+            Known(
+                "owed",
+                address,
+                ghosts=sorted(self._ghosts.get(address, ())),
+                missed=sorted(self._missed.get(address, ())),
+                databases=used,
+            )
+            for address in self._fleet.topology.nodes
+        ]
         for kind, table in (("owed", self._owed), ("unswept", self._unswept), ("debts", self._debts)):
             for address, owed in table.items():
                 keys = [key for key in owed.keys if len(key) <= KNOWN_BYTES]
@@ -186,6 +203,8 @@ class Returns:
         table = {"owed": self._owed, "unswept": self._unswept, "debts": self._debts}[known.kind]
         table.setdefault(known.address, Owed(pool.remember)).add(known.keys, known.everything)
         self._ghosts.setdefault(known.address, set()).update(known.ghosts)
+        self._missed.setdefault(known.address, set()).update(known.missed)
+        self._used.update(known.databases)
 
     @property
     def in_debt(self) -> Collection[str]:
@@ -321,6 +340,13 @@ class Returns:
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
         self._ghosts.pop(address, None)
+
+    async def make_up(self, address: str) -> None:
+        """Of a node that is up: what it had missed was told too late for its return."""
+        with contextlib.suppress(NodeRefuses):  # then it is made up for when it returns the next time
+            pool, _ = self._place(address)
+            async with self._line(address) as line:
+                await self._make_up(line, pool, address)
 
     async def _make_up(self, line: Line, pool: Pool, address: str) -> None:
         """For what it missed: its code is made that of the others."""
@@ -492,7 +518,7 @@ class Returns:
 
     async def _databases(self, line: Line) -> AsyncIterator[int]:
         """One after the other, each selected; then the first again."""
-        used = {0} if isinstance(line, MetaLine) else await self._fleet.databases()
+        used = {0} if isinstance(line, MetaLine) else await self._fleet.databases() | self._used
         for number in sorted(used):
             if used == {0} or await _selects(line, number):
                 yield number

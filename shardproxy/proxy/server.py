@@ -339,7 +339,7 @@ class Proxy:
             return
         if self._peers and (ids := self.reactor.connection_ids()) != self._connections:
             self._connections = ids
-            self._peers.connections(ids)
+            self._peers.connections(ids, self.reactor.used_databases())
         if not (found := self.reactor.evidence()):
             return
         if self.keeper:

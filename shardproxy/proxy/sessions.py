@@ -17,6 +17,7 @@ session is answered as a map (`_shown`). Owns words ↔ operations, and the loop
 import functools
 import re
 import secrets as chance
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -25,8 +26,7 @@ import msgspec
 
 from shardproxy.config import Config, ConfigError, SessionsConfig, read_session_secrets
 from shardproxy.config.sessions import timeouts_of
-from shardproxy.core import acl, errors, reply
-from shardproxy.core.commands import CommandTable
+from shardproxy.core import acl, acl_rules, errors, reply
 from shardproxy.core.sessions import operations
 from shardproxy.core.sessions.data import SessionData
 from shardproxy.core.sessions.errors import (
@@ -94,7 +94,9 @@ def store_of(server: Server) -> Rules:
             found = Store(config.sessions, rules_of(config))
         except (ConfigError, ImportError) as error:
             server.log("sessions_unusable", reason=str(error))
-            raise Misused("SESSIONUNAVAILABLE the configuration of sessions cannot be used") from None
+            if found is None:
+                raise Misused("SESSIONUNAVAILABLE the configuration of sessions cannot be used") from None
+            found = Store(config.sessions, found.rules)  # what it was loaded with has changed again
         _stores[server] = found
     return found.rules
 
@@ -137,17 +139,14 @@ async def _run_script(server: Server, call: ScriptCall) -> list[Any]:
     return values
 
 
-@functools.lru_cache(maxsize=256)
-def _commands(selector: acl.Selector, table: CommandTable) -> frozenset[str]:
-    return acl.allowed(selector, table.records)[0]
-
-
 def granted(server: Server, call: "Call") -> bool:
-    """By name or by @session: the engine lets whoever may do everything pass, so here all are asked."""
-    user = server.users.get((call.client.user or acl.DEFAULT.encode()).decode(errors="surrogateescape"))
-    return user is not None and any(
-        call.row.name in _commands(selector, server.commands) for selector in (user.root, *user.selectors)
-    )
+    """By name or by @session; a refusal is in ACL LOG."""
+    name = (call.client.user or acl.DEFAULT.encode()).decode(errors="surrogateescape")
+    if acl_rules.grants_apart(server.users.get(name), call.row.name, server.commands):
+        return True
+    denied = server.access_log.denied
+    denied(time.time(), call.client, name, "command", "toplevel", call.row.name.encode())
+    return False
 
 
 # --- words ---
@@ -315,8 +314,6 @@ def _kind(rules: Rules, word: bytes) -> str:
 
 @command("session.load")
 async def load(server: Server, rules: Rules, call: "Call") -> bytes:
-    if len(call.args) != 2:
-        raise Misused(errors.SYNTAX)
     session = await _loaded(server, rules, call.args[1])
     return reply.null(call.proto) if session.is_new else _shown(rules, session, call.proto)
 

@@ -106,7 +106,7 @@ class Supervisor:
         self.stopping = False
         inherits = taken is not None and taken.knows
         self.keeper = Keeper(self, self.run_id, self.log, inherits=inherits)
-        self._databases = {0}  # that clients have used, as far as the workers have been asked
+        self._databases = {0}  # that clients have used, as far as the workers have told
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
@@ -306,7 +306,8 @@ class Supervisor:
             self.keeper.observe(body)
             return None
         if name == "connections":
-            slot.connections = body
+            slot.connections, databases = body
+            self._databases.update(databases)
             return None
         if name == "version":
             address, version = body

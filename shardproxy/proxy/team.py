@@ -28,8 +28,11 @@ class Peers(Protocol):
     def evidence(self, found: list[Any]) -> None:
         """What this one's engine has seen of the nodes, for the Keeper."""
 
-    def connections(self, ids: Mapping[str, Sequence[str]]) -> None:
-        """This one's connections, by node, in the words of CLIENT KILL: it may die with requests on them."""
+    def connections(self, ghosts: Mapping[str, Sequence[str]], databases: Sequence[int]) -> None:
+        """This one's connections, by node, and the databases that its clients have used: it may die.
+
+        ghosts: in the words of CLIENT KILL; requests may be on them.
+        """
 
     async def operate(self, what: str, *args: Any) -> Outcome:
         """Has the supervisor change what concerns all."""

@@ -21,6 +21,7 @@ from shardproxy import handlers
 from shardproxy.config import Config, Credentials
 from shardproxy.core import errors
 from shardproxy.core.acl import Users
+from shardproxy.core.acl_rules import users_from_wire
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
@@ -125,7 +126,7 @@ class Worker:
                 config_from_wire(config),
                 Topology.from_json(topology),
                 Credentials.from_wire(logins),
-                Users.from_wire(users),
+                users_from_wire(users),
             )
         if name == "topology":
             new = Topology.from_json(body)
@@ -169,7 +170,7 @@ class Worker:
                 os.getppid(),
                 self,
                 Credentials.from_wire(order.logins),
-                Users.from_wire(order.users),
+                users_from_wire(order.users),
                 order.transitions,
             ),
         )
@@ -209,8 +210,8 @@ class Worker:
     def evidence(self, found: list[Any]) -> None:
         self.channel.tell("evidence", found)
 
-    def connections(self, ids: Mapping[str, Sequence[str]]) -> None:
-        self.channel.tell("connections", ids)
+    def connections(self, ghosts: Mapping[str, Sequence[str]], databases: Sequence[int]) -> None:
+        self.channel.tell("connections", [ghosts, databases])
 
     def node_version(self, address: str, version: str) -> None:
         self.channel.tell("version", [address, version])

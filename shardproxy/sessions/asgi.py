@@ -9,6 +9,7 @@ round trip; what was changed is saved when the response starts, unless it is a 5
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -71,7 +72,7 @@ class SessionMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await self.store.check()
+                    await self.store.check_at_start()
                 except UnfitPool as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     raise
@@ -144,14 +145,23 @@ class Exchange:
         """Puts Set-Cookie and what belongs beside it into the start of a response."""
         if self.session is None:
             return
-        headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
-        vary, cache_control = _joined(headers, b"vary"), _joined(headers, b"cache-control")
-        cookie, beside = self.web.leaving(self.visit, self.session, vary, cache_control)
+        headers: list[tuple[bytes, bytes]] = []
+        taken: dict[bytes, str] = {}
+        for pair in message.get("headers", ()):
+            name = pair[0].lower()
+            if name == b"vary" or name == b"cache-control":
+                value = pair[1].decode("latin-1")
+                taken[name] = f"{taken[name]}, {value}" if name in taken else value
+            headers.append(pair)
+        cookie, beside = self.web.leaving(
+            self.visit, self.session, taken.get(b"vary", ""), taken.get(b"cache-control", "")
+        )
         if not cookie and not beside:
             return
-        replaced = {name.lower().encode() for name in beside}
-        headers = [pair for pair in headers if pair[0].lower() not in replaced]
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in beside.items()]
+        if taken or cookie:
+            replaced = {name.lower().encode() for name in beside}
+            headers = [pair for pair in headers if pair[0].lower() not in replaced]
+        headers += map(_encoded, beside.items())
         if cookie:
             headers.append((b"set-cookie", cookie.encode("latin-1")))
         message["headers"] = headers
@@ -283,5 +293,6 @@ def _arrived(web: Web, scope: Scope) -> Visit:
     )  # fmt: skip
 
 
-def _joined(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
-    return ", ".join(value.decode("latin-1") for name, value in headers if name.lower() == wanted)
+@functools.lru_cache(64)
+def _encoded(pair: tuple[str, str]) -> tuple[bytes, bytes]:
+    return pair[0].lower().encode(), pair[1].encode("latin-1")

@@ -10,7 +10,7 @@ logs in here is logged in wherever the store is, and the reverse. cycle_key is a
 privilege, flush the end. With "ASYNC_STORE" the a… methods await it; without, they run in a thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -24,9 +24,10 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.module_loading import import_string
 
 from shardproxy.core.sessions import operations
-from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable
+from shardproxy.core.sessions.errors import SessionGone, SessionUnavailable, UnfitPool
 from shardproxy.core.sessions.operations import Plan
 from shardproxy.core.sessions.records import Timeouts
+from shardproxy.core.sessions.rules import BROUGHT, NEVER
 from shardproxy.sessions import store as stores
 from shardproxy.sessions import wsgi
 from shardproxy.sessions.store import AsyncSessionStore, Session
@@ -289,7 +290,7 @@ def _exists(rules: operations.Rules, cookie: str) -> Plan:
     who = rules.keyring.identify(cookie)
     if who is None:
         return False
-    reply = yield operations.Call("load", rules.keys(who), (who.hash, "1", 0, rules.grace))
+    reply = yield rules.looking(who, BROUGHT, NEVER)
     return reply[0] == b"OK"
 
 
@@ -333,6 +334,10 @@ class SessionMiddleware(DjangoSessionMiddleware):
     Loaded when it is first used. What was changed is saved unless the response is a 5xx; one that ended
     meanwhile raises SessionInterrupted, a 400.
     """
+
+    def __init__(self, get_response: Any) -> None:
+        super().__init__(get_response)
+        Configured.now().store.check_at_start()  # a server starts: UnfitPool
 
     def process_request(self, request: HttpRequest) -> None:
         web = Configured.now().web
@@ -433,6 +438,19 @@ class SessionsConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(check_settings)
+        checks.register(check_place, checks.Tags.database)
+
+
+def check_place(databases: Sequence[str] | None = None, **options: Any) -> list[checks.CheckMessage]:
+    """Where sessions are kept, asked as databases are: by `migrate` and `check --database default`."""
+    try:
+        if databases:
+            Configured.now().store.check_at_start()
+    except UnfitPool as error:
+        return [checks.Error(str(error), id="shardproxy.E006")]
+    except (ValueError, TypeError, ImportError):
+        pass  # told by check_settings
+    return []
 
 
 def check_settings(**options: Any) -> list[checks.CheckMessage]:

@@ -57,7 +57,7 @@ class FlaskSession(Session, SessionMixin):
 class Sessions(SessionInterface):
     """Flask's session interface. What it takes is said at `shardproxy.sessions.asgi.SessionMiddleware`.
 
-    app: or None, and `init_app(app)` later. Flask's own SESSION_COOKIE_… settings are not read.
+    app: or None, and `init_app(app)` later; UnfitPool. Flask's own SESSION_COOKIE_… settings are not read.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Sessions(SessionInterface):
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
+        self.store.check_at_start()
         app.session_interface = self
         # First of all: nothing of the app runs without the session that it counts on
         app.before_request_funcs.setdefault(None, []).insert(0, _refuses)

@@ -14,7 +14,7 @@ What they do is in core/sessions/operations; here are the loops that run it.
 import logging
 import secrets as chance
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from shardproxy.core.sessions import operations
@@ -72,7 +72,7 @@ class Session(BoundSession):
     """A session of a `SessionStore`: a dict, and what below can be done with it."""
 
     def __init__(self, store: "SessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: SessionStore = store
 
     def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -117,7 +117,7 @@ class AsyncSession(BoundSession):
     """A session of an `AsyncSessionStore`: as `Session`, and what reaches the store is awaited."""
 
     def __init__(self, store: "AsyncSessionStore", device: Mapping[str, Any] | None = None) -> None:
-        super().__init__(store.rules.codec, device)
+        SessionData.__init__(self, store.rules.codec, device)
         self._store: AsyncSessionStore = store
 
     async def save(self, optimistic: bool = False, renew: bool = True) -> None:
@@ -166,8 +166,9 @@ class BaseStore:
     grace, bound    seconds an old id works after the new one was seen, and after its renewal at most
     touch           the part of idle after which a read extends it
     max_sessions    of one user; when_full: "oldest", what would expire first ends; "reject", TooManySessions
-    check           before the first use, the place is asked whether it is fit for sessions: True, UnfitPool
-                    if not; "warn", a warning; False, it is not asked
+    check           the place is asked whether it is fit for sessions, when an adapter starts, or, if it could
+                    not be reached then, before the first use: True, UnfitPool if not; "warn", a warning;
+                    False, it is not asked
     on_event        is told of sessions created, renewed, destroyed, revoked, in conflict, suspicious
 
     counters: how often what happened, since it was made.
@@ -314,6 +315,11 @@ class SessionStore(BaseStore):
         except StopIteration as done:
             self._judged(done.value)
 
+    def check_at_start(self) -> None:
+        """`check`, unless it is done or not wanted. A store that cannot be reached is not unfit."""
+        if not self._checked:
+            self.check()
+
     def _run(self, plan: Plan) -> Any:
         if not self._checked:
             self.check()
@@ -385,9 +391,16 @@ class AsyncSessionStore(BaseStore):
         except StopIteration as done:
             self._judged(done.value)
 
-    async def _run(self, plan: Plan) -> Any:
+    async def check_at_start(self) -> None:
+        """See `SessionStore.check_at_start`."""
         if not self._checked:
             await self.check()
+
+    def _run(self, plan: Plan) -> Awaitable[Any]:
+        return awaited(plan, self._executor.run) if self._checked else self._run_checked(plan)
+
+    async def _run_checked(self, plan: Plan) -> Any:
+        await self.check()
         return await awaited(plan, self._executor.run)
 
 

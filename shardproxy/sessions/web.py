@@ -119,7 +119,7 @@ class Web:
 
     def leaving(
         self, visit: Visit, session: BoundSession, vary: str = "", cache_control: str = ""
-    ) -> tuple[str | None, dict[str, str]]:
+    ) -> tuple[str | None, Mapping[str, str]]:
         """Set-Cookie, and headers that replace the response's own, of which it has vary and cache_control."""
         cookie, cleared = None, ""
         if session.cookie_changed and visit.carrier is not None:

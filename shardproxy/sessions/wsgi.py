@@ -23,7 +23,7 @@ KEY = "shardproxy.session"
 
 
 class SessionMiddleware:
-    """WSGI middleware. What it takes is said at `shardproxy.sessions.asgi.SessionMiddleware`."""
+    """WSGI middleware. What it takes is said at `shardproxy.sessions.asgi.SessionMiddleware`. UnfitPool."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class SessionMiddleware:
         self.app = app
         self.web = Web(store, cookie, trusted_proxies, previous)
         self.store = store
+        store.check_at_start()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         visit = arrived(self.web, environ)

@@ -182,6 +182,65 @@ def test_interrupted_at_any_moment(steady: list[RedisNode]) -> None:
     assert interruptions == 60
 
 
+def watched(client: ShardedRedis) -> Any:
+    with client.pipeline() as pipe:
+        pipe.watch("{w}a")
+        pipe.get("{w}a")
+        pipe.multi()
+        pipe.set("{w}a", 1).get("{w}a")
+        return pipe.execute()
+
+
+MANY = [f"o:{number}" for number in range(9)]
+OPERATIONS: dict[str, Any] = {
+    "get": lambda it: it.get("o:get"),
+    "set": lambda it: it.set("o:set", "mine"),
+    "mget": lambda it: it.mget(MANY),
+    "mset": lambda it: it.mset(dict.fromkeys(MANY, "mine")),
+    "blpop": lambda it: it.blpop("o:nothing", timeout=0.001),
+    "dbsize": lambda it: it.dbsize(),
+    "randomkey": lambda it: it.randomkey(),
+    "across": lambda it: it.sunion(MANY[:3]) if it.delete(*MANY[:3]) else it.pfcount(*MANY[:3]),
+    "pipeline": lambda it: it.pipeline(transaction=False).set("o:p", 1).mget(MANY[:4]).get("o:q").execute(),
+    "transaction": lambda it: it.pipeline().set("{o}p", 1).get("{o}p").execute(),
+    "watch": watched,
+    "script": lambda it: it.register_script("return ARGV[1]")(keys=["o:s"], args=["mine"]),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_interrupted_at_every_line(steady: list[RedisNode], name: str) -> None:
+    """As Ctrl-C, or MemoryError, in each line of the client that is run on the way: nothing is left."""
+    line = lines = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal lines
+        if "/shardproxy/client/" not in frame.f_code.co_filename or frame.f_code.co_name == "__del__":
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise Interrupted
+        return trace
+
+    wanted = {f"v:{number}": f"={number}".encode() for number in range(6)}
+    with made(steady, cross_shard="emulate", timeout="5s") as client:
+        client.mset(wanted)
+        before = sys.gettrace()
+        while lines == line:  # it was interrupted, or has not begun
+            line, lines = line + 1, 0
+            sys.settrace(trace)
+            try:
+                OPERATIONS[name](client)
+            except Interrupted:
+                pass
+            finally:
+                sys.settrace(before)
+            assert client.mget(list(wanted)) == list(wanted.values())
+            assert client.get("v:3") == b"=3"
+        assert line > 10
+
+
 def test_late_replies_are_nobodys(nodes: list[RedisNode]) -> None:
     with made(nodes, timeout="150ms", retries=0) as client:
         first, second = keys_of(client, "b", 2)
@@ -335,6 +394,50 @@ def test_it_starts_with_nodes_down(nodes: list[RedisNode]) -> None:
                 client.set("x", 1)
         nodes[0].start()
         until(lambda: caught(client, keys_of(client, "a")[0]) is None)
+
+
+def heard(messages: Any, count: int) -> list[bytes]:
+    found: list[bytes] = []
+
+    def enough() -> bool:
+        message = messages.get_message(True, 0.1)
+        if message:
+            found.append(message["data"])
+        return len(found) >= count
+
+    until(enough)
+    return sorted(found)
+
+
+def test_subscriptions_move_with_their_shards(steady: list[RedisNode]) -> None:
+    """Every channel is heard once wherever it is, and its confirmations were told once."""
+    whole, part = made(steady), made(steady[:2])
+    smaller, larger = part.topology, whole.topology
+    channels = [f"moving {number}" for number in range(12)]
+    wanted = sorted(channel.encode() for channel in channels)
+    with whole, part, whole.pubsub() as messages:
+        messages.subscribe(*channels)
+        told = until(lambda: [messages.get_message(timeout=0.1) for _ in channels])
+        assert sorted(each["data"] for each in told) == list(range(1, 13))
+        messages.psubscribe("by pattern:*")
+        assert until(lambda: messages.get_message(timeout=0.1))["data"] == 13
+        for topology in (smaller, larger, smaller):
+            whole.apply(topology)
+            assert messages.get_message(timeout=0.05) is None
+            until(lambda: all(count for _, count in whole.pubsub_numsub(*channels)) or messages.get_message())
+            for channel in channels:
+                assert whole.publish(channel, channel) == 1
+            assert whole.publish("by pattern:a", "pattern") == 1
+            assert heard(messages, 13) == [*wanted, b"pattern"]
+        pid = in_child(lambda: childs_messages(whole, messages, channels[0]))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert heard(messages, 1) == [b"of the child"]
+
+
+def childs_messages(client: ShardedRedis, messages: Any, channel: str) -> None:
+    messages.get_message(timeout=0.05)
+    until(lambda: client.publish(channel, "of the child") == 2 or messages.get_message(True, 0.1))
+    assert heard(messages, 1) == [b"of the child"]
 
 
 def test_topologies_change_under_pipelines(steady: list[RedisNode]) -> None:

@@ -1,4 +1,4 @@
-"""A command of several steps on a memcached, whose keys move between two of them, or whose node is lost."""
+"""A command of several steps on a memcached: its key moves between two of them, or its node is lost then."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ class Gate(Toxic):
 
 
 class Stage:
-    """Two memcacheds, the first behind a network with faults, and a Redis; a proxy of the first two."""
+    """A proxy of two memcacheds, a and b, the first behind a network with faults; and a Redis."""
 
     def __init__(self, stack: contextlib.ExitStack, pool: str) -> None:
         self.pool = pool

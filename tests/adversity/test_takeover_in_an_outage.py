@@ -10,6 +10,7 @@ from test_placement_changes import all_up, cache, undrained, values, write
 from test_returning_nodes import becomes
 
 KEYS = [f"key{number}" for number in range(400)]
+LIBRARY = "#!lua name=lib\nredis.register_function('get', function(k) return redis.call('GET', k[1]) end)"
 
 
 @contextmanager
@@ -104,3 +105,47 @@ def test_a_drained_shard_after_a_takeover() -> None:
                 undrained(other, "a")
                 assert values(other, mine[2:]) == {None}
                 assert values(other, mine[:2]) == {"first"}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "by a client that stays"])
+def test_databases_and_code_that_changed_in_an_outage(late: bool) -> None:
+    """A node that returns is tidied in all databases, and what it missed of code is made up for."""
+    with redis_nodes(3) as nodes:
+        config = toml(
+            shards_of(nodes), listen=[f"127.0.0.1:{free_port()}"], pool=cache("invalidate"), top="workers = 2"
+        )
+        with ProxyProcess(config) as old, old.raw() as raw:
+            all_up(raw)
+            raw.ask("SELECT", 3)
+            mine = [key for key in KEYS if shard_of(raw, key) == "a"]
+            write(raw, "first", mine)
+            raw.ask("FUNCTION", "LOAD", LIBRARY)
+            script = raw.value("SCRIPT", "LOAD", "return 1")
+            nodes[0].pause()
+            until(lambda: node_of(raw, "a")["state"] == "out")
+
+            def change() -> None:
+                write(raw, "second", mine[2:])
+                assert raw.ask("FUNCTION", "FLUSH") == b"+OK\r\n"
+                assert raw.ask("SCRIPT", "FLUSH") == b"+OK\r\n"
+
+            if not late:
+                change()
+                raw.close()
+            with ProxyProcess(config, "--takeover") as new, client_of(new) as other:
+                if late:
+                    until(lambda: old.events("handed_over"))
+                    change()
+                    nodes[0].resume()
+                    becomes(other, "a", "up")
+                    raw.close()
+                assert old.wait() == 0
+                nodes[0].resume()
+                becomes(other, "a", "up")
+                other.ask("SELECT", 3)
+                until(lambda: set(values(other, mine[2:])) == {None}, "the old values to be deleted")
+                assert values(other, mine[:2]) == {"first"}
+                with nodes[0].raw() as direct:
+                    until(lambda: direct.ask("FUNCTION", "LIST") == b"*0\r\n", "the functions to be gone")
+                    until(lambda: direct.value("SCRIPT", "EXISTS", script) == [0], "the script to be gone")
+                assert "Traceback" not in new.log_text() + old.log_text()

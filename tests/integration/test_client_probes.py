@@ -1,4 +1,4 @@
-"""Active probes in the client: only if asked for, in a thread or task that ends, which a child has anew."""
+"""Active probes in the client: only if asked for, in a thread or a task that ends; a child has its own."""
 
 import asyncio
 import gc

@@ -135,8 +135,10 @@ def test_errors(client: ShardedRedis, nodes3: list[RedisNode], seen: Seen) -> No
     assert wrong_type.attributes["error.type"] == "ResponseError"
     assert unknown.name == "(unknown)" and unknown.attributes["db.response.status_code"] == "ERR"
     address = f"127.0.0.1:{free_port()}"
-    gone = ShardedRedis({"gone": f"redis://{address}"}, telemetry=seen.telemetry, db=1)
-    with gone as down, pytest.raises(ShardDownError):
+    with (
+        ShardedRedis({"gone": f"redis://{address}"}, telemetry=seen.telemetry, db=1) as down,
+        pytest.raises(ShardDownError),
+    ):
         down.get(SECRET)
     (lost,) = seen.spans()
     assert lost.attributes == wanted("GET", "gone", address) | {"error.type": "ShardDownError"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 from click.testing import CliRunner, Result
-from servers import ProxyProcess, RedisNode, shards_of, toml, until
+from servers import ProxyProcess, RedisNode, pack, shards_of, toml, until
 
 from shardproxy.cli import main
 from shardproxy.sessions import SessionStore
@@ -20,6 +20,8 @@ default = "on nopass ~* &* +@all +@session"
 app = "on nopass ~* &* +@all"
 narrow = "on nopass +session.load +ping"
 less = "on nopass ~* &* +@all +@session -session.revokeall"
+slow = "on nopass +@slow +multi"
+second = "on nopass +ping (+session.load)"
 [sessions]
 pool = "main"
 secrets_file = "FILE"
@@ -180,6 +182,69 @@ def test_only_who_was_given_sessions_may_have_them(door: ProxyProcess) -> None:
         assert raw.ask("AUTH", "less", "x") == b"+OK\r\n"
         assert raw.ask("SESSION.TOUCH", "x") == b":0\r\n"
         assert raw.ask("SESSION.REVOKEALL", "x").startswith(b"-NOPERM ")
+        assert raw.ask("AUTH", "slow", "x") == b"+OK\r\n"
+        assert raw.ask("SESSION.LOAD", "x").startswith(b"-NOPERM "), "of no other category"
+        assert raw.ask("AUTH", "second", "x") == b"+OK\r\n"
+        assert raw.ask("SESSION.LOAD", "x") == b"$-1\r\n"
+        assert raw.ask("SESSION.TOUCH", "x").startswith(b"-NOPERM ")
+        assert raw.ask("AUTH", "default", "x") == b"+OK\r\n"
+        for user, may in (("app", False), ("narrow", True), ("less", True), ("slow", False)):
+            assert (raw.ask("ACL", "DRYRUN", user, "SESSION.LOAD", "x") == b"+OK\r\n") == may
+        denied = {(entry[9], entry[7]) for entry in raw.value("ACL", "LOG", "100")}
+        assert {("app", "session.create"), ("less", "session.revokeall"), ("slow", "session.load")} <= denied
+
+
+def test_no_session_inside_a_transaction_or_a_script(door: ProxyProcess) -> None:
+    with door.raw() as raw:
+        cookie = raw.value("SESSION.CREATE", "SET", "n", "0")[1]
+        assert raw.ask("MULTI") == b"+OK\r\n"
+        assert raw.ask("SESSION.SAVE", cookie, "INCR", "n", "1").startswith(
+            b"-ERR Command not allowed inside"
+        )
+        assert raw.ask("EXEC").startswith(b"-EXECABORT ")
+        for function in ("call", "pcall"):
+            said = raw.ask("EVAL", f"return redis.{function}('SESSION.LOAD', ARGV[1])", "0", cookie)
+            assert said.startswith(b"-ERR Unknown Redis command")
+        assert raw.ask("WATCH", "x") == b"+OK\r\n"
+        assert raw.value("SESSION.LOAD", cookie)[-1] == ["n", "0"]
+        assert raw.ask("UNWATCH") == b"+OK\r\n"
+        raw.send(pack("SESSION.SAVE", cookie, "INCR", "n", "1") * 20 + pack("PING"))
+        *_, last, pong = raw.frames(21)
+        assert last.endswith(b"$2\r\n20\r\n") and pong == b"+PONG\r\n"
+        raw.send(pack("CLIENT", "REPLY", "SKIP") + pack("SESSION.LOAD", cookie) + pack("PING"))
+        assert raw.frame() == b"+PONG\r\n"
+
+
+def test_huge_arguments(client: Any) -> None:
+    for args in (
+        ("SET", "a", json.dumps("x" * 1_000_000)),
+        ("SET", "n" * 300_000, "1"),
+        ("USER", "u" * 300_000),
+        ("USER", "u", "DEVICE", json.dumps({"agent": "x" * 300_000})),
+        tuple(word for n in range(1001) for word in ("SET", f"f{n}", "1")),
+    ):
+        with pytest.raises(redis.ResponseError, match="SESSIONTOOLARGE"):
+            create(client, *args)
+    assert client.execute_command("SESSION.LIST", "u" * 300_000) == []
+    assert client.execute_command("SESSION.REVOKEALL", "u" * 300_000) == 0
+    cookie = create(client, "SET", "a\0\r\n", "1", "SET", "", '"\U0001f642"')["cookie"]
+    assert client.execute_command("SESSION.LOAD", cookie)["data"] == {"a\0\r\n": "1", "": '"\U0001f642"'}
+
+
+def test_the_slow_log_shows_no_session(door: ProxyProcess, nodes3: list[RedisNode]) -> None:
+    with door.raw() as raw:
+        assert raw.ask("SCRIPT", "FLUSH") == b"+OK\r\n"  # so that EVAL is seen, too
+        assert raw.ask("CONFIG", "SET", "slowlog-log-slower-than", "0") == b"+OK\r\n"
+        try:
+            cookie = raw.value("SESSION.CREATE", "SET", "a", '"very secret"', "USER", "very private")[1]
+            raw.value("SESSION.SAVE", cookie, "SET", "b", '"very secret"')
+            raw.ask("SET", "mine", "and shown")
+            shown = raw.ask("SLOWLOG", "GET", "1000")
+        finally:
+            raw.ask("CONFIG", "SET", "slowlog-log-slower-than", "10000")
+            raw.ask("SLOWLOG", "RESET")
+    assert b"EVALSHA" in shown and b"EVAL\r\n" in shown and b"(redacted)" in shown and b"and shown" in shown
+    assert b"very secret" not in shown and b"private" not in shown and cookie.encode() not in shown
 
 
 def test_the_library_and_the_commands_have_the_same_sessions(client: Any, nodes3: list[RedisNode]) -> None:

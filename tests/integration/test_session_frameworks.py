@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis as redis_py
 import webapps
 from webapps import SECRETS, during
 from webdrive import WebSocket, browser
@@ -16,6 +17,7 @@ from shardproxy.sessions import (
     AsyncSession,
     AsyncSessionStore,
     MemorySessionStore,
+    SessionStore,
     SessionUnavailable,
     UnfitPool,
 )
@@ -203,6 +205,60 @@ async def test_a_server_does_not_start_over_a_cache(policy: str) -> None:
             await middleware({"type": "lifespan"}, receive, send)
         (failed,) = sent
         assert failed["type"] == "lifespan.startup.failed" and "allkeys-lru" in failed["message"]
+
+
+class Blocked:
+    """A client that says INFO, or that nobody is there."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        if not self.policy:
+            raise redis_py.ConnectionError("nobody is there")
+        assert args[0] == "INFO", args
+        return f"redis_version:7.0.15\r\nmaxmemory_policy:{self.policy}\r\n".encode()
+
+
+@pytest.mark.parametrize("framework", ["flask", "wsgi", "django"])
+def test_an_app_does_not_start_over_a_cache(framework: str) -> None:
+    """And does over a node that cannot be reached: it may be fit, and answers 503 until it is there."""
+    start = getattr(webapps, f"{framework}_app")
+    for policy in ("allkeys-lru", "allkeys-lfu", "allkeys-random"):
+        with pytest.raises(UnfitPool, match=policy):
+            start(SessionStore(Blocked(policy), SECRETS))
+    start(SessionStore(Blocked("allkeys-lru"), SECRETS, check=False))
+    start(SessionStore(Blocked("allkeys-lru"), SECRETS, check="warn"))
+    start(SessionStore(Blocked("noeviction"), SECRETS))
+    client = Blocked("")
+    store = SessionStore(client, SECRETS)
+    app = start(store)
+    with browser(app) as visitor:
+        visitor.cookies.set("__Host-id", some_cookie(), domain="shop.example")
+        assert visitor.get("/show").status_code == 503
+        client.policy = "allkeys-lru"  # it is there now, and what it is comes to light
+        assert visitor.get("/show").status_code == 500
+    assert not store._checked
+
+
+def some_cookie() -> str:
+    session = MemorySessionStore(SECRETS).new()
+    session["a"] = 1
+    session.save()
+    return str(session.cookie)
+
+
+def test_djangos_check_of_the_place() -> None:
+    webapps.set_up_django()
+    from django.core.checks import run_checks
+    from django.test.utils import override_settings
+
+    store = SessionStore(Blocked("allkeys-lru"), SECRETS)
+    with override_settings(SHARDPROXY_SESSIONS={"STORE": store}):
+        assert "shardproxy.E006" not in {each.id for each in run_checks()}, "what needs no store asks none"
+        found = run_checks(databases=["default"])
+        (fault,) = (each for each in found if each.id == "shardproxy.E006")
+        assert fault.msg.startswith("maxmemory-policy is allkeys-lru")
 
 
 def asgi_client(store: Any, endpoint: Any, **options: Any) -> httpx.Client:

@@ -98,6 +98,8 @@ def test_everything_comes_back_as_it_was(client: Any, options: dict[str, Any]) -
         "big": -(2**53),
         "m": "not ours",
         ".": "nor this",
+        "\0": "nor that",
+        "\0e": 7,
     }
     session = signed_in(store, **fields)
     assert dict(store.load(session.cookie)) == fields
@@ -238,7 +240,7 @@ def damage(client: Any, key: bytes, keys: list[bytes], chance: random.Random) ->
             client.set(key, "no index")
     elif kind == b"hash":
         fields = client.hgetall(key)
-        name = chance.choice([*fields, b"p", b"g", b"e", b"u", b".x", b"\xff"])
+        name = chance.choice([*fields, b"\0p", b"\0g", b"\0e", b"\0u", b"x", b"\0.x", b"\0x", b"\xff"])
         was = fields.get(name, b"")
         others = [client.hget(each, name) or b"" for each in keys if client.type(each) == b"hash"]
         client.hset(key, name, chance.choice([chance.randbytes(9), was[:-1], was + b"0", *others]))

@@ -174,7 +174,7 @@ SKIP = {
     "multi", "exec", "discard", "watch", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro",
     "acl|log",
 }  # fmt: skip
-OURS = {"proxy", "client|no-touch", "client|setinfo"}
+OURS = {"proxy", "client|no-touch", "client|setinfo", "waitaof"}  # and of Redis 7.2
 KEYS = [
     b"app:1",
     b"app:2",

@@ -172,6 +172,29 @@ def test_who_waits_for_a_key_that_moves_waits_on_where_it_is_now(nodes: list[Red
             raw.close()
 
 
+def test_who_waits_on_a_shard_that_is_drained_waits_on_its_stand_in(nodes: list[RedisNode]) -> None:
+    """And at home again when it is undrained; nothing is noticed."""
+    with ProxyProcess(toml(shards_of(nodes), pool='kind = "cache"')) as proxy, proxy.raw() as other:
+        first = min(shards_of(nodes))
+        keys = [key for key in (f"drained{i}" for i in range(60)) if place(other, key) == first][:6]
+        crowd = [proxy.raw() for _ in keys]
+        for raw, key in zip(crowd, keys, strict=True):
+            raw.send(f"BLPOP {key} 0\r\nECHO after\r\n".encode())
+        until(lambda: [waiting_on(node) for node in nodes] == [6, 0], "all wait at home")
+        assert not other.ask("PROXY", "DRAIN", first).startswith(b"-")
+        until(lambda: [waiting_on(node) for node in nodes] == [0, 6], "all wait on the stand-in")
+        for key in keys[:3]:
+            other.ask("RPUSH", key, "there")
+        assert [raw.frames(2)[0].split(b"\r\n")[4] for raw in crowd[:3]] == [b"there"] * 3
+        assert not other.ask("PROXY", "UNDRAIN", first).startswith(b"-")
+        until(lambda: [waiting_on(node) for node in nodes] == [3, 0], "the others wait at home again")
+        for key in keys[3:]:
+            other.ask("RPUSH", key, "home")
+        assert [raw.frames(2)[0].split(b"\r\n")[4] for raw in crowd[3:]] == [b"home"] * 3
+        for raw in crowd:
+            raw.close()
+
+
 def waiting_on(node: RedisNode) -> int:
     with node.raw() as direct:
         return int(str(direct.value("INFO", "clients")).partition("blocked_clients:")[2].split()[0])

@@ -22,6 +22,7 @@ from shardproxy.core.sessions.errors import (
 )
 from shardproxy.core.sessions.model import Model
 from shardproxy.core.sessions.operations import Call
+from shardproxy.core.sessions.records import Meta
 from shardproxy.core.sessions.writing import next_of
 from shardproxy.sessions import SessionStore, Timeouts
 from shardproxy.sessions.executors import Blocking
@@ -48,7 +49,13 @@ def alike(one: Any, two: Any) -> bool:
 
 
 def fields_of(flat: list[bytes]) -> list[Any]:
-    return sorted(zip(flat[::2], flat[1::2], strict=True))
+    return readable(dict(zip(flat[::2], flat[1::2], strict=True)))
+
+
+def readable(fields: dict[bytes, bytes]) -> list[Any]:
+    """In an order, and with numbers that `alike` sees."""
+    about = repr(Meta.parse(fields[b"\0"])).encode() if b"\0" in fields else b""
+    return sorted((fields | {b"\0": about}).items())
 
 
 class Both:
@@ -116,9 +123,7 @@ class Both:
                 assert alike(sorted(index.items()), sorted(mine.items()))
                 self._index(key, index, end)
             else:
-                assert alike(
-                    sorted(self.client.hgetall(key).items()), sorted(self.model.records[key].items())
-                )
+                assert alike(readable(self.client.hgetall(key)), readable(self.model.records[key]))
 
     def _index(self, key: str, index: dict[bytes, bytes], end: int) -> None:
         """No entry promises more than its record lives; none outlives the index."""
@@ -137,14 +142,13 @@ class Both:
 
 def shifted(fields: dict[bytes, bytes], ms: int) -> dict[bytes, bytes]:
     found = {}
-    if b"m" in fields:
-        schema, created, rest = fields[b"m"].split(b" ", 2)
-        found[b"m"] = b" ".join((schema, b"%d" % (int(created) - ms), rest))
-        found[b"r"] = b"%d" % (int(fields[b"r"]) - ms)
-    if fields.get(b"g", b"0") != b"0":
-        found[b"g"] = b"%d" % (int(fields[b"g"]) - ms)
+    if b"\0" in fields:
+        meta = Meta.parse(fields[b"\0"])
+        found[b"\0"] = meta._replace(created=meta.created - ms, renew_at=meta.renew_at - ms).pack()
+    if fields.get(b"\0g", b"0") != b"0":
+        found[b"\0g"] = b"%d" % (int(fields[b"\0g"]) - ms)
     if not found:
-        found[b"p"] = fields[b"p"]
+        found[b"\0p"] = fields[b"\0p"]
     return found
 
 

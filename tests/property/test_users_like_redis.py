@@ -12,7 +12,7 @@ import hiredis
 import pytest
 from servers import Raw, RedisNode, pack
 
-from shardproxy.core import acl, glob
+from shardproxy.core import acl, acl_rules, glob
 from shardproxy.core.command_rows import Row
 from shardproxy.core.commands import builtin
 from shardproxy.core.permit import Permit
@@ -22,6 +22,7 @@ ROWS = [row for row in TABLE.records if not row.subcommands and row.name != "qui
 OURS = {row.name for row in TABLE.records if row.group in ("proxy", "session")} | {
     "client|no-touch",
     "client|setinfo",
+    "waitaof",
 }
 
 
@@ -101,7 +102,7 @@ WORDS = [
     *("%X~y", "%R~*", "~", "&ch*", "&p:[ab]", "&", "reset"),
     *(f"+{name}" for name in COMMANDS),
     *(f"-{name}" for name in COMMANDS),
-    *(f"{sign}@{name}" for sign in "+-" for name in acl.CATEGORIES),
+    *(f"{sign}@{name}" for sign in "+-" for name in acl_rules.CATEGORIES),
     *("+select|0", "+get|x", "+get|", "-select|0", "+config|nope", "+config|get|x"),
     *("+nope", "-nope", "+@nope", "+", "-", "what"),
     *("+GET", "-Config|Get", "+@READ", "(~s* +get)"),
@@ -118,11 +119,11 @@ def test_the_same_words_are_wrong(oracle: Oracle) -> None:
     for word in WORDS:
         for before in ([], ["~*", "&*"], [">secret", "#" + "ab" * 32, "#" + "cd" * 32]):
             reply = oracle.one("ACL", "SETUSER", "u", "reset", *before, word)
-            _, wrong = acl.parse("u", [*before, word])
+            _, wrong = acl_rules.parse("u", [*before, word])
             assert bool(wrong) == isinstance(reply, hiredis.ReplyError), (before, word, reply, wrong)
             if wrong:
-                with pytest.raises(acl.Refused) as refused:
-                    acl.modify(acl.User("u"), [*before, word])
+                with pytest.raises(acl_rules.Refused) as refused:
+                    acl_rules.modify(acl.User("u"), [*before, word])
                 assert str(reply).endswith(f"': {refused.value.redis}"), (word, reply)
 
 
@@ -136,15 +137,15 @@ def test_more_rules_for_a_user_mean_the_same(oracle: Oracle) -> None:
             words = some_words(rng)[:4]
             reply = oracle.one("ACL", "SETUSER", "u", *words)
             try:
-                user = acl.modify(user, words)
-            except acl.Refused as error:
+                user = acl_rules.modify(user, words)
+            except acl_rules.Refused as error:
                 refused += 1
                 assert str(reply).endswith(error.redis), (words, reply)
                 assert isinstance(reply, hiredis.ReplyError), words
             else:
                 assert reply == b"OK", (words, reply)
         oracle.one("ACL", "SETUSER", "u", "sanitize-payload")  # which we keep nothing of
-        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.words_of(user.describe())[2:]) == b"OK"
+        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl_rules.words_of(user.describe())[2:]) == b"OK"
         lines = oracle.one("ACL", "LIST")
         first, second = (
             [line for line in lines if line.startswith(b"user %b " % name)] for name in (b"u", b"v")
@@ -162,18 +163,20 @@ def test_what_is_described_means_the_same(oracle: Oracle) -> None:
     """Our text of a user, given to Redis, makes the user that Redis makes of the rules themselves."""
     rng = random.Random(5)
     for _ in range(400):
-        words = [word for word in some_words(rng) if not acl.parse("u", ["~b", word])[1] or word[0] in "<!"]
-        user, wrong = acl.parse("u", words)
+        words = [
+            word for word in some_words(rng) if not acl_rules.parse("u", ["~b", word])[1] or word[0] in "<!"
+        ]
+        user, wrong = acl_rules.parse("u", words)
         if wrong:
             continue
         assert oracle.one("ACL", "SETUSER", "u", "reset", *words) == b"OK", words
-        assert oracle.one("ACL", "SETUSER", "v", "reset", *acl.words_of(user.describe())[2:]) == b"OK", (
-            user.describe()
-        )
+        assert (
+            oracle.one("ACL", "SETUSER", "v", "reset", *acl_rules.words_of(user.describe())[2:]) == b"OK"
+        ), user.describe()
         (first,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user u ")]
         (second,) = [line for line in oracle.one("ACL", "LIST") if line.startswith(b"user v ")]
         assert read_back(first[7:]) == read_back(second[7:]), (words, user.describe())
-        again, none = acl.parse("u", acl.words_of(user.describe())[2:])
+        again, none = acl_rules.parse("u", acl_rules.words_of(user.describe())[2:])
         assert (again, none) == (user, [])
 
 
@@ -249,9 +252,9 @@ def test_verdicts_are_those_of_redis(oracle: Oracle) -> None:
     rows = [row for row in ROWS if row.name not in OURS]
     for _ in range(120):
         words = ["+@all"] * rng.randint(0, 1) + [
-            w for w in some_words(rng) if not acl.parse("u", ["~b", w])[1]
+            w for w in some_words(rng) if not acl_rules.parse("u", ["~b", w])[1]
         ]
-        user, wrong = acl.parse("u", words)
+        user, wrong = acl_rules.parse("u", words)
         if wrong:
             continue
         assert oracle.one("ACL", "SETUSER", "u", "reset", *words) == b"OK"
@@ -279,9 +282,9 @@ def test_every_command_is_in_the_bitmap_of_redis(oracle: Oracle) -> None:
     lists = [
         [*row.name.encode().split(b"|"), *[b"k"] * (abs(row.arity) - row.name.count("|") - 1)] for row in rows
     ]
-    for category in acl.CATEGORIES:
+    for category in acl_rules.CATEGORIES:
         for words in (["~*", "&*", f"+@{category}"], ["~*", "&*", "+@all", f"-@{category}"]):
-            user, _ = acl.parse("u", words)
+            user, _ = acl_rules.parse("u", words)
             oracle.one("ACL", "SETUSER", "u", "reset", *words)
             permit = Permit(user, TABLE, trust_scripts=True)
             for args, reply in zip(

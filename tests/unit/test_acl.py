@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from shardproxy.core import acl
+from shardproxy.core import acl_rules
 from shardproxy.core.acl import Selector, User, Users
 from shardproxy.core.command_rows import KeySpec, Row
 from shardproxy.core.commands import CommandTable, builtin
@@ -18,7 +18,7 @@ SECRET = hashlib.sha256(b"secret").hexdigest()
 
 
 def user(rules: str) -> User:
-    found, wrong = acl.parse("u", acl.words_of(rules))
+    found, wrong = acl_rules.parse("u", acl_rules.words_of(rules))
     assert wrong == []
     return found
 
@@ -76,26 +76,28 @@ def test_a_user_is_described_in_few_words(rules: str, text: str) -> None:
     ],
 )
 def test_a_wrong_word_is_named_unless_it_may_be_a_password(word: str, found: str, allowed: str) -> None:
-    who, wrong = acl.parse("u", ["on", word, "+ping"])
+    who, wrong = acl_rules.parse("u", ["on", word, "+ping"])
     assert len(wrong) == 1
     assert wrong[0].found == found and allowed in wrong[0].allowed
     assert who.enabled and who.root.commands == ("+ping",)
 
 
 def test_nothing_may_follow_all_of_something() -> None:
-    _, wrong = acl.parse("u", ["allkeys", "~x", "allchannels", "&x", "resetkeys", "~x"])
+    _, wrong = acl_rules.parse("u", ["allkeys", "~x", "allchannels", "&x", "resetkeys", "~x"])
     assert [each.found for each in wrong] == ['"~x"', '"&x"']
 
 
 def test_more_rules_are_applied_to_a_user_all_or_none() -> None:
     who = user("on >secret ~a* +get (~b +set)")
-    more = acl.modify(who, ["off", "+set", "~c", "clearselectors", "(~d", "+@read)", "", "<secret", "nopass"])
+    more = acl_rules.modify(
+        who, ["off", "+set", "~c", "clearselectors", "(~d", "+@read)", "", "<secret", "nopass"]
+    )
     assert more.describe() == (
         "user u off nopass ~a* ~c resetchannels -@all +get +set (~d resetchannels -@all +@read)"
     )
-    assert acl.modify(who, ["reset"]) == User("u") and acl.modify(who, []) is who
-    with pytest.raises(acl.Refused):
-        acl.modify(who, ["+del", "+nope"])
+    assert acl_rules.modify(who, ["reset"]) == User("u") and acl_rules.modify(who, []) is who
+    with pytest.raises(acl_rules.Refused):
+        acl_rules.modify(who, ["+del", "+nope"])
 
 
 @pytest.mark.parametrize(
@@ -107,22 +109,22 @@ def test_more_rules_are_applied_to_a_user_all_or_none() -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_tells_no_password(words: list[str], found: str) -> None:
-    with pytest.raises(acl.Refused) as refused:
-        acl.modify(User("u"), words)
+    with pytest.raises(acl_rules.Refused) as refused:
+        acl_rules.modify(User("u"), words)
     assert refused.value.found == found
     assert "hunter2" not in str(refused.value) + str(refused.value.__cause__)
 
 
 def test_users_travel_as_bytes() -> None:
     rules = ["on", ">secret", "~\udcff*", "~\u00a0x", "&\x1c", "+@all", "-get", "(%R~b +get)"]
-    made = acl.modify(User("(x"), rules)
+    made = acl_rules.modify(User("(x"), rules)
     users = Users({made.name: made, "é": User("é")}, True, {"é": 5})
-    assert Users.from_wire(users.to_wire()) == users
+    assert acl_rules.users_from_wire(users.to_wire()) == users
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\0", "a\n", "\udcff", "a\u2028", "x" * 129])
 def test_names_that_a_file_could_not_hold(name: str) -> None:
-    assert not acl.is_name(name) and acl.is_name("é(:-)" + "x" * 123)
+    assert not acl_rules.is_name(name) and acl_rules.is_name("é(:-)" + "x" * 123)
 
 
 def test_users_change() -> None:
@@ -246,7 +248,7 @@ def test_many_arguments() -> None:
 
 
 def test_rules_for_what_is_not_in_the_table_do_nothing() -> None:
-    names, first = acl.allowed(
+    names, first = acl_rules.allowed(
         Selector(("+x.new", "+@json", "+get", "+select|0", "+select|1")), TABLE.records
     )
     assert names == {"get"} and first == {"select": ("0", "1")}

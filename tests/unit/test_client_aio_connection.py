@@ -270,3 +270,28 @@ def test_many_is_done_when_its_waiter_is() -> None:
     many.future.cancel()
     assert many.done()
     loop.close()
+
+
+async def test_a_value_that_cannot_be_decoded_is_its_calls_own_fault() -> None:
+    made = Connection(asyncio.get_running_loop(), Coding(decode=True).reader(), Owner())
+    transport = Transport()
+
+    async def dial(factory: Any) -> None:
+        factory().connection_made(transport)
+
+    await made.open(dial, [], lambda replies: None)
+    first, second, third = made.ask(b"a"), made.ask_many(b"bc", 2), made.ask(b"d")
+    await turn()
+    made.data_received(b"$2\r\n\xff\xfe\r\n+ONE\r\n*2\r\n+x\r\n$1\r\n\xff\r\n+TWO\r\n")
+    assert isinstance(await first, UnicodeDecodeError) and await third == "TWO"
+    one, bad = await second
+    assert one == "ONE" and isinstance(bad, UnicodeDecodeError)
+    assert made.lost is None
+
+
+async def test_a_reader_that_has_lost_its_place_ends_the_connection() -> None:
+    made, transport, owner = await opened()
+    waiter = made.ask(b"a")
+    await turn()
+    made.data_received(b"%1\r\n*1\r\n+a\r\n+b\r\n")  # a map whose key cannot be one
+    assert isinstance(await waiter, Lost) and transport.aborted and owner.failures == []

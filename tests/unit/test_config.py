@@ -271,6 +271,12 @@ MISTAKES = [
     (POOL, 'on_shard_down = "rehash"', "pool.main.on_shard_down", 'kind = "cache"'),
     (POOL, 'on_shard_down = "miss"', "pool.main.on_shard_down", 'kind = "cache"'),
     (POOL, 'on_return = "flush"', "pool.main.on_return", 'kind = "cache"'),
+    (
+        "{}",
+        '[pool.main]\nkind = "cache"\nstale_while_down = "5s"\n[pool.main.shards]\na = "memcached://h:11211"',
+        "pool.main.stale_while_down",
+        "whose values are not kept",
+    ),
     (POOL, 'hash = "md5"', "pool.main.hash", "the only one for a ring"),
     (POOL, 'distribution = "ketama"\nvirtual_nodes = 40', "pool.main.virtual_nodes", "as twemproxy does"),
     (POOL, 'attempt_timeout = "2s"', "pool.main.attempt_timeout", "at most timeout"),

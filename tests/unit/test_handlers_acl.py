@@ -7,7 +7,7 @@ import pytest
 from fakes import FakeCall, FakeClient, FakeServer, ask
 
 from shardproxy import handlers
-from shardproxy.core import acl, errors, logins
+from shardproxy.core import acl_rules, errors, logins
 from shardproxy.core.acl import User, Users
 from shardproxy.core.commands import builtin
 from shardproxy.handlers import accesslog, connection
@@ -20,7 +20,7 @@ REMOTE = "203.0.113.9:1234"
 def users(**rules: str) -> Users:
     found: dict[str, User] = {}
     for name, text in rules.items():
-        found[name], wrong = acl.parse(name, acl.words_of(text))
+        found[name], wrong = acl_rules.parse(name, acl_rules.words_of(text))
         assert not wrong
     return Users(found)
 

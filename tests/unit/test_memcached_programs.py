@@ -124,17 +124,35 @@ def test_long_doubles(text: bytes, written: bytes) -> None:
 @pytest.mark.parametrize(
     ("left", "token"),
     [
-        *[(1, b"2"), (1000, b"2"), (1001, b"3"), (10_000, b"11"), (0, b"-1"), (-5, b"-1")],
-        *[((expiry.RELATIVE_MOST - 1) * 1000, b"2592000"), (expiry.RELATIVE_MOST * 1000, b"1802592002")],
+        *[(1, b"2"), (999, b"2"), (1000, b"3"), (1001, b"3"), (10_000, b"12"), (0, b"-1"), (-5, b"-1")],
+        *[((expiry.RELATIVE_MOST - 2) * 1000, b"2592000"), (expiry.RELATIVE_MOST * 1000, b"1802592003")],
     ],
 )
-def test_a_time_is_rounded_up_and_gets_a_second_more(left: int, token: bytes) -> None:
+def test_a_time_gets_two_seconds_more(left: int, token: bytes) -> None:
     assert expiry.token(NODE, left) == token
+
+
+@pytest.mark.parametrize("left", [100, 999, 1000, 1500, 60_000, 59_001, 3_600_000])
+def test_no_key_goes_too_early_nor_too_late(left: int) -> None:
+    """By a model of memcached's clock: looked at once a second, `phase` behind the edge of a second."""
+    phases = [0, 1, 250, 500, 998, 999]  # ms
+    for phase in phases:
+        for since in (0, 1, 500, 999):  # it was set so long after such a look
+            for later in phases:  # where the looks are when it expires: the timer drifts, forwards
+                drifted = later - phase if later >= phase else later + 1000 - phase
+                if drifted > max(left // 1000, 1) + 1:
+                    continue
+                ends = (
+                    int(expiry.token(NODE, left)) * 1000 + later - phase
+                )  # since the look before it was set
+                lives = ends - since
+                assert lives <= left + 2000 + drifted
+                assert lives >= (left if left % 1000 == 0 else left // 1000 * 1000)
 
 
 def test_a_time_over_a_month_is_the_nodes_own_time() -> None:
     slow = Node(lambda: NOW, offset=-500.0)
-    assert int(expiry.token(slow, 3_000_000_000)) == 1_800_000_000 - 500 + 1 + 3_000_001
+    assert int(expiry.token(slow, 3_000_000_000)) == 1_800_000_000 - 500 + 1 + 3_000_002
 
 
 def test_a_time_that_memcached_cannot_keep() -> None:

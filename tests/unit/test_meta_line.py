@@ -12,7 +12,7 @@ BUSY = b"BUSY currently processing crawler request\r\n"
 
 
 def listing(monkeypatch: pytest.MonkeyPatch, frames: list[bytes]) -> tuple[list[object], list[int]]:
-    """What SCAN 0 makes of a node that says these, and which of LISTINGS it asks with each time."""
+    """What SCAN 0 makes of a node that says these, and with which of LISTINGS it asks each time."""
     hows, rest = list[int](), iter(frames)
 
     async def opened(self: MetaLine) -> None:

@@ -1,10 +1,13 @@
 """When a key expires: Redis's milliseconds ↔ memcached's seconds. And the options that say it.
 
-memcached counts seconds of its own clock, which is late: a key with TTL 10 lives between 9 and 10 seconds.
-So one second is added: it never goes earlier than Redis's and at most two seconds later (but when the
-node's own timer drifts over the edge of a second, which it does every quarter of an hour or so: then that
-second is missing). What is left is told without the second. A number over 30 days is a time since 1970 to
-memcached, and one over 2^31 an item that has expired already: an error here.
+memcached looks at its clock once a second, and then shows the whole seconds of it. What it is told is T, it
+lives from T-1 to T seconds; and where its timer, each time a millisecond late, has drifted over the edge of
+a second meanwhile (once in a quarter of an hour), from T-2 to T-1. So T is two more than the whole seconds:
+what is asked for in whole seconds goes never earlier than on Redis and at most two seconds later. Of other
+times the part of a second may be missing, once in that quarter of an hour: with a third second they would
+all be three late. (A life that is as long as the drift may also be most of a second longer.) What is left
+is told without the two. A number over 30 days is a time since 1970 to memcached, and one over 2^31 an item
+that has expired already: an error here.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from shardproxy.core.memcached.wire import OfNode, Refused
 RELATIVE_MOST = 30 * 24 * 3600
 ABSOLUTE_MOST = (1 << 31) - 1
 NEVER, AT_ONCE = b"0", b"-1"
-EXTRA = 1
+EXTRA = 2
 
 
 class Node(NamedTuple):
@@ -38,7 +41,7 @@ class Node(NamedTuple):
 
 def seconds(left: int) -> int:
     """memcached's TTL for so many milliseconds."""
-    return -(-left // 1000) + EXTRA
+    return left // 1000 + EXTRA
 
 
 def token(node: Node, left: int) -> bytes:

@@ -15,8 +15,8 @@ from shardproxy.core import errors
 KEY_MOST, BINARY_MOST = 250, 186  # bytes of a key: as text, and as base64
 _NOT_TEXT = bytes([*range(33), 127])
 HEADER = 56  # bytes of an item beside its key and value: its header, with CAS
-# What lists all keys. The first goes through the hash table, and misses none that stays; a node too old
-# for it (BADCLASS) goes through its LRUs, and leaves out what is moved or locked at the moment.
+# What lists all keys. The first goes through the hash table, and misses none that stays; a node that is too
+# old for it (BADCLASS) goes through its LRUs, and leaves out what is moved or locked at the moment.
 LISTINGS = (b"lru_crawler metadump hash\r\n", b"lru_crawler metadump all\r\n")
 
 

@@ -11,7 +11,7 @@ Each is taken only where it is given, so a cookie planted over http never counts
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Literal
 
@@ -155,14 +155,19 @@ def is_local(host: str) -> bool:
         return False
 
 
+_OF_READING = {"Vary": "Cookie", "Cache-Control": "private"}
+
+
 def headers_beside(
     vary: str, cache_control: str, *, read: bool, cookie: bool, cleared: str = ""
-) -> dict[str, str]:
+) -> Mapping[str, str]:
     """The headers that a response needs for its session's sake; each replaces what is there.
 
     vary, cache_control: the response's own, "" for none. read: somebody looked into the session. cookie:
     there is a Set-Cookie of ours. cleared: what a logout clears, for Clear-Site-Data.
     """
+    if not (vary or cache_control or cookie or cleared):  # as usual
+        return _OF_READING if read else {}
     found: dict[str, str] = {}
     if read or cookie:
         names = [name.strip().lower() for name in vary.split(",")]

@@ -12,11 +12,12 @@ from shardproxy.core.sessions.errors import SessionUnavailable
 from shardproxy.core.sessions.keyring import Identity
 from shardproxy.core.sessions.records import Codec, Meta, Timeouts
 
-_SCALARS = (str, int, float, bool, type(None))
+COUNTED = ("i", "a")  # changes that are steps from what the record has then
+_SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 class Change(NamedTuple):
-    """One step of a save. what: "set", "del", "incr" or "append"; data: as `Codec.plain` has it."""
+    """One step of a save. what: a letter, set, delete, increment or append; data: as `Codec.plain` has it."""
 
     what: str
     name: str
@@ -36,32 +37,37 @@ class SessionData(MutableMapping[str, Any]):
     handle      its public name: for lists, logs and operators; stable while it lives; "" if nothing is stored
     """
 
+    # Until an operation says otherwise: one is made for every request
+    accessed = unavailable = late = False
+    _cookie_changed = False
+    _presented: Identity | None = None  # of the request's cookie, when it was genuine
+    _followed: Identity | None = None  # where the presented id has led
+    _timeouts: Timeouts | None = None  # of this session alone, wanted
+    _identity: Identity | None = None
+    _meta: Meta | None = None  # as it was read; what each save changes is beside it
+    _user_id: str | None = None
+    _nonce = ""
+    _version = 0
+    _now = _ttl = _renew_at = 0  # ms, of the node, at the last operation
+
     def __init__(self, codec: Codec, device: Mapping[str, Any] | None = None) -> None:
         self._codec = codec
-        self.accessed = False
-        self.unavailable = False
-        self.device: dict[str, Any] = dict(device or {})
-        self._presented: Identity | None = None  # of the request's cookie, when it was genuine
-        self._timeouts: Timeouts | None = None  # of this session alone, wanted
-        self._empty()
+        self.device: dict[str, Any] = dict(device) if device else {}
+        self._forget()
 
     def _empty(self) -> None:
         """As if nothing had ever been stored."""
-        self._identity: Identity | None = None
-        self._meta: Meta | None = None
+        self._identity = self._followed = self._meta = self._user_id = None
         self.late = self._cookie_changed = False
-        self._followed: Identity | None = None  # where the presented id has led
-        self._user_id: str | None = None
-        self.handle = ""
         self._nonce = ""
-        self._version = 0
-        self._now = self._ttl = self._renew_at = 0  # ms, of the node, at the last operation
+        self._version = self._now = self._ttl = self._renew_at = 0
         self._forget()
 
     def _forget(self) -> None:
         self._values: dict[str, Any] = {}
         self._stored: dict[str, bytes] = {}  # what the record has, plain
-        self._handed: dict[str, bytes] = {}  # values that can change inside: their encoding when handed out
+        self._handed: set[str] = set()  # values that can change inside, and were handed out
+        self._appended: dict[str, bytes] = {}  # what a list comes to with what was appended, plain
         self._changed: set[str] = set()  # set or deleted
         self._ops: list[Change] = []  # incr and append
 
@@ -69,9 +75,14 @@ class SessionData(MutableMapping[str, Any]):
         return dict(self.__dict__)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.__dict__.clear()
         self.__dict__.update(state)
 
     # --- what it is ---
+
+    @property
+    def handle(self) -> str:
+        return self._identity.tag + self._meta.handle if self._identity and self._meta else ""
 
     @property
     def user_id(self) -> str | None:
@@ -124,16 +135,15 @@ class SessionData(MutableMapping[str, Any]):
     @property
     def modified(self) -> bool:
         """Whether there is anything to save."""
-        return bool(self._ops) or any(True for _ in self._differences())
+        return bool(self._ops or self._differences())
 
     # --- the dictionary ---
 
     def __getitem__(self, name: str) -> Any:
         self.accessed = True
         value = self._values[name]
-        if name not in self._handed and not isinstance(value, _SCALARS):
-            # What was set in this request is compared with the record; what was read, with itself
-            self._handed[name] = b"" if name in self._changed else self._codec.plain(value, name)
+        if type(value) not in _SCALARS:
+            self._handed.add(name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -178,7 +188,7 @@ class SessionData(MutableMapping[str, Any]):
             raise TypeError(f"{name!r} is no integer")
         self._values[name] = value = value + by
         if name not in self._changed:  # else it is set as a whole
-            self._ops.append(Change("incr", name, b"%d" % by))
+            self._ops.append(Change("i", name, b"%d" % by))
         return value
 
     def append(self, name: str, item: Any) -> None:
@@ -188,14 +198,14 @@ class SessionData(MutableMapping[str, Any]):
         if not isinstance(value, list):
             raise TypeError(f"{name!r} is no list")
         data = self._codec.plain(item, name)
-        changed = name in self._handed and self._codec.plain(value) != self._handed[name]
+        if name in self._handed and self._difference(name):
+            self._changed.add(name)
         value.append(item)  # in place: it may be held by somebody
         self._values[name] = value
-        if changed:
-            self._changed.add(name)
         if name not in self._changed:  # else it is set as a whole
-            self._ops.append(Change("append", name, data))
-            self._handed[name] = self._codec.plain(value)
+            self._ops.append(Change("a", name, data))
+            self._handed.add(name)
+            self._appended[name] = self._codec.plain(value)
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
         """Timeouts of this session alone, from the next `save` on; `login` sets those of its class."""
@@ -211,40 +221,42 @@ class SessionData(MutableMapping[str, Any]):
 
     # --- what was changed ---
 
-    def _differences(self) -> Iterator[Change]:
+    def _difference(self, name: str) -> Change | None:
+        """What has to be done, so that the record has that value."""
+        had = self._stored.get(name)
+        if name not in self._values:
+            return None if had is None else Change("d", name, b"")
+        if name not in self._changed:
+            had = self._appended.get(name, had)
+        data = self._codec.plain(self._values[name], name)
+        if data == had or (had is not None and self._codec.plain(self._codec.parse(had)) == data):
+            return None  # another language's JSON may have spaces
+        return Change("s", name, data)
+
+    def _differences(self) -> list[Change]:
         """What is to be set and deleted."""
-        for name in self._changed | self._handed.keys():
-            if name not in self._values:
-                if name in self._stored:
-                    yield Change("del", name, b"")
-                continue
-            data = self._codec.plain(self._values[name], name)
-            if name in self._changed:
-                if data != self._stored.get(name):
-                    yield Change("set", name, data)
-            elif data != self._handed[name]:
-                yield Change("set", name, data)
+        if not self._changed and not self._handed:
+            return []
+        return [each for each in map(self._difference, self._changed | self._handed) if each is not None]
 
     def _changes(self) -> list[Change]:
         """All of it, in the order to be done. What is set as a whole needs no other steps."""
-        whole = list(self._differences())
+        whole = self._differences()
+        if not self._ops:
+            return whole
         names = {change.name for change in whole} | self._changed
         return whole + [op for op in self._ops if op.name not in names]
 
     def _saved(self, changes: list[Change], results: Mapping[str, tuple[Any, bytes]]) -> None:
         """These are stored now; results: values of incr and append as the record has them."""
-        for change in changes:
-            if change.what == "set":
-                self._stored[change.name] = change.data
-            elif change.what == "del":
-                self._stored.pop(change.name, None)
+        for what, name, data in changes:
+            if what == "s":
+                self._stored[name] = data
+            elif what == "d":
+                self._stored.pop(name, None)
         for name, (value, data) in results.items():
             self._values[name], self._stored[name] = value, data
-        # What was handed out may still be held, and change again
-        held = self._handed.keys() | {name for name in self._changed if name in self._values}
-        self._handed = {
-            name: self._codec.plain(self._values[name])
-            for name in held
-            if not isinstance(self._values.get(name), _SCALARS)
-        }
-        self._changed, self._ops, self._timeouts = set(), [], None
+        # What was handed out, or set, may still be held, and change again
+        held = self._handed | self._changed
+        self._handed = {name for name in held if type(self._values.get(name)) not in _SCALARS}
+        self._changed, self._appended, self._ops, self._timeouts = set(), {}, [], None

@@ -9,10 +9,10 @@ none of them tells another. The layout of a cookie, 60 bytes as 80 characters of
     mac (11) keyed by the secret: a forgery is refused before any network, in constant time
 """
 
-import base64
 import hashlib
 import hmac
 import re
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 
 from shardproxy.core.sessions.errors import BadSecrets
@@ -23,9 +23,17 @@ LEAST_SECRET = 16  # bytes: less is a password, not a secret
 _COOKIE = re.compile(r"[A-Za-z0-9_-]{80}").fullmatch
 
 
+_URL = bytes.maketrans(b"+/", b"-_")
+
+
 def text(data: bytes) -> str:
     """base64url; lengths here are multiples of three or need no padding."""
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+    return b2a_base64(data, newline=False).translate(_URL, b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    """And back; its length is a multiple of four."""
+    return a2b_base64(text.replace("-", "+").replace("_", "/"))
 
 
 class Secret:
@@ -65,13 +73,17 @@ class Secret:
 
 
 class Identity:
-    """What a genuine cookie says. tag: 20 characters. secret: the one that made the cookie."""
+    """What a genuine cookie says. tag: 20 characters. secret: the one that made the cookie.
 
-    __slots__ = ("_hash", "id", "secret", "tag")
+    keys: kept by `Rules.keys`, which makes them.
+    """
+
+    __slots__ = ("_hash", "id", "keys", "secret", "tag")
 
     def __init__(self, secret: Secret, tag: str, id: bytes) -> None:
         self.secret, self.tag, self.id = secret, tag, id
         self._hash = ""
+        self.keys: tuple[str, str] | None = None
 
     @property
     def hash(self) -> str:
@@ -112,14 +124,14 @@ class Keyring:
 
     def cookie(self, who: Identity) -> str:
         """The value of the cookie."""
-        body = who.secret.kid + base64.urlsafe_b64decode(who.tag) + who.id
+        body = who.secret.kid + _bytes(who.tag) + who.id
         return text(body + who.secret.keyed(b"cookie", body, MAC))
 
     def identify(self, cookie: str) -> Identity | None:
         """Whose cookie that is; None: none of ours, whatever it is."""
         if not _COOKIE(cookie):
             return None
-        data = base64.urlsafe_b64decode(cookie)
+        data = _bytes(cookie)
         body, mac = data[:-MAC], data[-MAC:]
         for secret in self.of_kid(body[:KID]):
             if hmac.compare_digest(mac, secret.keyed(b"cookie", body, MAC)):

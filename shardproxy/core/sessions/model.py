@@ -8,20 +8,31 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from shardproxy.core.sessions.records import KIND_OF_LETTER, OWN, Meta
+
+META, EPOCH, USER, DEVICE, GRACE, TOKEN, POINTER = map(str.encode, OWN)
 Args: TypeAlias = Sequence[bytes]
-_META = re.compile(rb"\d+ (\d+) (\d+) (\d+) (\d+) ").match
-_NUMBERS = re.compile(rb"([1-9]\d*) (\d+)").fullmatch
 _INTEGER, _LIST = re.compile(rb"-?\d+").fullmatch, re.compile(rb"\[.*\]", re.DOTALL).fullmatch
+_COUNTED = ("i", "a")
 _NO_ITEMS = re.compile(rb"\[\s*\]").fullmatch
 
 
 class _Found:
     """What `look` saw of a record."""
 
-    def __init__(self, fields: dict[bytes, bytes], hash: bytes) -> None:
+    def __init__(self, fields: dict[bytes, bytes]) -> None:
         self.get = fields.get
-        self.member = fields.get(b"h", b"")[:8] + hash
-        self.left = self.idle = self.renewal = 0
+        self.epoch, self.grace, self.pointer = fields.get(EPOCH), fields.get(GRACE), fields.get(POINTER)
+        self.meta = _NOTHING
+        self.member = b""
+        self.left = 0
+
+    def pack(self, **changed: Any) -> bytes:
+        self.meta = self.meta._replace(**changed)
+        return self.meta.pack()
+
+
+_NOTHING = Meta(0, 0, 0, 0, 0, 0, 0, "", "", "")
 
 
 class Model:
@@ -85,38 +96,36 @@ class Model:
         if self._ttl(key) < ttl + 1000:
             self._expire(key, ttl + 1000)
 
-    def _look(self, record: str, user: str, hash: bytes) -> tuple[bytes, _Found]:
-        found = _Found(self.records.get(record, {}), hash)
-        pointer = found.get(b"p")
-        if pointer is not None:
-            return b"MOVED" if pointer else b"ENDED", found
-        if not found.get(b"m"):
+    def _look(self, record: str, user: str) -> tuple[bytes, _Found]:
+        found = _Found(self.records.get(record, {}))
+        if found.pointer is not None:
+            return b"MOVED" if found.pointer else b"ENDED", found
+        data = found.get(META)
+        if data is None:
             return b"GONE", found
-        times = _META(found.get(b"m") or b"")
-        if not times:
+        try:
+            found.meta = meta = Meta.parse(data)
+        except ValueError:
             return b"DAMAGED", found
-        numbers = _NUMBERS((found.get(b"v") or b"") + b" " + (found.get(b"r") or b""))
-        if not numbers or max(map(float, times.groups() + numbers.groups())) > 2**50:
-            return b"DAMAGED", found
-        created, absolute, found.idle, found.renewal = map(int, times.groups())
-        found.left = created + absolute - self.now
+        found.member = meta.handle.encode() + record[-24:].encode()
+        found.left = meta.created + meta.absolute - self.now
         if found.left <= 0:
             self._remove(record)
             return b"GONE", found
-        if epoch := found.get(b"e"):
+        if found.epoch is not None:
             index = self.indexes.get(user, {})
-            if -index.get(b"e", 0) != int(epoch) or found.member not in index:
+            if -index.get(b"e", 0) != int(found.epoch) or found.member not in index:
                 self._remove(record)
                 self._zrem(user, found.member)
                 return b"REVOKED", found
         return b"OK", found
 
     def _touch(self, record: str, user: str, found: _Found, least: float) -> int:
-        ttl, want = self._ttl(record), min(found.idle, found.left)
-        if want - ttl < found.idle * least:
+        ttl, want = self._ttl(record), min(found.meta.idle, found.left)
+        if want - ttl < found.meta.idle * least:
             return ttl
         self._expire(record, want)
-        if found.get(b"e"):
+        if found.epoch is not None:
             self.indexes[user][found.member] = self.now + want
             self._keep(user, want)
         return want
@@ -124,30 +133,31 @@ class Model:
     def _try(self, key: str, args: Args) -> bytes | None:
         fields = self.records.get(key, {})
         for what, field, value in _steps(args):
-            has = fields.get(field) if what in (b"incr", b"append") else None
+            has = fields.get(field) if what in _COUNTED else None
             if has is not None and (has[:1] or b" ") < b" ":
                 return b"OPAQUE"
-            if what == b"incr" and has is not None and not _INTEGER(has):
+            if what == "i" and has is not None and not _INTEGER(has):
                 return b"KIND"
-            if what == b"incr" and (len(has or b"") > 17 or len(value) > 17):
+            if what == "i" and (len(has or b"") > 17 or len(value) > 17):
                 return b"KIND"
-            if what == b"append" and has is not None and not _LIST(has):
+            if what == "a" and has is not None and not _LIST(has):
                 return b"KIND"
         return None
 
-    def _apply(self, key: str, args: Args) -> list[bytes]:
+    def _apply(self, key: str, args: Args, meta: bytes) -> list[bytes]:
         fields, results = self.records[key], []
+        fields[META] = meta
         for what, field, value in _steps(args):
-            if what in (b"set", b"once"):
+            if what in ("s", "t"):
                 fields[field] = value
-            elif what == b"del":
+            elif what == "d":
                 fields.pop(field, None)
-            elif what == b"incr":
+            elif what == "i":
                 fields[field] = b"%d" % (int(fields.get(field, b"0")) + int(value))
             else:
                 has = fields.get(field, b"[]")
                 fields[field] = has[:-1] + (b"" if _NO_ITEMS(has) else b",") + value + b"]"
-            if what in (b"incr", b"append"):
+            if what in _COUNTED:
                 results += [field, fields[field]]
         return results
 
@@ -155,66 +165,60 @@ class Model:
 
     def load(self, keys: Sequence[str], args: Args) -> list[Any]:
         record, user = keys
-        state, found = self._look(record, user, args[0])
-        g = int(found.get(b"g") or b"-1")
-        if args[2] == b"1" and 0 < g < self.now:
+        how, least, grace = args[0].split(b" ")
+        state, found = self._look(record, user)
+        g = int(found.grace or b"-1")
+        if how == b"1" and 0 < g < self.now:
             return [b"GONE"]
-        if state == b"MOVED":
-            return [state, found.get(b"p")]
         if state != b"OK":
-            return [state]
-        ttl = self._touch(record, user, found, float(args[1]))
-        if g == 0 and args[2] == b"0":
-            self.records[record][b"g"] = b"%d" % (self.now + int(args[3]))
-        return [
-            state,
-            _int(self.now),
-            _int(ttl),
-            [each for pair in self.records[record].items() for each in pair],
-        ]
+            return _state(state, found)
+        ttl = self._touch(record, user, found, float(least))
+        if g == 0 and how == b"0":
+            self.records[record][GRACE] = b"%d" % (self.now + int(grace))
+        return [state, self.now, ttl, [each for pair in self.records[record].items() for each in pair]]
 
     def save(self, keys: Sequence[str], args: Args) -> list[Any]:
         record, user = keys
-        state, found = self._look(record, user, args[0])
-        if state == b"MOVED":
-            return [state, found.get(b"p")]
+        state, found = self._look(record, user)
         if state != b"OK":
-            return [state]
-        fields = self.records[record]
-        if args[-3] == b"once" and fields.get(args[-2]) == args[-1]:
+            return _state(state, found)
+        fields, meta = self.records[record], found.meta
+        if args[1][-1:] == b"t" and fields.get(TOKEN) == args[-1]:
             found_now = [
                 each
-                for what, field, _ in _steps(args[4:])
-                if what in (b"incr", b"append")
+                for what, field, _ in _steps(args[1:])
+                if what in _COUNTED
                 for each in (field, fields.get(field, b""))
             ]
-            left = _int(self._ttl(record))
-            return [state, _int(self.now), left, int(fields[b"v"]), found_now, fields[b"r"]]
-        if args[1] not in (b"", fields[b"v"]):
+            return [state, self.now, self._ttl(record), meta.version, meta.renew_at, found_now]
+        part, expected, times = args[0].split(b" ", 2)
+        if expected and int(expected) != meta.version:
             return [b"CONFLICT"]
-        if no := self._try(record, args[4:]):
+        if no := self._try(record, args[1:]):
             return [no]
-        version, least, renew_at = int(fields[b"v"]) + 1, float(args[2]), fields[b"r"]
-        fields[b"v"] = b"%d" % version
-        if args[3]:
-            schema, created, _, _, _, kind = fields[b"m"].split(b" ", 5)
-            absolute, idle, renewal = map(int, args[3].split())
-            fields[b"m"] = b" ".join((schema, created, args[3], kind))
-            found.left, found.idle, least = int(created) + absolute - self.now, idle, float("-inf")
-            fields[b"r"] = renew_at = _int(min(int(renew_at), self.now + renewal))
-        results = self._apply(record, args[4:])
+        data, least = found.pack(version=(meta.version + 1) % (1 << 32)), float(part)
+        if times:
+            absolute, idle, renewal = map(int, times.split())
+            renew_at = max(meta.created, min(meta.renew_at, self.now + renewal))
+            data = found.pack(absolute=absolute, idle=idle, renewal=renewal, renew_at=renew_at)
+            found.left, least = meta.created + absolute - self.now, float("-inf")
+        results = self._apply(record, args[1:], data)
         ttl = self._touch(record, user, found, least)
-        return [state, _int(self.now), _int(ttl), version, results, renew_at]
+        return [state, self.now, ttl, found.meta.version, found.meta.renew_at, results]
 
     def create(self, keys: Sequence[str], args: Args) -> list[Any]:
         record, user = keys
-        hash, handle, schema, times, absolute, idle, renewal, kind, whose, most, then, replaced = args[:12]
+        handle, schema, absolute, idle, renewal, kind, whose, most, then, replaced = args[:10]
+        meta = Meta(
+            int(schema), self.now, int(absolute), int(idle), int(renewal), 1, self.now + int(renewal),
+            handle[:8].decode(), handle[8:].decode(), KIND_OF_LETTER.get(kind) or kind.decode(),
+        )  # fmt: skip
         if record in self.records:
             own = self.records[record]
-            if own.get(b"h") != handle:
+            if own.get(META, b"")[31:47] != handle:
                 return [b"EXISTS"]
-            return [b"OK", _int(self.now), _int(self._ttl(record)), own.get(b"e", b""), []]
-        ttl, epoch, evicted = min(int(absolute), int(idle)), b"", []
+            return [b"OK", self.now, self._ttl(record), own.get(EPOCH, b""), []]
+        ttl, epoch, evicted = min(meta.absolute, meta.idle), b"", []
         if whose:
             self._prune(user)
             index = self.indexes.get(user, {})
@@ -224,73 +228,63 @@ class Model:
                     return [b"FULL"]
                 evicted = self._members(user)[:over]
             epoch = _int(-index[b"e"] if b"e" in index else self.now)
-        self.records[record] = {
-            b"m": b" ".join((schema, _int(self.now), times, kind)),
-            b"h": handle,
-            b"v": b"1",
-            b"r": _int(self.now + int(renewal)),
-        }
+        self.records[record] = {META: meta.pack()}
         self._expire(record, ttl)
         if epoch:
-            self.records[record] |= {b"e": epoch, b"u": whose}
+            self.records[record] |= {EPOCH: epoch, USER: whose}
             for each in evicted:
                 self._zrem(user, each)
-            self.indexes.setdefault(user, {}).update({b"e": -int(epoch), handle[:8] + hash: self.now + ttl})
+            member = handle[:8] + record[-24:].encode()
+            self.indexes.setdefault(user, {}).update({b"e": -int(epoch), member: self.now + ttl})
             self._keep(user, ttl)
-        self._apply(record, args[12:])
-        return [b"OK", _int(self.now), _int(ttl), epoch, evicted]
+        self._apply(record, args[10:], meta.pack())
+        return [b"OK", self.now, ttl, epoch, evicted]
 
     def renew(self, keys: Sequence[str], args: Args) -> list[Any]:
         record, user, fresh = keys
-        state, found = self._look(record, user, args[0])
-        if state == b"MOVED":
-            return [state, found.get(b"p")]
+        state, found = self._look(record, user)
         if state != b"OK":
-            return [state]
-        if args[1] not in (b"", self.records[record][b"v"]):
+            return _state(state, found)
+        meta = found.meta
+        if args[0] and int(args[0]) != meta.version:
             return [b"CONFLICT"]
-        if no := self._try(record, args[6:]):
+        if no := self._try(record, args[4:]):
             return [no]
-        whole = found.get(b"h") or b""
-        handle, renew_at = whole[:8], _int(self.now + found.renewal)
-        ttl = min(found.idle, found.left)
-        version = int(self.records[record][b"v"]) + int(args[5])
-        self.records[fresh] = self.records[record] | {
-            b"h": handle + args[3],
-            b"r": renew_at,
-            b"g": b"0",
-            b"v": b"%d" % version,
-        }
+        ttl = min(meta.idle, found.left)
+        data = found.pack(
+            nonce=args[1].decode(),
+            renew_at=max(meta.created, self.now + meta.renewal),
+            version=(meta.version + int(args[3])) % (1 << 32),
+        )
+        self.records[fresh] = self.records[record] | {META: data, GRACE: b"0"}
         self._expire(fresh, ttl)
-        results = self._apply(fresh, args[6:])
+        results = self._apply(fresh, args[4:], data)
         self._remove(record)
-        self.records[record] = {b"p": args[2] + b" " + whole[8:]}
-        if g := found.get(b"g"):
-            self.records[record][b"g"] = g
-        self._expire(record, min(int(args[4]), ttl))
-        if found.get(b"e"):
-            self.indexes[user][handle + args[2]] = self.now + ttl
+        self.records[record] = {POINTER: f"{fresh[-24:]} {meta.nonce}".encode()}
+        if found.grace is not None:
+            self.records[record][GRACE] = found.grace
+        self._expire(record, min(int(args[2]), ttl))
+        if found.epoch is not None:
+            self.indexes[user][meta.handle.encode() + fresh[-24:].encode()] = self.now + ttl
             self._zrem(user, found.member)
             self._keep(user, ttl)
-        return [b"OK", _int(self.now), _int(ttl), version, results, renew_at]
+        return [b"OK", self.now, ttl, found.meta.version, found.meta.renew_at, results]
 
     def destroy(self, keys: Sequence[str], args: Args) -> list[Any]:
         record, user = keys
-        state, found = self._look(record, user, args[0])
-        if state == b"MOVED":
-            return [state, found.get(b"p")]
+        state, found = self._look(record, user)
         if state == b"DAMAGED":
             self._remove(record)
         if state != b"OK":
-            return [state]
-        if args[1] not in (b"", found.get(b"v")):
+            return _state(state, found)
+        if args[0] and int(args[0]) != found.meta.version:
             return [b"CONFLICT"]
         self._remove(record)
-        if found.get(b"e"):
+        if found.epoch is not None:
             self._zrem(user, found.member)
-        if int(args[2]) > 0:
-            self.records[record] = {b"p": b""}
-            self._expire(record, int(args[2]))
+        if int(args[1]) > 0:
+            self.records[record] = {POINTER: b""}
+            self._expire(record, int(args[1]))
         return [state]
 
     def revoke(self, keys: Sequence[str], args: Args) -> list[Any]:
@@ -304,33 +298,28 @@ class Model:
         if b"e" not in self.indexes.get(user, {}):
             return [b"OK", [], b""]
         epoch, kept = max(1 - self.indexes[user][b"e"], self.now), None
-        if args[0]:
-            state, found = self._look(record, user, args[0])
+        if args[0] == b"1":
+            state, found = self._look(record, user)
             if state == b"MOVED":
-                return [state, found.get(b"p")]
-            kept = found.member if state == b"OK" and found.get(b"e") else None
+                return _state(state, found)
+            kept = found.member if state == b"OK" and found.epoch is not None else None
         gone = [member for member in self._members(user) if member != kept]
         for member in gone:
             self._zrem(user, member)
         self.indexes[user][b"e"] = -epoch
         if kept:
-            self.records[record][b"e"] = _int(epoch)
+            self.records[record][EPOCH] = _int(epoch)
         return [b"OK", gone, _int(epoch)]
 
     def index(self, keys: Sequence[str], args: Args) -> list[Any]:
         self._prune(keys[1])
         index = self.indexes.get(keys[1], {})
         flat = [each for member in self._members(keys[1]) for each in (member, _int(index[member]))]
-        return [b"OK", _int(self.now), flat]
+        return [b"OK", self.now, flat]
 
     def show(self, keys: Sequence[str], args: Args) -> list[Any]:
-        return [
-            b"OK",
-            [
-                [self.records.get(key, {}).get(name, b"") for name in (b"m", b"h", b"d", b"e", b"v")]
-                for key in keys
-            ],
-        ]
+        records = [self.records.get(key, {}) for key in keys]
+        return [b"OK", [[fields.get(META, b""), fields.get(DEVICE, b"")] for fields in records]]
 
     def purge(self, keys: Sequence[str], args: Args) -> list[Any]:
         for key in keys[:-1]:
@@ -342,9 +331,14 @@ def _int(number: int) -> bytes:
     return b"%d" % number
 
 
-def _steps(args: Args) -> list[tuple[bytes, bytes, bytes]]:
-    end = 1 + 3 * int(args[0])
-    return list(zip(args[1:end:3], args[2:end:3], args[3:end:3], strict=True))
+def _state(state: bytes, found: _Found) -> list[Any]:
+    return [state] if found.pointer is None else [state, found.pointer]
+
+
+def _steps(args: Args) -> list[tuple[str, bytes, bytes]]:
+    kinds = args[0].decode()
+    end = 1 + 2 * len(kinds)
+    return list(zip(kinds, args[1:end:2], args[2:end:2], strict=True))
 
 
 SCRIPTS: dict[str, Callable[[Model, Sequence[str], Args], list[Any]]] = {

@@ -5,11 +5,11 @@ reply that never came is thrown in as SessionUnavailable. So the stores that blo
 in memory and the proxy share every rule. Pure: randomness is `Rules.chance`, time is the node's.
 """
 
-from shardproxy.core.sessions.data import Change, SessionData
+from shardproxy.core.sessions.data import COUNTED, Change, SessionData
 from shardproxy.core.sessions.errors import SessionUnavailable, TooManySessions
 from shardproxy.core.sessions.keyring import Identity
 from shardproxy.core.sessions.reading import alive, follow, load, read, reload
-from shardproxy.core.sessions.records import HANDLE, Meta, Undecodable
+from shardproxy.core.sessions.records import DEVICE, HANDLE, Meta, Undecodable
 from shardproxy.core.sessions.rules import TRIES, Call, Event, Plan, Rules, SessionInfo
 from shardproxy.core.sessions.writing import create, create_for, purge, rebase, renew, save
 
@@ -75,7 +75,7 @@ def login(
         assert fresh is not None
         session._empty()
         session.unavailable = True
-        yield Call("destroy", rules.keys(fresh), [fresh.hash, "", 0])
+        yield Call("destroy", rules.keys(fresh), ["", 0])
         raise
 
 
@@ -97,20 +97,20 @@ def _leave(
     """Ends the session that this one has come from; what others saved there meanwhile comes along."""
     for attempt in range(2 * TRIES):
         expected = "" if version is None or attempt >= TRIES else version
-        reply = yield Call("destroy", rules.keys(old), [old.hash, expected, rules.grace])
+        reply = yield Call("destroy", rules.keys(old), [expected, rules.grace])
         if reply[0] == b"MOVED":
             old = follow(rules, old, reply[1])
         elif reply[0] == b"CONFLICT":
             old, record = yield from read(rules, old, again=True)
             if record is None:
                 return
-            version = record.version
-            ours = {change.name for change in changes if change.what in ("set", "del")}
+            version = record.meta.version
+            ours = {change.name for change in changes if change.what not in COUNTED}
             stored = dict(session._stored)
             rebase(rules, session, record, changes)
             session._stored = stored
-            session._changed |= (record.fields.keys() | stored.keys()) - ours
-            session._changed |= {change.name for change in changes if change.what in ("incr", "append")}
+            session._changed |= (record.values.keys() | stored.keys()) - ours
+            session._changed |= {change.name for change in changes if change.what in COUNTED}
             yield from save(rules, session, renew=False)
         else:
             return
@@ -125,7 +125,7 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
     for _ in range(TRIES):
         if at is None:
             break
-        reply = yield Call("destroy", rules.keys(at), [at.hash, "", rules.grace])
+        reply = yield Call("destroy", rules.keys(at), ["", rules.grace])
         at = follow(rules, at, reply[1]) if reply[0] == b"MOVED" else None
     if at is not None:
         raise SessionUnavailable("the session had another id each time it was to be ended")
@@ -139,9 +139,9 @@ def destroy(rules: Rules, session: SessionData) -> Plan:
 # --- a user's sessions ---
 
 
-def _any(rules: Rules, tag: str) -> list[str]:
+def _any(rules: Rules, tag: str) -> tuple[str, str]:
     """Keys of a call that needs no record: one that does not exist."""
-    return [rules.record_key(tag, ""), rules.user_key(tag)]
+    return rules.record_key(tag, ""), rules.user_key(tag)
 
 
 def split_handle(handle: str) -> tuple[str, str]:
@@ -170,8 +170,8 @@ def revoke_all(rules: Rules, user_id: str, except_: SessionData | None = None) -
     for tag in rules.keyring.tags_of(user_id):
         for _ in range(TRIES):
             at = kept if kept is not None and kept.tag == tag else None
-            keys, hash = (rules.keys(at), at.hash) if at is not None else (_any(rules, tag), "")
-            reply = yield Call("revoke_all", keys, [hash])
+            keys = rules.keys(at) if at is not None else _any(rules, tag)
+            reply = yield Call("revoke_all", keys, [int(at is not None)])
             if at is None or reply[0] != b"MOVED":
                 break
             kept = follow(rules, at, reply[1])
@@ -200,10 +200,10 @@ def sessions_of_tag(rules: Rules, tag: str) -> Plan:
         part = members[start : start + 100]
         keys = [rules.record_key(tag, member[HANDLE:]) for member in part]
         shown = (yield Call("show", keys, []))[1]
-        for member, key, when, (m, _, d, _, _) in zip(part, keys, expiry[start:], shown, strict=False):
+        for member, key, when, (about, described) in zip(part, keys, expiry[start:], shown, strict=False):
             try:
-                meta = Meta.parse(m)
-                device = rules.codec.open(key, "d", d)[0] if d else {}
+                meta = Meta.parse(about)
+                device = rules.codec.open(key, DEVICE, described)[0] if described else {}
             except (ValueError, Undecodable):
                 continue
             seen = max(meta.created, when - meta.idle) / 1000

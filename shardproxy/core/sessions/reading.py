@@ -6,8 +6,10 @@ from typing import Any
 from shardproxy.core.sessions.data import SessionData
 from shardproxy.core.sessions.errors import SessionUnavailable
 from shardproxy.core.sessions.keyring import Identity
-from shardproxy.core.sessions.records import HANDLE, SCHEMA, Meta, Undecodable
-from shardproxy.core.sessions.rules import AGAIN, HOPS, NEVER, Call, Plan, Record, Rules
+from shardproxy.core.sessions.records import DEVICE, OWN, SCHEMA, USER, Meta, Undecodable
+from shardproxy.core.sessions.rules import AGAIN, BROUGHT, HOPS, LED, NEVER, Plan, Record, Rules
+
+_META, _EPOCH, _USER, _DEVICE, *_ = map(str.encode, OWN)
 
 
 class Ended(Exception):
@@ -52,8 +54,9 @@ def alive(rules: Rules, session: SessionData, touch: bool = False) -> Plan:
         rules, session._identity, again=True, touch=rules.touch if touch else NEVER
     )
     if record is not None:
-        session._identity, session._nonce = found, record.nonce
-        session._now, session._ttl, session._renew_at = record.now, record.ttl, record.renew_at
+        # `_version` stays: what others have changed is not seen
+        session._identity, session._nonce = found, record.meta.nonce
+        session._now, session._ttl, session._renew_at = record.now, record.ttl, record.meta.renew_at
     return record is not None
 
 
@@ -63,21 +66,20 @@ def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = 
     if record is None:
         rules.counters["misses"] += 1
         return False
-    if found != who:
+    if found is not who:
         session._cookie_changed, session._followed = True, found
     adopt(session, found, record)
-    session.user_id = record.user_id
+    session._user_id = record.user_id
     if record.user_id is not None:
         session.device = record.device  # else this request's stays, for a login
-    session._values = {name: value for name, (value, _) in record.fields.items()}
-    session._stored = {name: plain for name, (_, plain) in record.fields.items()}
+    session._values, session._stored = record.values, record.plain
     return True
 
 
 def adopt(session: SessionData, who: Identity, record: Record) -> None:
-    session._identity, session._meta = who, record.meta
-    session.handle, session._nonce = who.tag + record.handle, record.nonce
-    session._version, session._renew_at = record.version, record.renew_at
+    meta = session._meta = record.meta
+    session._identity, session._nonce = who, meta.nonce
+    session._version, session._renew_at = meta.version, meta.renew_at
     session._now, session._ttl = record.now, record.ttl
 
 
@@ -86,26 +88,25 @@ def read(rules: Rules, who: Identity, again: bool = False, touch: float | None =
 
     Ended, unless it is read again.
     """
-    at, least = who, str(rules.touch if touch is None else touch)
+    at = who
     for _ in range(HOPS):
-        how = AGAIN if again else int(at is not who)
-        reply = yield Call("load", rules.keys(at), (at.hash, least, how, rules.grace))
-        if reply[0] == b"MOVED":
-            at = follow(rules, at, reply[1])
-            continue
-        if reply[0] != b"OK":
-            if reply[0] == b"ENDED" and not again:
+        reply = yield rules.looking(at, AGAIN if again else BROUGHT if at is who else LED, touch)
+        status = reply[0]
+        if status == b"OK":
+            try:
+                return at, _parse(rules, at, reply)
+            except Undecodable as error:
+                rules.suspicious(rules.keyring.cookie(who), f"a record that cannot be read: {error}")
+                return at, None
+        if status != b"MOVED":
+            if status == b"ENDED" and not again:
                 raise Ended
-            if reply[0] == b"REVOKED":
+            if status == b"REVOKED":
                 rules.counters["revoked_ids"] += 1
-            elif reply[0] == b"DAMAGED":
+            elif status == b"DAMAGED":
                 rules.suspicious(rules.keyring.cookie(who), "a damaged record")
             return at, None
-        try:
-            return at, _parse(rules, at, reply)
-        except Undecodable as error:
-            rules.suspicious(rules.keyring.cookie(who), f"a record that cannot be read: {error}")
-            return at, None
+        at = follow(rules, at, reply[1])
     return at, None
 
 
@@ -122,29 +123,21 @@ def follow(rules: Rules, at: Identity, pointer: bytes) -> Identity:
 
 def _parse(rules: Rules, who: Identity, reply: Sequence[Any]) -> Record:
     """A record that `load` has answered. Undecodable."""
-    flat, key = reply[3], rules.record_key(who.tag, who.hash)
-    fields, own = {}, {}
-    opened = rules.codec.open
+    _, now, ttl, flat = reply
+    fields, key = dict(zip(flat[::2], flat[1::2], strict=True)), rules.keys(who)[0]
+    codec, user_id, device = rules.codec, None, {}
     try:
-        for name, data in zip(flat[::2], flat[1::2], strict=True):
-            if name[:1] == b".":
-                fields[name[1:].decode("utf-8", "surrogatepass")] = opened(
-                    key, name.decode("utf-8", "surrogatepass"), data
-                )
-            else:
-                own[name] = data
-        meta, handle = Meta.parse(own[b"m"]), own[b"h"].decode("ascii")
-        numbers = int(own[b"v"]), int(own[b"r"]), int(reply[1]), int(reply[2])
-        user_id = opened(key, "u", own[b"u"])[0] if b"e" in own else None
-        device = opened(key, "d", own[b"d"])[0] if b"d" in own else {}
+        meta = Meta.parse(fields.pop(_META))
+        whose, described = fields.pop(_USER, None), fields.pop(_DEVICE, None)
+        if fields.pop(_EPOCH, None) is not None:
+            user_id = codec.open(key, USER, whose or b"")[0]
+        if described is not None:
+            device = codec.open(key, DEVICE, described)[0]
     except (KeyError, ValueError) as error:
         raise Undecodable(type(error).__name__) from None
     if meta.schema > SCHEMA:
         raise SessionUnavailable("a session was written by a newer release")
     if user_id is not None and not (isinstance(user_id, str) and rules.keyring.owns(who.tag, user_id)):
         raise Undecodable("the record of another user, or of a secret that is no longer here")
-    version, renew_at, now, ttl = numbers
-    return Record(
-        meta, handle[:HANDLE], handle[HANDLE:], version, renew_at, user_id,
-        device if isinstance(device, dict) else {}, fields, now, ttl,
-    )  # fmt: skip
+    values, plain = codec.open_all(key, fields)
+    return Record(meta, user_id, device if isinstance(device, dict) else {}, values, plain, now, ttl)

@@ -1,18 +1,18 @@
 """How a session looks in Redis: one hash, a field for each top-level key, and a few fields of our own.
 
-.name   a key of the session, encoded (see `Codec`); opaque to the scripts
-m       "schema created absolute idle renewal class": times in ms; our own classes are a letter
-h       8 characters of handle, then the nonce of the next id
-v       version, +1 with every change
-r       when a new id is due (ms)
-e, u    of a signed-in session: epoch, and the user's id, encoded
-d       device data of a signed-in session, encoded
-g       after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
-t       of the last save that must not be done twice: its token
-p       instead of all that, what an old id has become: "hash-of-the-next nonce"; "": ended a moment ago
+name    a key of the session, encoded (see `Codec`); opaque to the scripts. Ours begin with NUL, so one that
+        does has "NUL ." before it
+\0      what the record says of itself: `Meta`
+\0e, \0u of a signed-in session: epoch, and the user's id, encoded
+\0d     device data of a signed-in session, encoded
+\0g     after a renewal: "0", and once the new id was seen, until when the old one still leads here (ms)
+\0t     of the last save that must not be done twice: its token
+\0p     instead of all that, what an old id has become: "hash-of-the-next nonce"; "": ended a moment ago
 """
 
 import json
+import re
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -26,12 +26,14 @@ SCHEMA = 1
 HANDLE = 8  # characters of a handle that are not the tag
 Chance: TypeAlias = Callable[[int], bytes]  # so many random bytes
 
+OWN = META, EPOCH, USER, DEVICE, GRACE, TOKEN, POINTER = tuple(f"\0{each}" for each in ("", *"eudgtp"))
+
 # The first byte of an encoded field that is not plain JSON
 MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
 
 
 # What an encoding has in it that may be NaN or infinite: JSON says null, msgpack the number itself
-_NOT_FINITE = {0: (b"null",), MSGPACK: (b"\xcb\x7f", b"\xcb\xff")}
+_NOT_FINITE = {0: re.compile(b"null"), MSGPACK: re.compile(b"\xcb[\x7f\xff]")}
 
 
 class Undecodable(Exception):
@@ -41,7 +43,7 @@ class Undecodable(Exception):
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A class of sessions. Seconds. persistent: its cookie outlives the browser.
 
-    idle: without a request; absolute: in all; renewal: until the next id.
+    idle: without a request; absolute: in all; renewal: until the next id. More than 17 years are 17 years.
     """
 
     idle: float = 30 * 60
@@ -56,7 +58,9 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def ms(self) -> tuple[int, int, int]:
         """absolute, idle, renewal: as scripts take them."""
-        return tuple(max(1, round(each * 1000)) for each in (self.absolute, self.idle, self.renewal))  # type: ignore[return-value]  # three of them
+        return tuple(
+            max(1, round(min(each * 1000, LONGEST))) for each in (self.absolute, self.idle, self.renewal)
+        )  # type: ignore[return-value]  # three of them
 
 
 CLASSES: Mapping[str, Timeouts] = {
@@ -67,7 +71,13 @@ CLASSES: Mapping[str, Timeouts] = {
 
 
 LETTER_OF_KIND = {"anonymous": "a", "signed_in": "s", "remember_me": "r"}
-KIND_OF_LETTER = {letter: kind for kind, letter in LETTER_OF_KIND.items()}
+KIND_OF_LETTER = {letter.encode(): kind for kind, letter in LETTER_OF_KIND.items()}
+
+# schema 1 byte; created 6; absolute, idle, renewal 5 each; version 4; due 5, the rest of renew_at after created;
+# handle 8, nonce 8; then the class. Later schemas begin likewise. Numbers of 5 and 6 bytes are two here
+_META = struct.Struct(">BHIBIBIBIIBI8s8s")
+LEAST_META = _META.size + 1
+LONGEST = (1 << 39) - 1  # ms of a timeout: due must fit, too
 
 
 class Meta(NamedTuple):
@@ -78,13 +88,55 @@ class Meta(NamedTuple):
     absolute: int
     idle: int
     renewal: int
-    kind: str  # the class of sessions it belongs to
+    version: int  # +1 with every change
+    renew_at: int  # when a new id is due
+    handle: str  # 8 characters: of its public name what is not the tag
+    nonce: str  # 8 characters, of the next id
+    kind: str  # the class of sessions it belongs to; our own are a letter there
 
     @classmethod
     def parse(cls, data: bytes) -> "Meta":
-        schema, created, absolute, idle, renewal, kind = data.decode().split(" ")
-        times = int(created), int(absolute), int(idle), int(renewal)
-        return cls(int(schema), *times, KIND_OF_LETTER.get(kind, kind))
+        """ValueError."""
+        if len(data) < LEAST_META:
+            raise ValueError("too short")
+        schema, a, created, b, absolute, c, idle, d, renewal, version, e, due, handle, nonce = (
+            _META.unpack_from(data)
+        )
+        created += a << 32
+        kind = data[_META.size :]
+        return cls(
+            schema, created, absolute + (b << 32), idle + (c << 32), renewal + (d << 32), version,
+            created + due + (e << 32), handle.decode("ascii"), nonce.decode("ascii"),
+            KIND_OF_LETTER.get(kind) or kind.decode(),
+        )  # fmt: skip
+
+    def pack(self) -> bytes:
+        """What is stored."""
+        due = self.renew_at - self.created
+        parts: list[int] = []
+        for number in (self.created & (1 << 48) - 1, self.absolute, self.idle, self.renewal):
+            parts += divmod(number, 1 << 32)
+        return (
+            _META.pack(
+                self.schema,
+                *parts,
+                self.version,
+                *divmod(due, 1 << 32),
+                self.handle.encode(),
+                self.nonce.encode(),
+            )
+            + LETTER_OF_KIND.get(self.kind, self.kind).encode()
+        )
+
+
+def field_of(name: str) -> str:
+    """A key of the session → the field of its record."""
+    return "\0." + name if name[:1] == "\0" else name
+
+
+def name_of(field: str) -> str:
+    """And back."""
+    return field[2:] if field[:1] == "\0" else field
 
 
 class Codec:
@@ -113,6 +165,7 @@ class Codec:
         self._encode: Callable[[Any], bytes] = (
             msgspec.msgpack.Encoder().encode if self.flags else msgspec.json.Encoder().encode
         )
+        self._not_finite = _NOT_FINITE[self.flags].search
         self._json, self._msgpack = msgspec.json.Decoder().decode, msgspec.msgpack.Decoder().decode
         self._ciphers: dict[bytes, Any] = {}
         if encrypt:
@@ -125,7 +178,7 @@ class Codec:
         try:
             field.isascii() or field.encode()
             data = self._encode(value)
-            if any(sign in data for sign in _NOT_FINITE[self.flags]):
+            if self._not_finite(data):
                 json.dumps(msgspec.to_builtins(value, str_keys=True), allow_nan=False)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise NotStorable(f"the field {field!r} of a session cannot be stored: {_why(error)}") from None
@@ -182,6 +235,27 @@ class Codec:
         except Exception as error:  # what a damaged record raises is nobody's to enumerate
             raise Undecodable(type(error).__name__) from None
         return value, data
+
+    def open_all(self, key: str, fields: Mapping[bytes, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The values of many fields by the names of keys, and what `plain` makes of them. Undecodable."""
+        values, plain = {}, {}
+        simple, json = self.plain_json, self._json
+        try:
+            for field, data in fields.items():
+                name = field.decode("utf-8", "surrogatepass")
+                if name[:1] == "\0" and name[1:2] != ".":  # of ours, perhaps of a later release
+                    continue
+                if simple and data[0] >= 8:  # most of them
+                    value = json(data)
+                else:
+                    value, data = self.open(key, name, data)
+                name = name_of(name)
+                values[name], plain[name] = value, data
+        except (Undecodable, SessionUnavailable):
+            raise
+        except Exception as error:
+            raise Undecodable(type(error).__name__) from None
+        return values, plain
 
 
 def _why(error: Exception) -> str:

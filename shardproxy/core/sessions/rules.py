@@ -13,7 +13,7 @@ from shardproxy.core.sessions.records import Chance, Codec, Meta, Timeouts
 HOPS = 4  # pointers followed from one old id
 TRIES = 8  # of what must see the record unchanged
 FIELDS = 1000  # keys of one session
-AGAIN = 2  # how `load` is asked for what this request has seen already
+BROUGHT, LED, AGAIN = 0, 1, 2  # how `load` has the id: of a request, by an old one, seen already
 NEVER = 2.0  # a part of idle that never has passed
 
 
@@ -71,16 +71,13 @@ class SessionInfo(msgspec.Struct, frozen=True):
 
 
 class Record(NamedTuple):
-    """A record, decoded. fields: name → (value, plain encoding)."""
+    """A record, decoded. plain: the encodings of values."""
 
     meta: Meta
-    handle: str
-    nonce: str
-    version: int
-    renew_at: int
     user_id: str | None
     device: dict[str, Any]
-    fields: dict[str, tuple[Any, bytes]]
+    values: dict[str, Any]
+    plain: dict[str, bytes]
     now: int
     ttl: int
 
@@ -119,6 +116,8 @@ class Rules:
         self.grace, self.bound = round(grace * 1000), max(1, round(bound * 1000))
         self.max_sessions, self.when_full, self.on_event = max_sessions or 0, when_full, on_event
         self.counters: Counter[str] = Counter()
+        self.saving = f"{touch}  "  # what `save` begins with when there is nothing to be said
+        self._looking = {how: f"{how} {touch} {self.grace}" for how in (BROUGHT, LED, AGAIN)}
 
     def record_key(self, tag: str, hash: str) -> str:
         return f"{self.prefix}s:{{{tag}}}:{hash}"
@@ -126,8 +125,17 @@ class Rules:
     def user_key(self, tag: str) -> str:
         return f"{self.prefix}u:{{{tag}}}"
 
-    def keys(self, who: Identity) -> list[str]:
-        return [self.record_key(who.tag, who.hash), self.user_key(who.tag)]
+    def keys(self, who: Identity) -> tuple[str, str]:
+        """The record's, and its user's. Asked for many times a request, made once."""
+        found = who.keys
+        if found is None:
+            found = who.keys = self.record_key(who.tag, who.hash), self.user_key(who.tag)
+        return found
+
+    def looking(self, who: Identity, how: int, touch: float | None = None) -> "Call":
+        """The call that reads a record. touch: another part of idle."""
+        head = self._looking[how] if touch is None else f"{how} {touch} {self.grace}"
+        return Call("load", self.keys(who), (head,))
 
     def event(self, kind: str, handle: str = "", user_id: str | None = None, detail: str = "") -> None:
         self.counters[kind] += 1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from shardproxy.core.sessions.data import Change, SessionData
+from shardproxy.core.sessions.data import COUNTED, Change, SessionData
 from shardproxy.core.sessions.errors import (
     NotANumber,
     SessionConflict,
@@ -14,7 +14,18 @@ from shardproxy.core.sessions.errors import (
 )
 from shardproxy.core.sessions.keyring import TAG, Identity, text
 from shardproxy.core.sessions.reading import adopt, alive, follow, read
-from shardproxy.core.sessions.records import HANDLE, LETTER_OF_KIND, SCHEMA, Codec, Meta
+from shardproxy.core.sessions.records import (
+    DEVICE,
+    HANDLE,
+    LETTER_OF_KIND,
+    SCHEMA,
+    TOKEN,
+    USER,
+    Codec,
+    Meta,
+    field_of,
+    name_of,
+)
 from shardproxy.core.sessions.rules import FIELDS, TRIES, Call, Plan, Record, Rules
 
 
@@ -56,7 +67,7 @@ def renew(rules: Rules, session: SessionData) -> Plan:
 def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool, fresh: bool) -> Plan:
     codec = rules.codec
     # Steps that a script cannot do, as it cannot read the field: done here, if nobody has changed the record
-    counted = any(change.what in ("incr", "append") for change in changes)
+    counted = bool(session._ops)
     here = counted and not codec.plain_json
     # A client that heard no answer may send it again: then it must not be done twice
     token = text(rules.chance(6)) if counted or optimistic else ""
@@ -64,18 +75,18 @@ def _write(rules: Rules, session: SessionData, changes: list[Change], optimistic
         who = session._identity
         assert who is not None
         target = next_of(rules, who, session._nonce) if fresh else who
-        keys = rules.keys(who) + ([rules.record_key(target.tag, target.hash)] if fresh else [])
         sent = [_whole(codec, session, each) for each in changes] if here else changes
         rebound = fresh and bool(codec.encrypt)
         expected = session._version if optimistic or here or rebound else ""
         steps = _steps(rules, session, target, sent, rebound, token)
         if fresh:
             nonce = text(rules.chance(6))
-            args = [who.hash, expected, target.hash, nonce, rules.bound, int(bool(changes)), *steps]
-            reply = yield Call("renew", keys, args)
+            args = [expected, nonce, rules.bound, int(bool(changes)), *steps]
+            reply = yield Call("renew", (*rules.keys(who), rules.keys(target)[0]), args)
         else:
             times = " ".join(map(str, session._timeouts.ms)) if session._timeouts else ""
-            reply = yield Call("save", keys, [who.hash, expected, str(rules.touch), times, *steps])
+            head = f"{rules.touch} {expected} {times}" if expected or times else rules.saving
+            reply = yield Call("save", rules.keys(who), [head, *steps])
         status = reply[0]
         if status == b"OK":
             _written(rules, session, target, sent, reply, nonce if fresh else "")
@@ -109,9 +120,9 @@ def _gone(rules: Rules, session: SessionData) -> SessionGone:
 
 def _whole(codec: Codec, session: SessionData, change: Change) -> Change:
     """An incr or append as the value it comes to."""
-    if change.what in ("set", "del"):
+    if change.what not in COUNTED:
         return change
-    return Change("set", change.name, codec.plain(session._values[change.name], change.name))
+    return Change("s", change.name, codec.plain(session._values[change.name], change.name))
 
 
 def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimistic: bool = False) -> Plan:
@@ -120,7 +131,7 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
     found, record = yield from read(rules, session._identity, again=True)
     if record is None:
         raise _gone(rules, session)
-    if optimistic and record.version != session._version:
+    if optimistic and record.meta.version != session._version:
         rules.event("conflict", session.handle, session.user_id)
         raise SessionConflict("another request has changed the session")
     adopt(session, found, record)
@@ -129,25 +140,26 @@ def _refresh(rules: Rules, session: SessionData, changes: list[Change], optimist
 
 def rebase(rules: Rules, session: SessionData, record: Record, changes: list[Change]) -> None:
     """What the record has now, with this request's changes on it."""
-    ours = {change.name for change in changes if change.what in ("set", "del")}
+    ours = {change.name for change in changes if change.what not in COUNTED}
     steps = {change.name for change in changes} - ours
-    for name in (record.fields.keys() | session._stored.keys() | steps) - ours:
-        if name in record.fields:
-            value, data = record.fields[name]
+    for name in (record.values.keys() | session._stored.keys() | steps) - ours:
+        if name in record.values:
+            value, data = record.values[name], record.plain[name]
             if session._stored.get(name) == data and name not in steps:
                 continue  # who holds the value may still change it
             session._values[name], session._stored[name] = value, data
         else:
             session._values.pop(name, None)
             session._stored.pop(name, None)
-        session._handed.pop(name, None)
+        session._handed.discard(name)
+        session._appended.pop(name, None)
     for what, name, data in changes:
-        if what == "incr":
+        if what == "i":
             value = session._values.get(name, 0)
             if type(value) is not int:
                 raise NotANumber(f"{name!r} is no integer")
             session._values[name] = value + int(data)
-        elif what == "append":
+        elif what == "a":
             items = session._values.get(name, [])
             if not isinstance(items, list):
                 raise NotANumber(f"{name!r} is no list")
@@ -162,58 +174,63 @@ def _steps(
     rebound: bool = False,
     token: str = "",
 ) -> list[str | bytes | int]:
-    """Arguments for `apply`: how many steps, then three of each.
+    """Arguments for `apply`: a letter for each step, then field and value of each.
 
     rebound: every field, for another key. token: of a save that must not be done twice.
     """
-    key, codec = rules.record_key(target.tag, target.hash), rules.codec
-    steps: list[str | bytes | int] = []
-    done = set()
+    key, codec, stored = rules.keys(target)[0], rules.codec, session._stored
+    steps: list[str | bytes | int] = [""]
+    kinds, grows = "", 0
     for what, name, data in changes:
-        done.add(name)
-        steps += [what, "." + name, codec.seal(key, "." + name, data) if what == "set" else data]
+        kinds += what
+        grows += len(name) + len(data)
+        if what not in COUNTED and name in stored:
+            grows -= len(name) + len(stored[name])
+        field = field_of(name)
+        steps += field, codec.seal(key, field, data) if what == "s" else data
     if rebound:
-        for name, data in session._stored.items():
-            if name not in done:
-                steps += ["set", "." + name, codec.seal(key, "." + name, data)]
-        if session.user_id is not None:
-            steps += ["set", "u", codec.seal(key, "u", codec.plain(session.user_id))]
-        if session.device and session.user_id is not None:
-            steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
-    before = sum(map(len, session._stored.values()))
-    replaced = sum(len(session._stored.get(name, b"")) for what, name, _ in changes if what in ("set", "del"))
-    size = before - replaced + sum(len(change.data) for change in changes)
-    many = len(session._values) > max(FIELDS, len(session._stored))
+        whole = {field_of(name): data for name, data in stored.items()}
+        if session._user_id is not None:
+            whole[USER] = codec.plain(session._user_id)
+            if session.device:
+                whole[DEVICE] = codec.plain(session.device, "device")
+        for field in whole.keys() - {field_of(change.name) for change in changes}:
+            kinds += "s"
+            steps += field, codec.seal(key, field, whole[field])
+    before = sum(map(len, stored)) + sum(map(len, stored.values())) if grows > 0 else 0
+    many = len(session._values) > max(FIELDS, len(stored))
     # Parallel saves may have made it larger together: it still can be renewed, made smaller, logged in
-    if size > max(codec.max_size, before) or many:
-        raise SessionTooLarge(f"a session of {size} bytes, {len(session._values)} fields: over the limit")
+    if many or before + grows > codec.max_size:
+        raise SessionTooLarge(f"a session of more than {codec.max_size} bytes, or {FIELDS} keys")
+    rules.counters["bytes_saved"] += sum([len(each) for each in steps if type(each) is bytes])
     if token:
-        steps += ["once", "t", token]
-    rules.counters["bytes_saved"] += sum(len(each) for each in steps if isinstance(each, bytes))
-    return [len(steps) // 3, *steps]
+        kinds += "t"
+        steps += TOKEN, token
+    steps[0] = kinds
+    return steps
 
 
 def _written(
     rules: Rules, session: SessionData, who: Identity, changes: list[Change], reply: Sequence[Any], nonce: str
 ) -> None:
-    now, ttl, version, results, renew_at = reply[1:6]
-    key = rules.record_key(who.tag, who.hash)
+    _, now, ttl, version, renew_at, results = reply
     found = {}
-    for field, data in zip(results[::2], results[1::2], strict=True):
-        name = field.decode("utf-8", "surrogatepass")
-        found[name[1:]] = rules.codec.open(key, name, data)
+    if results:
+        key = rules.keys(who)[0]
+        for field, data in zip(results[::2], results[1::2], strict=True):
+            name = field.decode("utf-8", "surrogatepass")
+            found[name_of(name)] = rules.codec.open(key, name, data)
     if session._timeouts and session._meta:
         absolute, idle, renewal = session._timeouts.ms
         session._meta = session._meta._replace(absolute=absolute, idle=idle, renewal=renewal)
-        session._timeouts = None
-    if int(version) == session._version + (1 if changes or not nonce else 0):
-        session._version = int(version)  # else others' changes have not been seen: optimistic saves must fail
-    session._now, session._ttl, session._renew_at = int(now), int(ttl), int(renew_at)
+    if version == session._version + (1 if changes or not nonce else 0):
+        session._version = version  # else others' changes have not been seen: optimistic saves must fail
+    session._now, session._ttl, session._renew_at = now, ttl, renew_at
     session._saved(changes, found)
     rules.counters["saves"] += 1
     if nonce:
         session._identity, session._nonce, session._cookie_changed = who, nonce, True
-        rules.event("renewed", session.handle, session.user_id)
+        rules.event("renewed", session.handle, session._user_id)
 
 
 def next_of(rules: Rules, who: Identity, nonce: str) -> Identity:
@@ -234,28 +251,28 @@ def create_for(
     codec, newest = rules.codec, rules.keyring.newest
     tag = newest.tag_of(user_id) if user_id is not None else text(rules.chance(TAG))
     who = Identity(newest, tag, rules.chance(32))
-    key = rules.record_key(tag, who.hash)
-    changes = [Change("set", name, codec.plain(value, name)) for name, value in session._values.items()]
+    key = rules.keys(who)[0]
+    changes = [Change("s", name, codec.plain(value, name)) for name, value in session._values.items()]
     timeouts = session._timeouts or rules.classes[kind]
     absolute, idle, renewal = timeouts.ms
     handle, nonce = text(rules.chance(6)), text(rules.chance(6))
     steps = _steps(rules, session, who, changes)
     if session.device and user_id is not None:  # who is anonymous is on no list
-        steps += ["set", "d", codec.seal(key, "d", codec.plain(session.device, "device"))]
-        steps[0] = (len(steps) - 1) // 3
-    whose = codec.seal(key, "u", codec.plain(user_id, "user_id")) if user_id is not None else ""
+        described = codec.seal(key, DEVICE, codec.plain(session.device, "device"))
+        steps = [f"{steps[0]!s}s", *steps[1:], DEVICE, described]
+    whose = codec.seal(key, USER, codec.plain(user_id, "user_id")) if user_id is not None else ""
     reply = yield Call(
-        "create", [key, rules.user_key(tag)],
-        [who.hash, handle + nonce, SCHEMA, f"{absolute} {idle} {renewal}", absolute, idle, renewal,
-         LETTER_OF_KIND.get(kind, kind), whose, room, rules.when_full, replaced, *steps],
+        "create", rules.keys(who),
+        [handle + nonce, SCHEMA, absolute, idle, renewal, LETTER_OF_KIND.get(kind, kind),
+         whose, room, rules.when_full, replaced, *steps],
     )  # fmt: skip
     if reply[0] == b"FULL":
         raise TooManySessions(f"{rules.max_sessions} sessions are open")
     if reply[0] != b"OK":
         raise SessionUnavailable("a random id is taken: there is no randomness here")
-    now, ttl = int(reply[1]), int(reply[2])
-    meta = Meta(SCHEMA, now, absolute, idle, renewal, kind)
-    adopt(session, who, Record(meta, handle, nonce, 1, now + renewal, user_id, {}, {}, now, ttl))
+    now, ttl = reply[1:3]
+    meta = Meta(SCHEMA, now, absolute, idle, renewal, 1, now + renewal, handle, nonce, kind)
+    adopt(session, who, Record(meta, user_id, {}, {}, {}, now, ttl))
     session.user_id, session._cookie_changed, session.late = user_id, True, False
     session._stored = {}
     session._saved(changes, {})
