@@ -44,7 +44,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if not _HOMES[name].startswith("shardproxy.proxy."):
+            raise
+        wanted = "Linux" if str(error.name).startswith("shardproxy.") else "pip install 'shardproxy[proxy]'"
+        raise ImportError(f"shardproxy.{name}, a part of the proxy, needs {wanted} ({error})") from error
     return value
 
 

@@ -125,6 +125,7 @@ class FakeServer:
     pid: int = 4711
     node_info: dict[str, NodeInfo] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    counted: dict[str, int] = field(default_factory=dict)
     waits: dict[int, asyncio.Future[bool]] = field(default_factory=dict)
     turns: dict[tuple[int, bytes], Turn] = field(default_factory=dict)
     monitors: Any = None

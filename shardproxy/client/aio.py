@@ -33,6 +33,7 @@ from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
+from shardproxy.client.naming import async_redis_of
 from shardproxy.client.settings import Settings
 from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located, observed
 from shardproxy.config import Config
@@ -88,7 +89,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
             settings = Settings.from_shards(shards, redis_settings, **(pool or {}))
         name, address = next((shard.name, shard.node.address) for shard in settings.pool.shards)
         # checks its settings, and never connects
-        redis_py: Any = redis.asyncio.Redis(**settings.reach(name, address))
+        redis_py: Any = async_redis_of(settings.reach(name, address))
         self.asker = AsyncAsker(settings, on_transition, pipelining=pipelining)
         self._pack, self._large = self.asker.pack, self.asker.large
         self.response_callbacks: Any = redis_py.response_callbacks
@@ -158,6 +159,8 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         """Closes its connections; whoever still waits gets an error. Used again, it connects again."""
         await self.asker.aclose()
 
+    close = aclose  # redis-py's older name
+
     # --- the hot path ---
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -219,7 +222,11 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
     # --- where things are ---
 
     def locate(self, key: Any) -> Located:
-        """Where a key is now, without asking anybody."""
+        """Where a key is now, without asking anybody.
+
+        Raises ConnectionError before the first call of a client that follows proxies.
+        """
+        self.asker.known()
         layout = self.asker.layout
         router = layout.router
         name = router.key(key)

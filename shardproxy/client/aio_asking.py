@@ -98,6 +98,11 @@ class AsyncAsker(BaseAsker):
         if self.watcher is not None and self.watcher.following.topology is None:
             await self.watcher.first()
 
+    def known(self) -> None:
+        """Raises ConnectionError while no proxy has told the topology."""
+        if self.watcher is not None and self.watcher.following.topology is None:
+            raise self.watcher.none()
+
     async def call(self, args: Sequence[Any], decode: bool = True) -> Any:
         """As `asking.Asker.ask`."""
         await self.ready()

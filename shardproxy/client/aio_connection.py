@@ -173,6 +173,10 @@ class Connection(asyncio.Protocol):
         if fault and sent:
             self.owner.failed(reason)
 
+    @property
+    def is_connected(self) -> bool:
+        return self.up
+
     async def disconnect(self, *_: Any, **__: Any) -> None:
         """As of redis-py's connections, for who has one in his hands: a subscriber's."""
         self.disconnected = True

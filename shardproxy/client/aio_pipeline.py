@@ -103,6 +103,8 @@ class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreComma
         try:
             return await shard.private()
         except Lost as lost:
+            if lost.error is not None:
+                raise type(lost.error)(*lost.error.args) from None
             raise errors.down(shard.name, shard.address, lost.reason) from None
 
     async def _on_watcher(self, args: Sequence[Any], decode: bool) -> Any:

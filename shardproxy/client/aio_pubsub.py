@@ -171,6 +171,11 @@ class AsyncShardedPubSub:
         for name in names:
             self._asked.setdefault((kind.name, name), deque()).append(subscribed)
 
+    def again(self, kind: Kind, names: Iterable[bytes]) -> None:
+        """They are subscribed to anew, after a connection was lost: told as redis-py does."""
+        self._confirmed -= {(kind.name, name) for name in names}
+        self.ask(kind, names, True)
+
     async def ping(self, message: Any = None) -> None:
         """To every shard with subscriptions; each answers with a message."""
         request = pack(("PING",) if message is None else ("PING", message))

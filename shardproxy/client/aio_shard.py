@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import redis.exceptions
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from shardproxy.client.aio_connection import Connection, Lost
 from shardproxy.client.health import Nodes
+from shardproxy.client.naming import async_redis_of
 from shardproxy.client.wire import Coding, pack
 from shardproxy.core.commands import CommandTable
 
+MOST = 1024  # connections to one node, of all kinds: calls that wait for data have one each
 KEPT = 16  # private connections that nobody uses now
+TOO_MANY = "Too many connections"  # in redis-py's words
+TooMany: type[RedisError] = getattr(redis.exceptions, "MaxConnectionsError", redis.exceptions.ConnectionError)
 REFUSED = (ConnectionRefusedError, ConnectionResetError, FileNotFoundError, socket.gaierror)
 PING = b"*1\r\n$4\r\nPING\r\n"
 
@@ -57,7 +62,7 @@ class AsyncShard:
     def redis(self) -> Redis:
         """redis-py's own client of this node, for what needs connections of redis-py's: pub/sub, MONITOR."""
         if self._redis is None:
-            self._redis = Redis(**self._reach)
+            self._redis = async_redis_of(self._reach)
         return self._redis
 
     # --- connections ---
@@ -78,6 +83,8 @@ class AsyncShard:
             found = self._idle.pop()
             if found.lost is None:
                 return found
+        if len(self._all) >= MOST:
+            raise Lost(TOO_MANY, False, error=TooMany(TOO_MANY))
         found = self._new(None)
         await self._open(found)
         return found
@@ -176,7 +183,11 @@ class AsyncShard:
             return
         tls = getattr(like, "ssl_context", None)
         transport, _ = await loop.create_connection(
-            factory, like.host, int(like.port), ssl=tls.get() if tls is not None else None
+            factory,
+            like.host,
+            int(like.port),
+            ssl=tls.get() if tls is not None else None,
+            server_hostname=getattr(like, "server_name", None) if tls is not None else None,
         )
         sock = transport.get_extra_info("socket")
         if sock is not None and getattr(like, "socket_keepalive", False):

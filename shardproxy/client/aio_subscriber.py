@@ -76,7 +76,7 @@ class Part:
                     if names := self.wanted[kind.name]:
                         connection.tell(pack((kind.subscribe.upper(), *names)))
                         if told:  # as redis-py: once more
-                            self.owner.ask(kind, names, True)
+                            self.owner.again(kind, names)
                 told = True
                 if not self._tried.done():
                     self._tried.set_result(None)

@@ -236,6 +236,7 @@ class Asker(BaseAsker):
     def _read(self, batch: Batch, late: bool) -> bool:
         """late: another shard's time is over, and this one has had as much. Whether it was late, too."""
         connection, shard = batch.connection, batch.shard
+        started = time.monotonic()
         try:
             if late:
                 connection.wait_for(AT_ONCE)
@@ -250,6 +251,8 @@ class Asker(BaseAsker):
         batch.connection = None
         shard.give(connection)
         shard.answered += 1
+        if time.monotonic() - started > self.slow_call and batch.count == 1 and batch.limit is None:
+            self.slow(shard)
         return False
 
     def _lost(self, batch: Batch, error: Exception) -> None:
@@ -266,6 +269,12 @@ class Asker(BaseAsker):
             if connection.used and isinstance(error, ConnectionError):
                 return  # it was closed while nobody used it; the next connection will tell how the node is
         self._failed(shard, error)
+
+    def slow(self, shard: Shard) -> None:
+        """Evidence, too: it took longer than `slow_call`."""
+        answered = shard.answered
+        ok, shard.judged = answered - shard.judged, answered
+        self.nodes.slow(shard.address, time.monotonic(), min(ok, 20))
 
     def _failed(self, shard: Shard, error: Exception, connecting: bool = False) -> None:
         """Evidence against a node."""

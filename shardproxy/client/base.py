@@ -109,6 +109,7 @@ class BaseAsker:
             shards[key] = known or self._shard(each)
         gone = [shard for key, shard in self._shards.items() if key not in shards]
         self._shards = shards
+        self.slow_call = pool.health.slow_call
         # who says how long a socket may take says it for every command
         router = Router(pool, self.table, self.coding, "socket_timeout" not in self.settings.common)
         self.layout = Layout(router, list(shards.values()))

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import InvalidResponse
 from redis.retry import Retry
 
+from shardproxy.client.naming import redis_of
 from shardproxy.client.wire import NOTHING, Coding, Push
 
 BUFFER = 1 << 16
@@ -160,7 +161,7 @@ class Shard:
     def pool(self) -> redis.ConnectionPool:
         """redis-py's own pool to this node, for what needs a connection of redis-py's: pub/sub, on_shard."""
         if self._pool is None:
-            self._pool = redis.Redis(**self._reach, **_QUIET).connection_pool
+            self._pool = redis_of(self._reach, **_QUIET).connection_pool
         return self._pool
 
     def idle_one(self) -> Connection | None:

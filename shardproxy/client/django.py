@@ -3,8 +3,8 @@
     DJANGO_REDIS_CONNECTION_FACTORY = "shardproxy.client.django.ConnectionFactory"
     CACHES = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "/etc/shardproxy.toml"}}
 
-LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED:
-settings of redis-py's. A location has one client in a process, which its threads share.
+LOCATION: the path of a configuration, or what `ShardedRedis.from_url` takes. OPTIONS may have SHARDED: what
+those take beside it. A location has one client in a process, which its threads share.
 Imports nothing of Django.
 """
 
@@ -12,6 +12,9 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ConnectionError
+
+from shardproxy.client.errors import PartialError
 from shardproxy.client.sync import ShardedRedis
 
 if TYPE_CHECKING:
@@ -21,8 +24,18 @@ _clients: dict[str, "CacheRedis"] = {}
 _lock = threading.Lock()
 
 
+class PartlyDownError(PartialError, ConnectionError):
+    """A ConnectionError as well: what django-redis ignores, where IGNORE_EXCEPTIONS says so."""
+
+
 class CacheRedis(ShardedRedis):
     """Pipelines go over any shards, unless asked otherwise: django-redis means them to save round trips."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)
+        except PartialError as error:
+            raise PartlyDownError(error.results, error.errors) from error
 
     def pipeline(self, transaction: bool = False, shard_hint: object = None) -> "ShardedPipeline":
         return super().pipeline(transaction)

@@ -73,7 +73,7 @@ class _Follows:
         if found.topology is not None:
             self._apply(msgspec.structs.replace(found.topology, pools=found.topology.pools[:1]))
 
-    def _none(self) -> ConnectionError:
+    def none(self) -> ConnectionError:
         return ConnectionError(f"no proxy tells the topology; {self.following.reason}")
 
 
@@ -119,7 +119,7 @@ class Follower(_Follows):
                 return
             self._ask()
         if self.following.topology is None:
-            raise self._none()
+            raise self.none()
 
     def _ask(self) -> None:
         following = self.following
@@ -172,7 +172,7 @@ class AsyncFollower(_Follows):
             self._hurry.set()
             await waiter
         if self.following.topology is None:
-            raise self._none()
+            raise self.none()
 
     async def _follow(self) -> None:
         following = self.following

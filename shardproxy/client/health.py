@@ -109,6 +109,10 @@ class Nodes:
         """So many requests were answered since this was last told."""
         self._observe(address, now, Evidence(count, 0, 0, 0, False, ""))
 
+    def slow(self, address: str, now: float, ok: int) -> None:
+        """A request took longer than `slow_call`, the last of `ok` that were answered."""
+        self._observe(address, now, Evidence(max(ok, 1), 0, 1, 0, False, ""))
+
     def failed(self, address: str, now: float, reason: str, refused: bool = False, ok: int = 0) -> None:
         """A request failed, after `ok` that did not. refused: no connection could be made at all."""
         streak = 1 if ok else self._streaks.get(address, 0) + 1

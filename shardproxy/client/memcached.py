@@ -18,6 +18,7 @@ from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shardproxy.client.connection import BUFFER, CLOSED, NOBODYS, Connection
+from shardproxy.client.naming import encrypted
 from shardproxy.client.wire import NOTHING, Coding
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.memcached import Ask, Failure, Frames, Node, Reply, Value, encode, parse, start
@@ -187,9 +188,8 @@ def connect(
     shard: str, address: str, reach: dict[str, Any], coding: Coding, table: CommandTable
 ) -> MemcachedConnection:
     """Raises redis-py's ConnectionError or TimeoutError, as a connection of its own would."""
-    if reach.get("ssl"):
-        raise RedisConnectionError("TLS to memcached nodes is not supported by the client library yet")
     timeout = reach.get("socket_connect_timeout")
+    sock: socket.socket | None = None
     try:
         if (path := reach.get("unix_socket_path")) is not None:
             sock = socket.socket(socket.AF_UNIX)
@@ -198,8 +198,14 @@ def connect(
         else:
             sock = socket.create_connection((reach["host"], reach["port"]), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if reach.get("ssl"):
+                sock = encrypted(sock, reach)
         return MemcachedConnection(_Link(sock), coding, reach.get("socket_timeout"), table, shard, address)
-    except (TimeoutError, BlockingIOError):
-        raise RedisTimeoutError("Timeout connecting to server") from None
-    except OSError as error:
-        raise RedisConnectionError(f"Error connecting to {address}: {error}")  # noqa: B904  # as redis-py: the reason is its context
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, (TimeoutError, BlockingIOError)):
+            raise RedisTimeoutError("Timeout connecting to server") from None
+        if isinstance(error, OSError):
+            raise RedisConnectionError(f"Error connecting to {address}: {error}")  # noqa: B904  # as redis-py: the reason is its context
+        raise

@@ -223,7 +223,8 @@ class ShardedPubSub:
         prefix, unsubscribed, _ = message["type"].partition("unsubscribe")
         prefix = prefix.removesuffix("subscribe")
         (self._told.discard if unsubscribed else self._told.add)((prefix, message["channel"]))
-        message["data"] = sum((kind == "s") is (prefix == "s") for kind, _ in self._told)
+        if len(self._parts) > 1:
+            message["data"] = sum((kind == "s") is (prefix == "s") for kind, _ in self._told)
         return True
 
     def _is_last(self, message: dict[str, Any]) -> bool:
@@ -253,8 +254,10 @@ class ShardedPubSub:
             self._follow()
             for part in self._ready(limit):
                 message = part.get_message(timeout=0)
-                if message is not None and self._confirmed(part, message):
-                    return None if ignored and message["type"].endswith("subscribe") else message
+                if message is None or not self._confirmed(part, message):
+                    continue
+                if not (ignored and message["type"].endswith("subscribe")):
+                    return message
             if limit is not None and time.monotonic() >= limit:
                 return None
 

@@ -28,7 +28,11 @@ NOT_FOR_US = {
     "cache": "no client-side cache yet", "cache_config": "no client-side cache yet",
     "max_connections": "a connection for each thread that calls at once is made, and kept",
     "health_check_interval": "a connection is looked at before it is used again",
+    "pool": "the proxies that are followed say what it is like", "probe": "the proxies that are followed do",
+    "pipelining": "it is AsyncShardedRedis's",
 }  # fmt: skip
+
+SHARDS = """names and URLs: {"a": "redis://HOST:PORT", "b": {"primary": "redis://...", "weight": 2}}"""
 
 
 class Settings(NamedTuple):
@@ -70,6 +74,8 @@ class Settings(NamedTuple):
         cls, source: str | os.PathLike[str] | bytes | Config, pool: str | None = None, **common: Any
     ) -> Self:
         """pool: its name, where the file has several. Raises ConfigError, KeyError for an unknown pool."""
+        if pool is not None and not isinstance(pool, str):
+            raise TypeError("pool is the name of one here: its options are in the file")
         config = source if isinstance(source, Config) else load(source)
         name = pool or next(iter(config.pool))
         found = config.pool[name]
@@ -88,9 +94,14 @@ class Settings(NamedTuple):
         cls, shards: Mapping[str, str | Mapping[str, Any]], common: Mapping[str, Any], **pool: Any
     ) -> Self:
         """shards: a URL as redis-py takes it, or a table as in the file; pool: options as in the file."""
+        if not isinstance(shards, Mapping):
+            raise TypeError(f"shards are {SHARDS}; of a file: from_config, of proxies: from_url")
+        check(common)
         tables: dict[str, Any] = {}
         more: dict[str, dict[str, Any]] = {}
         for name, given in shards.items():
+            if not isinstance(given, (str, Mapping)):
+                raise TypeError(f"shards are {SHARDS}; {name!r} is of type {type(given).__name__}")
             table = {"primary": given} if isinstance(given, str) else dict(given)
             if isinstance(url := table.get("primary"), str) and "://" in url:
                 table["primary"], more[name] = _taken_apart(url)
@@ -132,8 +143,6 @@ def _taken_apart(url: str) -> tuple[str, dict[str, Any]]:
 def _tls(pool: PoolConfig) -> dict[str, Any]:
     """`[pool.NAME.tls]` as redis-py's settings."""
     tls = pool.tls
-    if tls.server_name:
-        raise ValueError("tls.server_name is not supported by the client library yet")
     found: dict[str, Any] = {
         "ssl": True,
         "ssl_ca_certs": tls.ca,
@@ -143,6 +152,8 @@ def _tls(pool: PoolConfig) -> dict[str, Any]:
         "ssl_check_hostname": tls.verify == "full",
         "ssl_ciphers": tls.ciphers,
     }
+    if tls.server_name:
+        found["ssl_server_name"] = tls.server_name  # no setting of redis-py's: see client/naming
     if tls.minimum == "1.3":
         import ssl
 
@@ -162,5 +173,8 @@ def check(common: Mapping[str, Any]) -> None:
         return  # to read redis-py's signature takes a while
     for name in common.keys() & NOT_FOR_US.keys():
         raise TypeError(f"{name} is not a setting of a sharded client: {NOT_FOR_US[name]}")
-    if unknown := common.keys() - inspect.signature(redis.Redis).parameters.keys():
+    unknown = common.keys() - inspect.signature(redis.Redis).parameters.keys()
+    for name in unknown & set(PoolConfig.__struct_fields__):
+        raise TypeError(f"{name} is an option of the pool: pool={{{name!r}: ...}}, or in the file")
+    if unknown:
         raise TypeError(f"no settings of redis-py's: {', '.join(sorted(unknown))}")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shardproxy.client.pubsub import ShardedPubSub
     from shardproxy.client.telemetry import Telemetry
 
+monotonic = time.monotonic
 NEVER_DECODE, EMPTY_RESPONSE = "NEVER_DECODE", "EMPTY_RESPONSE"
 OURS = (NEVER_DECODE, EMPTY_RESPONSE, "keys")  # options that are for who executes, not for the callback
 CACHE_LOCK = (
@@ -196,6 +197,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
                 data, sent = None, False
                 try:
                     data = self._pack(args)
+                    started = monotonic()
                     connection.send(data)
                     sent = True
                     reply = connection.read(decode)
@@ -212,6 +214,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
                 else:
                     shard.answered += 1
                     shard.idle.append(connection)
+                    if monotonic() - started > asker.slow_call:
+                        asker.slow(shard)
         if isinstance(reply, Exception):
             if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                 return options[EMPTY_RESPONSE]
@@ -226,7 +230,8 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
     # --- where things are ---
 
     def locate(self, key: Any) -> Located:
-        """Where a key is now, without asking anybody."""
+        """Where a key is now, without asking its node."""
+        self.asker.look()
         layout = self.asker.layout
         router = layout.router
         name = router.key(key)

@@ -179,7 +179,7 @@ def of_call(asker: Asker, args: Sequence[Any]) -> tuple[str, list[Shard]]:
     except (RedisError, ValueError, IndexError, AttributeError):
         return _named(asker, args), []
     operation = plan.command.name.upper().replace("|", " ")
-    if _awaits_proxies(asker) or plan.everywhere is not None:
+    if _awaits_proxies(asker) or plan.everywhere is not None or plan.across:
         return operation, []
     numbers = plan.split.shards if plan.split is not None else [plan.shard]
     return operation, [layout.shards[number] for number in numbers]
@@ -219,5 +219,5 @@ def _named(asker: Asker, args: Sequence[Any]) -> str:
 
 def _awaits_proxies(asker: Any) -> bool:
     """No proxy has told the topology yet."""
-    follower = getattr(asker, "watcher", None) or asker.follower
+    follower = getattr(asker, "follower", None) or getattr(asker, "watcher", None)
     return follower is not None and follower.following.topology is None

@@ -3,6 +3,8 @@
 Off unless it names a pool and secrets. A secret is in no repr and no output, as a password.
 """
 
+from __future__ import annotations  # made when they are asked for: most clients never do
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +92,7 @@ SESSIONS_RULES = (
 )
 
 
-def _unfit(config: "Config") -> str:
+def _unfit(config: Config) -> str:
     pool = config.pool.get(config.sessions.pool or "")
     if pool is None:
         return ""
@@ -100,9 +102,7 @@ def _unfit(config: "Config") -> str:
     return f"{config.sessions.pool} with the shard {others[0]}, which is no Redis" if others else ""
 
 
-def read_secrets(
-    config: "Config", reader: Reader, environ: Mapping[str, str] = os.environ
-) -> tuple[str, ...]:
+def read_secrets(config: Config, reader: Reader, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The secrets, the newest first; none when sessions are off. Mistakes go to the reader."""
     it = config.sessions
     if it.pool is None:
@@ -129,7 +129,7 @@ def read_secrets(
     return found
 
 
-def timeouts_of(config: SessionsConfig) -> "dict[str, Timeouts]":
+def timeouts_of(config: SessionsConfig) -> dict[str, Timeouts]:
     """Of each class that it names, as core/sessions has them."""
     from shardproxy.core.sessions.records import Timeouts  # of no use to who only reads a configuration
 

@@ -27,9 +27,10 @@ NETWORK = 'an address or a network such as "10.0.0.0/8" or "::1"'
 PASSWORD = "a password in quotes, not empty"
 HASH_TAG = 'two characters such as "{}", "" for none, or "auto"'
 
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
-_DURATION_PART = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]")
+# Compiled when they are used: a program that imports the client may need none
+_SIZE = r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?"
+_DURATION_PART = r"(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*"
+_HOST = r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]"
 
 
 class Secret:
@@ -74,7 +75,7 @@ def read_size(value: object) -> int:
     """Bytes: "1kb" is 1024, a bare number is bytes; "MB" and "MiB" are the same."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = _SIZE.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    match = re.fullmatch(_SIZE, value.strip().lower(), re.ASCII) if isinstance(value, str) else None
     if not match:
         raise ValueError(SIZE)
     return int(float(match[1]) * SIZE_UNITS[match[2] + "b"])
@@ -99,7 +100,7 @@ def read_duration(value: object) -> float:
     if value == 0 and not isinstance(value, bool):
         return 0.0
     text = value.strip().lower() if isinstance(value, str) else ""
-    parts = list(_DURATION_PART.finditer(text))
+    parts = list(re.finditer(_DURATION_PART, text, re.ASCII))
     if not parts or "".join(part[0] for part in parts) != text:
         raise ValueError(DURATION)
     return float(sum(float(part[1]) * DURATION_UNITS[part[2]] for part in parts))
@@ -226,7 +227,11 @@ def shown(key: str, value: object) -> str:
 
 def _host_port(value: object, allowed: str, lowest: int = 1) -> str:
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not _HOST.fullmatch(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not lowest <= int(port) <= 65535:
+    if (
+        not re.fullmatch(_HOST, host)
+        or not re.fullmatch(r"[0-9]{1,5}", port)
+        or not lowest <= int(port) <= 65535
+    ):
         raise ValueError(allowed)
     return f"{host}:{int(port)}"
 

@@ -1,5 +1,7 @@
 """`[tls]`, `[tls.sni]` and `[pool.NAME.tls]` of shardproxy.toml: TLS of clients, and to nodes."""
 
+from __future__ import annotations  # made when they are asked for: most clients never do
+
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field

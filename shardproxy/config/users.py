@@ -4,6 +4,8 @@ A rule may hold a password (`>secret`), so rules are shown without passwords, an
 is not shown at all: it may be a password that lacks its mark.
 """
 
+from __future__ import annotations  # made when they are asked for: most clients never do
+
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -60,7 +62,7 @@ RuleText = Annotated[
 ]
 
 
-def given(user: "UserConfig") -> list[str]:
+def given(user: UserConfig) -> list[str]:
     """Which of the ways to give a password are used, beside the rules."""
     return [key for key in PASSWORDS if getattr(user, key) is not None]
 
@@ -98,7 +100,7 @@ USER_RULES = (
 )
 
 
-def guarded(config: "Config") -> bool:
+def guarded(config: Config) -> bool:
     """Whether who does not log in may do nothing; of a file that is not read here, it is taken to say so."""
     default = config.users.get(acl.DEFAULT)
     return bool(config.acl_file) or (
@@ -106,7 +108,7 @@ def guarded(config: "Config") -> bool:
     )
 
 
-def users_of(config: "Config", passwords: Mapping[str, str], reader: Reader) -> acl.Users:
+def users_of(config: Config, passwords: Mapping[str, str], reader: Reader) -> acl.Users:
     """What the configuration comes to. passwords: those not in the rules. Mistakes go to the reader."""
     found: dict[str, acl.User] = {}
     for name, each in config.users.items():
@@ -123,7 +125,7 @@ def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User
     return user
 
 
-def read_acl_file(config: "Config", reader: Reader) -> acl.Users:
+def read_acl_file(config: Config, reader: Reader) -> acl.Users:
     """The users of `acl_file`: lines as ACL LIST writes them; blank ones and # comments are passed over."""
     path, found = config.acl_file or "", {}
     try:

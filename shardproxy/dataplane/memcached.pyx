@@ -26,8 +26,8 @@ from shardproxy.dataplane.counters cimport REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport TEXT, TO_PART, Client, Engine, Entry, Node, Upstream, wall_us
 from shardproxy.dataplane.memcached_replies cimport ALL, ARRAY, SIZE, STATUS, SUM, VALUE, rewind, too_large
-from shardproxy.dataplane.routing cimport TAKEN, WAIT
-from shardproxy.dataplane.sending cimport node_of, reserve, room_for_keys
+from shardproxy.dataplane.routing cimport WAIT
+from shardproxy.dataplane.sending cimport node_of, room_for_keys
 from shardproxy.dataplane.slots cimport client_close, slot_at
 from shardproxy.dataplane.upstreams cimport fit, give, promise, upstream_for
 
@@ -62,6 +62,8 @@ cdef struct Plan:
     int value                   # which argument is the value; 0: none
     bint timed
     int64_t time                # seconds, as memcached takes it
+
+cdef Plan planned               # from meta_ready to meta_send
 
 
 cdef int install_ops(Engine e) except -1:
@@ -266,37 +268,35 @@ cdef inline Entry *shaped(Upstream *u, uint8_t form) noexcept nogil:
     return entry
 
 
-cdef int handed(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    """To a handler: it may take several steps, and what this client sends later comes after them."""
-    if c.calls:
-        return WAIT
-    call_memcached(e, c, r, row, node)
-    c.holding = c.calls != 0
-    return TAKEN
-
-
-cdef int meta_command(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    cdef Upstream *u
-    cdef int i, keys, taken
-    cdef Plan it
-    if not plan(e, e.node_list[node], r, row, &it):
-        return handed(e, c, r, row, node)
+cdef uint32_t meta_ready(Engine e, Client *c, Request *r, const Row *row, int node, int *taken) noexcept:
+    cdef Plan *it = &planned
+    cdef int i
+    cdef uint32_t keys
+    if not plan(e, e.node_list[node], r, row, it):
+        # a handler's: it may take several steps, and what this client sends later comes after them
+        if c.calls:
+            taken[0] = WAIT
+        else:
+            call_memcached(e, c, r, row, node)
+            c.holding = c.calls != 0
+        return 0
     # all its keys are there: those of a command that is split, else the first one
     keys = (r.argc - row.first) // row.step if it.form == ALL or it.form == SUM and row.last < 0 else 1
-    for i in range(row.first, row.first + keys * row.step, row.step):
+    for i in range(row.first, row.first + <int>keys * row.step, row.step):
         if not fits(e, e.node_list[node], r.argv[i], r.argl[i], <int64_t>r.argl[i + it.value - 1] if it.value else -1):
             fit(e)
             refuse(e, c, e.text)
-            return TAKEN
-    taken = reserve(e, c, r, row, node, keys, &u)
-    if u == NULL:
-        return taken
-    shaped(u, it.form)
+            return 0
+    return keys
+
+
+cdef void meta_send(Engine e, Upstream *u, Request *r, const Row *row) noexcept:
+    cdef Plan *it = &planned
+    cdef int i, keys = shaped(u, it.form).frames
     for i in range(row.first, row.first + keys * row.step, row.step):
-        if put(e, u, &it, r.argv[i], r.argl[i], r.argv[i + it.value - 1] if it.value else NULL,
+        if put(e, u, it, r.argv[i], r.argl[i], r.argv[i + it.value - 1] if it.value else NULL,
                r.argl[i + it.value - 1] if it.value else 0) < 0:
-            return TAKEN
-    return TAKEN
+            return
 
 
 cdef void meta_share(Engine e, Client *c, Request *r, const Row *row, Upstream *u, uint32_t at, uint32_t end, uint32_t slot,

@@ -36,6 +36,8 @@ cdef enum:
 cdef enum:
     OLDEST = 1006               # of the versions that speak the meta protocol: 1.6
 
+cdef int64_t STAT_MOST = <int64_t>1 << 40
+
 cdef const char *MISFIT = "its reply does not fit what was asked"
 cdef const char *STRANGER = "is not a memcached: it answered"
 
@@ -130,7 +132,7 @@ cdef bint translate(Engine e, Node *node, Entry *entry, char *p, size_t n, bint 
     if p[2] != c' ' and p[2] != c'\r':
         return False
     if entry.form == VALUE or entry.form == ARRAY:
-        if a == c'V':
+        if a == c'V' and bare(p + 3):
             p[2] = c'$'         # "VA 5\r\n" → "$5\r\n", where it lies
             deliver(e, entry, p + 2, n - 2, last)
         elif a == c'E' and b == c'N':
@@ -151,7 +153,7 @@ cdef bint translate(Engine e, Node *node, Entry *entry, char *p, size_t n, bint 
     if entry.form == SIZE:
         if a == c'E':
             deliver(e, entry, ":0\r\n", 4, last)
-        elif n > 6 and p[3] == c's':
+        elif n > 6 and p[3] == c's' and bare(p + 4):
             p[3] = c':'         # "HD s5\r\n" → ":5\r\n"
             deliver(e, entry, p + 3, n - 3, last)
         else:
@@ -161,6 +163,14 @@ cdef bint translate(Engine e, Node *node, Entry *entry, char *p, size_t n, bint 
     if last:
         conclude(e, node, entry)
     return True
+
+
+cdef inline bint bare(const char *p) noexcept nogil:
+    """Whether a line goes on with a number, and nothing else."""
+    cdef size_t i = 0
+    while c'0' <= p[i] <= c'9':
+        i += 1
+    return 0 < i < 20 and p[i] == c'\r'
 
 
 cdef inline void nil(Engine e, Client *c, Entry *entry, bint last) noexcept:
@@ -305,6 +315,7 @@ cdef int version_of(const char *p) noexcept nogil:
 
 
 cdef int64_t stat_of(const char *p, size_t n, const char *name) noexcept nogil:
-    """A line's number; 0: it is not there. There is a CRLF behind every one."""
+    """A line's number; 0: it is not there, or none that can be. There is a CRLF behind every one."""
     cdef const char *found = <const char *>memmem(p, n, name, strlen(name))
-    return strtoll(found + strlen(name), NULL, 10) if found != NULL else 0
+    cdef int64_t value = strtoll(found + strlen(name), NULL, 10) if found != NULL else 0
+    return value if 0 < value < STAT_MOST else 0

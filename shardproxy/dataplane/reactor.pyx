@@ -1,57 +1,44 @@
 """The reactor: one epoll set nested in the asyncio loop, and the tick that serves it.
 
 A tick is one epoll_wait (at most 256 events), one bounded read a ready socket, then one write a dirty socket, then the
-frees; it never blocks and never raises. Deadlines are checked after the tick's reads. Accepting, topology and what
-Python sees of the engine are here too; parsing, routing and replies are in clients, upstreams and slots.
+frees; it never blocks and never raises. Deadlines are checked after the tick's reads. What Python tells and asks the engine
+besides is in console; parsing, routing and replies are in clients, upstreams and slots.
 """
 
 import os
 
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from posix.unistd cimport close, read
 
 from shardproxy.core.buffers cimport buf_total, buf_trim
-from shardproxy.core.commands cimport CommandTable
 from shardproxy.core.script_store cimport scripts_new
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
-from shardproxy.dataplane.absence cimport flushed, wrote
-from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.clients cimport client_readable, client_resume
-from shardproxy.dataplane.counters cimport BUCKETS, BUFFER_BYTES, COUNTERS, RETRIES_LEFT, TICKS
+from shardproxy.dataplane.console cimport Console
+from shardproxy.dataplane.counters cimport BUFFER_BYTES, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
 from shardproxy.dataplane.engine cimport (
-    CIPHER, CONNECTING, MAX_UPSTREAMS, MOVE, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, PAUSE_ALL, PAUSE_WRITES,
-    SCRATCH, UP, Client, Engine,
-    Node, Upstream, monotonic_us,
+    CIPHER, CONNECTING, MAX_UPSTREAMS, OF_CLIENT, OF_LISTENER, OF_UPSTREAM, OF_WAKE, SCRATCH, Client, Upstream,
+    monotonic_us,
 )
-from shardproxy.dataplane.links cimport ask, due_in, open_link, tell
-from shardproxy.dataplane.losses cimport named
-from shardproxy.dataplane.memcached cimport install_ops
-from shardproxy.dataplane.nodes cimport answered, install, move, settled
-from shardproxy.dataplane.openings cimport Entrance, openings_due, wake_listeners
-from shardproxy.dataplane.permissions cimport install_users
-from shardproxy.dataplane.observing cimport pause, unpause
+from shardproxy.dataplane.links cimport tell
+from shardproxy.dataplane.openings cimport openings_due, wake_listeners
+from shardproxy.dataplane.observing cimport unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
-from shardproxy.dataplane.scripts cimport all_scripts, forget_scripts, script_find, teach
-from shardproxy.dataplane.sending cimport node_of
-from shardproxy.dataplane.sieve cimport sieve
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
+    EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, tag, timerfd_create,
 )
-from shardproxy.dataplane.upstreams cimport (
-    upstream_at, upstream_flush, upstream_for, upstream_free, upstream_writable, upstreams_due,
-)
+from shardproxy.dataplane.upstreams cimport upstream_flush, upstream_free, upstream_writable, upstreams_due
 from shardproxy.dataplane.waiting cimport follow_keys
 
-from shardproxy.core import errors
-from shardproxy.dataplane.counters import HISTOGRAMS, PAGE_BYTES, TABLE
+from shardproxy.dataplane.counters import PAGE_BYTES
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t keep)
@@ -67,17 +54,9 @@ cdef double RETRIES_MOST = 1000
 cdef uint64_t DEADLINE_STEP = 10000     # us between looks at deadlines
 cdef uint64_t DEADLINE_LATEST = 200000  # us that a busy engine may put them off
 cdef uint64_t GRACE = 1000000           # us for the rest of a command when draining
-STATES = ("down", "connecting", "greeting", "up")
-
-cdef bytes meta_refusal(Engine e, int node, bytes request):
-    """What a handler gets that asks a memcached in RESP."""
-    shard = e.node_list[node].shard.decode(errors="replace")
-    words = request.split(b"\r\n", 3)
-    name = words[2].decode(errors="replace").upper() if len(words) > 3 else "this"
-    return b"-%b\r\n" % errors.not_on_memcached(name, shard).encode()
 
 
-cdef class Reactor(Engine):
+cdef class Reactor(Console):
     """One worker's engine. All its methods are called from the loop's thread; see reactor.pyi."""
     cdef epoll_event events[EVENTS]
     cdef uint64_t[::1] page         # keeps the memory of `count` alive
@@ -406,295 +385,6 @@ cdef class Reactor(Engine):
             self.trim_at = self.now + 5000000
             buf_trim(1 << 18)
             malloc_trim(1 << 20)
-
-    # --- listeners ---
-
-    def listen(self, int fd, *, bint protected, bint tls=False, allow=None, announcers=None):
-        cdef epoll_event ev
-        cdef Entrance entrance = Entrance.__new__(Entrance)
-        entrance.protected = protected
-        entrance.tls = tls
-        entrance.allow = allow
-        entrance.announcers = announcers
-        if fd in self.listeners:
-            self.listeners[fd] = entrance
-            return
-        # exclusive: of the workers that share a unix socket, one is woken
-        ev.events = EPOLLIN | EPOLLEXCLUSIVE
-        ev.data.u64 = tag(OF_LISTENER, <uint32_t>fd, 0)
-        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
-            raise OSError(errno, os.strerror(errno))
-        self.listeners[fd] = entrance
-
-    def unlisten(self, int fd):
-        cdef epoll_event ev
-        if self.listeners.pop(fd, None) is not None:
-            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, &ev)
-            if fd in self.paused_listeners:
-                self.paused_listeners.remove(fd)
-
-    def set_tls(self, context, *, bint names_users=False):
-        self.tls = context
-        self.names_users = names_users
-
-    # --- topology: see reactor.pyi ---
-
-    def set_commands(self, CommandTable table):
-        self.table = table
-        install_ops(self)
-        install_users(self)
-
-    def logins(self, bytes user):
-        return self.logins_of.get(user, 0)
-
-    def set_users(self, users):
-        self.users = users
-        install_users(self)
-        self.wake()
-
-    def set_topology(self, topology, credentials, tls=None):
-        if self.in_tick:
-            raise RuntimeError("a topology is set between ticks: call_soon")
-        self.now = monotonic_us()
-        install(self, topology, credentials, tls or {})
-        self.budget.queue = self.budget.memory // 4
-
-    def settled(self):
-        self.now = monotonic_us()
-        return settled(self)
-
-    def evidence(self):
-        cdef int i
-        cdef Node *node
-        cdef list found = []
-        for i in range(self.node_count):
-            node = self.node_list[i]
-            if not node.used or node.gone or not (node.ok or node.failed or node.refused):
-                continue
-            found.append((node.name.decode(errors="replace"), node.ok, node.failed, node.slow, node.streak,
-                          bool(node.refused), node.failure.decode(errors="replace")))
-            node.ok = node.failed = node.slow = 0
-            node.refused = node.failing = False
-        return found
-
-    def take_written(self, str address):
-        for (_, where), number in self.numbers.items():
-            if where == address:
-                overflow = self.written_bytes.pop(number, 0) < 0
-                return list(self.written.pop(number, ())), overflow
-        return [], False
-
-    def used_databases(self):
-        return list(self.databases)
-
-    def answered(self, str address):
-        return all(answered(self, number) for (_, where), number in self.numbers.items() if where == address)
-
-    def take_ghosts(self, str address):
-        found = self.ghosts.pop(address, [])
-        for index, told in self.killed.items():         # by whoever is just connecting, if nothing comes between
-            if self.upstreams[<int>index].killing and self.node_list[self.upstreams[<int>index].node].name == address.encode():
-                found += told
-        return found
-
-    # --- scripts, and all keys: see reactor.pyi ---
-
-    def teach(self, bytes text, bint loaded):
-        return teach(self, text, loaded)
-
-    def knows_script(self, bytes sha):
-        return script_find(self, sha, len(sha)) != NULL
-
-    def scripts(self):
-        return all_scripts(self)
-
-    def forget_scripts(self):
-        forget_scripts(self)
-
-    def share_scripts(self):
-        self.taught = []
-
-    def take_taught(self):
-        cdef list found = self.taught
-        if found:
-            self.taught = []
-            self.taught_bytes = 0
-        return found or []
-
-    def flushed(self):
-        self.now = self.now if self.in_tick else monotonic_us()
-        flushed(self)
-
-    def sieve(self, int node, bytes frame, int at=0):
-        return sieve(self, node, frame, at)
-
-    def blocked(self):
-        cdef uint32_t i
-        cdef int found = 0
-        for i in range(self.client_room):
-            found += self.client_list[i] != NULL and self.client_list[i].waiting
-        return found
-
-    def pause(self, bint everything, double seconds):
-        self.now = self.now if self.in_tick else monotonic_us()
-        pause(self, PAUSE_ALL if everything else PAUSE_WRITES, self.now + <uint64_t>(min(seconds, 1e9) * 1e6))
-
-    def unpause(self):
-        unpause(self)
-        self.wake()
-
-    def monitor(self, on_command):
-        self.on_command = on_command
-
-    def connection_ids(self):
-        cdef uint32_t i
-        cdef Upstream *u
-        found = {}
-        for i in range(self.upstream_count):
-            u = self.upstreams[i]
-            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
-                found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(named(u))
-        return found
-
-    def set_address(self, str node, str address):
-        move(self, node, address)
-
-    # --- what handlers ask of nodes: see reactor.pyi ---
-
-    def placed(self):
-        cdef int i
-        return [(self.shards[i], self.node_list[self.shards[i]].shard.decode()) for i in range(self.shard_count)
-                if self.node_list[self.shards[i]].mode != MOVE]
-
-    def speaks(self, int node):
-        return self.node_list[node].speaks if 0 <= node < self.node_count else 0
-
-    def node_of_shard(self, str name):
-        for (shard, _), number in self.numbers.items():
-            if shard == name:
-                return number
-        return None
-
-    def shard_of(self, int node):
-        if not 0 <= node < self.node_count or not self.node_list[node].used:
-            raise ValueError("there is no such node")
-        return self.node_list[node].shard.decode(errors="replace")
-
-    def node_of(self, bytes key):
-        return node_of(self, key, len(key))
-
-    def placements(self):
-        return self.placement
-
-    def count_receivers(self, dict channels, dict shards, bint patterns):
-        self.counted_channels = channels
-        self.counted_shards = shards
-        self.counted_patterns = patterns
-
-    def ask(self, int node, bytes request, done, *, ClientHandle client=None, int proto=2, int db=0, bint write=True,
-            int frames=1, keys=(), double timeout=-1, bint meta=False):
-        cdef Client *c = client.at() if client is not None else NULL
-        cdef Upstream *u
-        cdef uint64_t due = due_in(self, timeout, write)
-        if not 0 <= node < self.node_count or not self.node_list[node].used:
-            raise ValueError("there is no such node")
-        if meta and not self.node_list[node].memcached:
-            raise ValueError("it is no memcached")
-        if self.node_list[node].memcached and not meta:
-            self.told.append((done, (meta_refusal(self, node, request),)))
-            self.wake()
-            return
-        if c != NULL:
-            u = upstream_for(self, node, c, due)
-        else:
-            u = upstream_at(self, node, <uint8_t>proto, <uint16_t>db, due)
-        if u == NULL:
-            self.told.append((done, (self.text[:self.text_size],)))
-        else:
-            if write:
-                for key in keys:
-                    wrote(self, key, len(key))
-                if c != NULL:
-                    c.wrote |= <uint64_t>1 << (node & 63)
-            ask(self, u, c, request, len(request), frames, write, due, done)
-        self.wake()
-
-    def memcached(self, int node):
-        cdef Node *it
-        if not 0 <= node < self.node_count or not self.node_list[node].used:
-            raise ValueError("there is no such node")
-        it = self.node_list[node]
-        if not it.memcached:
-            return None
-        return it.item_most, it.ahead / 1e6 if it.clock_known else None
-
-    def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
-        if not 0 <= node < self.node_count or not self.node_list[node].used:
-            raise ValueError("there is no such node")
-        if self.node_list[node].memcached and not stream:
-            raise ConnectionError(meta_refusal(self, node, b"").decode(errors="replace").strip("-\r\n"))
-        self.now = self.now if self.in_tick else monotonic_us()
-        # of memcached's there is one protocol
-        return open_link(self, node, 2 if self.node_list[node].memcached else proto, db, setup, stream, on_frame, on_lost)
-
-    # --- what Python sees ---
-
-    def client(self, unsigned long long id):
-        cdef uint32_t i
-        for i in range(self.client_room):
-            if self.client_list[i] != NULL and self.client_list[i].id == id and not self.client_list[i].dead:
-                return client_handle(self, self.client_list[i])
-        return None
-
-    def clients(self):
-        cdef uint32_t i
-        cdef list found = []
-        for i in range(self.client_room):
-            if self.client_list[i] != NULL and not self.client_list[i].dead:
-                found.append(client_handle(self, self.client_list[i]))
-        return found
-
-    def nodes(self):
-        """What the engine knows of each node, in the order of the shards."""
-        cdef int i, k
-        cdef Node *node
-        cdef Upstream *u
-        cdef list found = []
-        for i in range(self.node_count):
-            node = self.node_list[i]
-            if not node.used or node.gone:
-                continue
-            upstreams = []
-            best = -1
-            u = node.first
-            while u != NULL:
-                best = max(best, u.state)
-                if not u.private:
-                    upstreams.append({
-                        "protocol": u.proto, "database": u.db, "state": STATES[u.state], "in_flight": u.tail - u.head,
-                        "queue_bytes": u.given - u.written, "failures": u.failures,
-                    })
-                u = u.after
-            found.append({
-                "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
-                "state": "out" if node.why[0] else "up" if best == UP else "unknown",
-                "reason": node.why.decode(errors="replace"), "requests": node.requests,
-                "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
-                "upstreams": upstreams, "private": node.privates,
-                "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
-            })
-        return found
-
-    def counters(self):
-        return {name: self.count[i] for i, (name, _, _) in enumerate(TABLE)}
-
-    def latency(self):
-        cdef int i, j
-        return {name: [self.count[COUNTERS + j * BUCKETS + i] for i in range(BUCKETS)]
-                for j, name in enumerate(HISTOGRAMS)}
-
-    def set_max_clients(self, int most):
-        self.budget.clients = most
 
     # --- the end ---
 

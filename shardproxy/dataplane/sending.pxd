@@ -1,16 +1,13 @@
 from libc.stdint cimport uint8_t, uint32_t
 from shardproxy.core.commands cimport Row
 from shardproxy.core.resp cimport Request
-from shardproxy.dataplane.engine cimport Client, Engine, Entry, Upstream
+from shardproxy.dataplane.engine cimport Client, Engine, Entry
 
 cdef enum:
     NO_KEY = -1                 # instead of a node
     MALFORMED = -2
     ANSWERED = -3               # with an error
 
-# The upstream that a command goes to, and its place in both queues, for so many replies. NULL: it is answered here, or what
-# is returned is WAIT.
-cdef int reserve(Engine e, Client *c, Request *r, const Row *row, int node, uint32_t frames, Upstream **found) noexcept
 # In e.positions and e.owners; -1: no memory.
 cdef int room_for_keys(Engine e, int n) noexcept
 # TAKEN, or WAIT: see routing

@@ -25,7 +25,7 @@ from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
-from shardproxy.dataplane.memcached cimport meta_can, meta_command, meta_share
+from shardproxy.dataplane.memcached cimport meta_can, meta_ready, meta_send, meta_share
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_script, precede, script_of
 from shardproxy.dataplane.slots cimport client_close, slot_answer, slot_at, slot_feed, slot_open
@@ -165,12 +165,24 @@ cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     c.sent += slot_at(c, slot).cost
 
 
-cdef inline int reserve(Engine e, Client *c, Request *r, const Row *row, int node, uint32_t frames, Upstream **found) noexcept:
-    cdef bint write = not row.flags & FLAG_READONLY
-    cdef uint64_t due = 0 if e.blocks else due_of(e, row)
-    cdef Upstream *u = upstream_for(e, node, c, due)
+cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
+    cdef Upstream *u
     cdef int64_t slot
-    found[0] = NULL
+    cdef bint write = not row.flags & FLAG_READONLY, meta = e.node_list[node].memcached
+    cdef uint64_t due = 0 if e.blocks else due_of(e, row)
+    cdef Script *script = NULL
+    cdef Buf swap
+    cdef uint32_t frames = 1
+    cdef int taken = TAKEN
+    if meta:
+        frames = meta_ready(e, c, r, row, node, &taken)
+        if frames == 0:
+            return taken
+    if write and e.stale != NULL:
+        drop_stale(e, r, row)
+    u = upstream_for(e, node, c, due)
+    if row.flags & ANY_CALL:
+        script = script_of(e, r, row)
     if u == NULL:
         if e.crowded and c.head != c.tail:
             return WAIT
@@ -192,24 +204,9 @@ cdef inline int reserve(Engine e, Client *c, Request *r, const Row *row, int nod
         client_close(e, c, "out of memory")
         return TAKEN
     e.count[<int>FORWARDED] += 1
-    found[0] = u
-    return TAKEN
-
-
-cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
-    cdef Upstream *u
-    cdef Script *script = NULL
-    cdef Buf swap
-    cdef int taken
-    if e.node_list[node].memcached:
-        return meta_command(e, c, r, row, node)
-    if e.stale != NULL and not row.flags & FLAG_READONLY:
-        drop_stale(e, r, row)
-    if row.flags & ANY_CALL:
-        script = script_of(e, r, row)
-    taken = reserve(e, c, r, row, node, 1, &u)
-    if u == NULL:
-        return taken
+    if meta:
+        meta_send(e, u, r, row)
+        return TAKEN
     if script != NULL:
         precede(e, u, script)
     if r.raw_size > SCRATCH and u.out.len == 0 and r.raw == buf_head(&c.inp) and r.raw_size == c.inp.len:

@@ -76,6 +76,7 @@ class Server(Protocol):
     commands: "CommandTable"
     reactor: "Reactor"
     missed: dict[str, set[str]]  # by shard: changes of "functions", "scripts" while its node was away
+    counted: dict[str, int]  # the counters at the last CONFIG RESETSTAT, from which INFO counts
     started: float  # seconds since 1970
     run_id: str  # 40 hex digits, the same in all workers
     tcp_port: int  # the first one that was bound; 0: none

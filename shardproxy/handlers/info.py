@@ -1,17 +1,22 @@
 """INFO: this proxy, in the words of Redis's INFO, so that whatever reads a Redis's can read it.
 
 Only true figures: a field that Redis has and we do not know is left out. Job queues look at redis_version
-(the lowest of the nodes), redis_mode, role and maxmemory_policy.
+(the lowest of the nodes), redis_mode, role and maxmemory_policy. No node is asked, so that what looks often
+gets its answer at once; but for INFO persistence and INFO keyspace alone: by the first, scripts wait until
+all nodes have saved.
 """
 
+import asyncio
 import os
 import platform
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from shardproxy import __version__
 from shardproxy.core import reply
+from shardproxy.handlers.asking import ask, is_error, redis_places, value_of
 from shardproxy.handlers.base import ProcessRecord, Server, gather, handles, part
 from shardproxy.handlers.connection import lowest_version
 
@@ -84,6 +89,54 @@ def _persistence(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
     yield "async_loading", 0
 
 
+# What nodes say of saving → what of all of them
+SAVING: dict[str, Callable[[Sequence[int]], int]] = {
+    "rdb_changes_since_last_save": sum,
+    "rdb_bgsave_in_progress": max,
+    "rdb_last_save_time": min,
+    "aof_enabled": min,
+    "aof_rewrite_in_progress": max,
+    "aof_rewrite_scheduled": max,
+}
+DATABASE = re.compile(r"^db(\d+):keys=(\d+),expires=(\d+),avg_ttl=(\d+)", re.M)
+SAVED = ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")  # "ok" or "err"
+
+
+def saving(texts: Sequence[str]) -> Fields:
+    """What several nodes say in INFO persistence, as one."""
+    nodes = [dict(line.split(":", 1) for line in text.splitlines() if ":" in line) for text in texts]
+    for name, merge in SAVING.items():
+        if numbers := [int(node[name]) for node in nodes if node.get(name, "").isdigit()]:
+            yield name, merge(numbers)
+    for name in SAVED:
+        if words := {node[name] for node in nodes if name in node}:
+            yield name, "ok" if words == {"ok"} else "err"
+
+
+def keyspace(texts: Sequence[str]) -> Fields:
+    """What several nodes say in INFO keyspace, as one: sums, and the mean of all that expire."""
+    found: dict[str, list[int]] = {}
+    for db, *numbers in DATABASE.findall("\n".join(texts)):
+        keys, expires, ttl = map(int, numbers)
+        sums = found.setdefault(db, [0, 0, 0])
+        found[db] = [sums[0] + keys, sums[1] + expires, sums[2] + ttl * expires]
+    for db in sorted(found, key=int):
+        keys, expires, ttl = found[db]
+        yield f"db{db}", f"keys={keys},expires={expires},avg_ttl={ttl // max(1, expires)}"
+
+
+OF_NODES = {"persistence": saving, "keyspace": keyspace}
+
+
+async def _of_nodes(server: Server, section: str) -> Fields:
+    """Of those that answer."""
+    frames = await asyncio.gather(
+        *(ask(server, node, "INFO", section, write=False) for node, _ in redis_places(server))
+    )
+    texts = [value_of(frame, bytes).decode(errors="replace") for frame in frames if not is_error(frame)]
+    return OF_NODES[section](texts)
+
+
 # INFO's name of a counter → ours
 STATS = {
     "total_connections_received": "clients_accepted",
@@ -98,7 +151,12 @@ STATS = {
 def _stats(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
     counters = server.counters()
     for name, ours in STATS.items():
-        yield name, counters[ours]
+        yield name, max(0, counters[ours] - server.counted.get(ours, 0))
+
+
+@part("reset statistics")
+def reset(server: Server) -> None:
+    server.counted.update(server.counters())
 
 
 def _replication(server: Server, processes: Sequence[ProcessRecord]) -> Fields:
@@ -144,4 +202,8 @@ async def info(server: Server, call: "Call") -> bytes:
         for name, fields in SECTIONS.items()
         if asked & ALL or name in asked
     )  # fmt: skip
+    if len(asked) == 1 and asked <= OF_NODES.keys():
+        text = (text or "# Keyspace\r\n") + "".join(
+            f"{key}:{value}\r\n" for key, value in await _of_nodes(server, *asked)
+        )
     return reply.verbatim(text, call.proto)

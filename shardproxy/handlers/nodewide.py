@@ -305,6 +305,8 @@ async def everywhere(server: Server, call: "Call") -> bytes:
             if option.lower() in mine:
                 return reply.error(errors.proxys_own(option.decode(errors="replace")[:64]))
     answers = await ask_all_apart(server, call, *call.args)
+    if call.row.name == "config|resetstat":
+        await server.everywhere("reset statistics")
     return all_or_error(call.row.name.replace("|", " ").upper(), answers) or answers[0].frame
 
 

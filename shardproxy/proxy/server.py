@@ -83,6 +83,7 @@ class Proxy:
         self.pid = team.pid if team else os.getpid()
         self.tcp_port = 0
         self.missed: dict[str, set[str]] = {}
+        self.counted: dict[str, int] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.log = Logger(config.log, context={"worker": team.slot} if team else {})
         hidden = password_variables(config)

@@ -137,7 +137,11 @@ class Awaiting:
             pool = self.client.connection_pool
             connection = await pool.get_connection()
             try:
-                await connection.send_packed_command((hiredis.pack_command(command),))
+                packed, writer = hiredis.pack_command(command), getattr(connection, "_writer", None)
+                if writer is None or connection.health_check_interval:
+                    await connection.send_packed_command((packed,))
+                else:  # a task less, which it makes to wait with a timeout: the reply is waited for with one
+                    writer.write(packed)
                 return cast(list[Any], await connection.read_response(self.attempts.decoded))
             except LOST:
                 if not connection.retry.get_retries():

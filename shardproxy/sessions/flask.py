@@ -71,22 +71,23 @@ class Sessions(SessionInterface):
     ) -> None:
         self.store = store
         self.web = Web(store, cookie, trusted_proxies, previous)
+        self._static: dict[Flask, str] = {}  # where an app's own files are
+        self._refusing: set[Flask] = set()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         self.store.check_at_start()
         app.session_interface = self
-        # First of all: nothing of the app runs without the session that it counts on
-        app.before_request_funcs.setdefault(None, []).insert(0, _refuses)
+        self._static[app] = f"{app.static_url_path}/" if app.has_static_folder else ""
         app.register_error_handler(SessionUnavailable, lambda error: _refusal())
 
     def open_session(self, app: Flask, request: Request) -> FlaskSession:
         visit = wsgi.arrived(self.web, request.environ)
         session = FlaskSession(self.store, visit.device)
         session.visit = visit
-        static = app.static_url_path if app.has_static_folder else None
-        if static and request.path.startswith(f"{static}/"):
+        static = self._static.get(app)
+        if static and request.path.startswith(static):
             # What a before_request function writes must not become a new session in place of the visitor's
             session.visit = visit._replace(carrier=None)
             return session
@@ -94,8 +95,19 @@ class Sessions(SessionInterface):
             wsgi.fill(self.store, self.web, visit, session)
         except SessionUnavailable:  # raised here it would be a 500
             session.unavailable = request.environ[REFUSED_KEY] = True
+            self._refuse_from_now_on(app)
         session.accessed = False
         return session
+
+    def _refuse_from_now_on(self, app: Flask) -> None:
+        """First of all: nothing of the app runs without the session that it counts on.
+
+        No request pays for that before the first one is refused. The list is a new one: another thread may
+        be on its way through the old.
+        """
+        if app not in self._refusing:
+            self._refusing.add(app)
+            app.before_request_funcs[None] = [_refuses, *app.before_request_funcs.get(None, ())]
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         assert isinstance(session, FlaskSession)
@@ -106,11 +118,11 @@ class Sessions(SessionInterface):
                 _refuse(response)
                 return
         headers = response.headers
-        cookie, beside = self.web.leaving(
-            session.visit, session, ", ".join(headers.getlist("Vary")), headers.get("Cache-Control", "")
-        )
+        vary, cache_control = ", ".join(headers.getlist("Vary")), headers.get("Cache-Control", "")
+        cookie, beside = self.web.leaving(session.visit, session, vary, cache_control)
+        put = headers.set if vary or cache_control else headers.add  # which looks for none to replace
         for name, value in beside.items():
-            headers[name] = value
+            put(name, value)
         if cookie:
             headers.add("Set-Cookie", cookie)
 

@@ -11,8 +11,11 @@
 What they do is in core/sessions/operations; here are the loops that run it.
 """
 
+import asyncio
+import contextlib
 import logging
 import secrets as chance
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -30,6 +33,7 @@ from shardproxy.sessions.fitness import Verdict, examine
 log = logging.getLogger("shardproxy.sessions")
 
 WARNINGS = 5  # a minute, of suspicious cookies
+AT_START = 5.0  # seconds that a server which starts waits for what a store says of itself
 
 
 class BoundSession(SessionData):
@@ -316,9 +320,23 @@ class SessionStore(BaseStore):
             self._judged(done.value)
 
     def check_at_start(self) -> None:
-        """`check`, unless it is done or not wanted. A store that cannot be reached is not unfit."""
-        if not self._checked:
-            self.check()
+        """`check`, unless it is done or not wanted. A store that cannot be reached in time is not unfit."""
+        if self._checked:
+            return
+        found: list[UnfitPool] = []
+
+        def asks() -> None:
+            try:
+                self.check()
+            except UnfitPool as error:
+                found.append(error)
+
+        # A client may try for minutes, which is its own affair: the server starts
+        asking = threading.Thread(target=asks, name="sessions: fit?", daemon=True)
+        asking.start()
+        asking.join(AT_START)
+        if found:
+            raise found[0]
 
     def _run(self, plan: Plan) -> Any:
         if not self._checked:
@@ -394,7 +412,8 @@ class AsyncSessionStore(BaseStore):
     async def check_at_start(self) -> None:
         """See `SessionStore.check_at_start`."""
         if not self._checked:
-            await self.check()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.check(), AT_START)
 
     def _run(self, plan: Plan) -> Awaitable[Any]:
         return awaited(plan, self._executor.run) if self._checked else self._run_checked(plan)

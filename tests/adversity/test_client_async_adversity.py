@@ -286,6 +286,33 @@ async def test_topologies_that_change_in_mid_pipeline(steady: list[RedisNode]) -
     await two.aclose()
 
 
+async def test_times_of_each_class(nodes: list[RedisNode]) -> None:
+    """timeouts.read on the connection that calls share; .write, which is longer, on one alone."""
+    times = {"read": "150ms", "write": "10s"}
+    client = made(nodes[:1], timeout="1s", timeouts=times, retries=0)
+    await client.mset({"a": 1, "b": 2})
+    nodes[0].pause()
+    with pytest.raises(ShardTimeoutError, match="within 150 ms"):
+        await client.get("a")
+    asyncio.get_running_loop().call_later(1.5, nodes[0].resume)
+    assert await client.set("a", 3) is True
+    assert await client.get("a") == b"3"  # what came late was nobody's
+    await client.aclose()
+
+
+async def test_too_many_calls_that_wait(steady: list[RedisNode], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardproxy.client.aio_shard.MOST", 5)
+    client = made(steady[:1])
+    waiting = [asyncio.ensure_future(client.blpop("nothing", timeout=5)) for _ in range(8)]
+    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+    assert done and all("Too many connections" in str(each.exception()) for each in done)
+    for each in rest:
+        each.cancel()
+    await asyncio.wait(rest)
+    assert await client.set("a", 1) is True
+    await client.aclose()
+
+
 def test_one_loop_after_another_and_not_two_at_once(steady: list[RedisNode]) -> None:
     client = made(steady)
 

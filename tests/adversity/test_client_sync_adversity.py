@@ -146,6 +146,86 @@ def test_a_fork_while_another_thread_holds_everything(steady: list[RedisNode]) -
         thread.join()
 
 
+def test_a_fork_while_keys_are_watched(steady: list[RedisNode]) -> None:
+    """The connection that watches is the parent's: a child does not say a word on it, nor ends it."""
+    with made(steady) as client:
+        client.set("{w}a", "before")
+        with client.pipeline() as pipe:
+            pipe.watch("{w}a")
+
+            def child() -> None:
+                with pytest.raises(redis.WatchError, match="forked"):
+                    pipe.get("{w}a")
+                with pytest.raises(redis.WatchError), client.pipeline() as other:
+                    other._held, other.watching = pipe._held or (None, None, -1), True
+                    other.multi()
+                    other.get("{w}a").execute()
+                pipe.reset()
+                use(client, "child", 3)
+
+            pid = in_child(child)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert pipe.get("{w}a") == b"before"
+            pipe.multi()
+            assert pipe.set("{w}a", "after").get("{w}a").execute() == [True, b"after"]
+
+
+def test_a_topology_that_changes_while_keys_are_watched(steady: list[RedisNode]) -> None:
+    """EXEC does not go to where the keys were: who watches begins again."""
+    with made(steady) as client, made(steady[:2]) as smaller:
+        key = keys_of(client, "c", 1)[0]
+        seen: list[str] = []
+
+        def change(pipe: Any) -> None:
+            seen.append(client.locate(key).shard)
+            client.apply(smaller.topology)
+            pipe.multi()
+            pipe.set(key, len(seen))
+
+        assert client.transaction(change, key) == [True]
+        assert len(seen) == 2 and seen[0] == "c" and seen[1] != "c"
+        assert client.get(key) == b"2"
+
+
+def test_times_of_each_class(nodes: list[RedisNode]) -> None:
+    """timeouts.read, .write and .script: for one try, also in pipelines and transactions."""
+    times = {"read": "150ms", "write": "10s", "script": "10s"}
+    with made(nodes[:1], timeout="1s", timeouts=times, retries=0) as client:
+        client.mset({"a": 1, "b": 2})
+        nodes[0].pause()
+        with pytest.raises(ShardTimeoutError, match="within 150 ms"):
+            client.get("a")
+        nodes[0].resume()
+        until(lambda: caught(client, "a") == b"1")
+        slow = threading.Timer(1.5, nodes[0].resume)
+        for call in (
+            lambda: client.set("a", 2),
+            lambda: client.pipeline().set("a", 2).execute(),
+            lambda: client.pipeline(transaction=False).eval("return 1", 1, "a").execute(),
+        ):
+            nodes[0].pause()
+            slow = threading.Timer(1.5, nodes[0].resume)
+            slow.start()
+            assert call() in (True, [True], [1])
+            slow.join()
+    with made(nodes[:1], timeout="10s", timeouts=times, retries=0) as client:
+        client = ShardedRedis(urls_of(nodes[:1]), pool={"timeouts": times}, socket_timeout=10)
+        assert client.asker.layout.router.command("GET").limit is None  # who says it says it for all
+
+
+def test_slow_calls_are_evidence(nodes: list[RedisNode]) -> None:
+    seen: list[Transition] = []
+    policy = SOON | {"slow_call": "1ms", "minimum": 5}
+    with made(nodes, seen.append, timeout="5s", health=policy) as client:
+        for _ in range(3):
+            client.blpop("waiting", 0.01)  # it was asked to: nothing to be held against its node
+        assert seen == []
+        until(lambda: client.eval("for i = 1, 1e6 do end", 1, "k") or seen)
+        assert seen[0].new == "suspect" and "took over" in seen[0].reason
+        assert client.get("k") is None  # after a trial: it is well
+        assert [each.new for each in seen] == ["suspect", "up"]
+
+
 class Interrupted(BaseException):
     pass
 

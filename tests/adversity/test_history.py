@@ -9,10 +9,15 @@ from chaos import POOLS, Stage, stage
 
 
 @pytest.mark.parametrize(
-    ("pool", "workers"), [*((pool, 1) for pool in POOLS), ("invalidate", 2), ("flush", 2)]
+    ("pool", "workers", "protocol"),
+    [
+        *((pool, 1, "redis") for pool in POOLS),
+        *(("invalidate", 2, "redis"), ("flush", 2, "redis")),
+        *(("flush", 1, "memcached"), ("invalidate", 2, "mixed")),
+    ],
 )
-def test_every_outcome_is_consistent_with_the_policy(pool: str, workers: int) -> None:
-    with stage(pool, workers, seed=workers) as made:
+def test_every_outcome_is_consistent_with_the_policy(pool: str, workers: int, protocol: str) -> None:
+    with stage(pool, workers, workers, protocol) as made:
         run, mistakes = made.round("key", 12, pool != "durable", len(Stage.KINDS))
         assert not mistakes, "\n".join([*made.happened, *mistakes[:20]])
     # else the run has shown nothing

@@ -12,24 +12,24 @@ from faults import FaultProxy, Link, Send, Toxic
 from servers import MemcachedNode, ProxyProcess, RedisNode, pack, toml, until
 
 PATIENT = 'timeout = "60s"\nattempt_timeout = "60s"\nconnect_timeout = "60s"\nhealth = { interval = "1h" }'
-REHASH = """kind = "cache"\non_shard_down = "rehash"\non_return = "invalidate"
-timeout = "60s"\nattempt_timeout = "60s"\nhealth = { interval = "100ms", timeout = "1s" }"""
+REHASH = """kind = "cache"\non_shard_down = "rehash"\non_return = "keep"
+timeout = "60s"\nattempt_timeout = "60s"\nhealth = { interval = "100ms", timeout = "1s", probe = "ping" }"""
 
 
 class Gate(Toxic):
-    """Lets so many replies through, and then none until it is opened."""
+    """Lets so many replies to what clients ask through, and then nothing until it is opened."""
 
     def __init__(self, passes: int) -> None:
         self.left = passes
         self.held, self.open = threading.Event(), threading.Event()
 
     async def chunk(self, link: Link, data: bytes, send: Send) -> None:
-        if self.left == 0:
-            self.held.set()
-            while not self.open.is_set():
-                await asyncio.sleep(0.002)
-        else:
+        if not data.startswith((b"MN", b"VERSION", b"STAT")):  # of probes and greetings
             self.left -= 1
+            if self.left < 0:
+                self.held.set()
+                while not self.open.is_set():
+                    await asyncio.sleep(0.002)
         await send(data)
 
 

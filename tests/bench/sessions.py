@@ -2,7 +2,7 @@
 
 One Redis, the same data, everything as shipped. A request goes through the whole app, without a server: CPU
 is this process's for a request that reads and writes its session, less that of the same app
-without sessions. Round trips are counted where redis-py sends, writes by the node. Of the race table, all ten
+without sessions. Round trips are counted where redis-py reads, writes by the node. Of the race table, all ten
 requests have read the session before any of them saves.
 """
 
@@ -279,26 +279,26 @@ def compared(trio: Sequence[Contender], rounds: int, requests: int, path: str) -
 
 
 def round_trips(work: Callable[[], object]) -> int:
-    """How often redis-py sends while that runs."""
+    """How often redis-py waits for an answer while that runs."""
     count = 0
     sync, asynchronous = redis.connection.AbstractConnection, redis.asyncio.connection.AbstractConnection
-    send, asend = sync.send_packed_command, asynchronous.send_packed_command
+    read, aread = sync.read_response, asynchronous.read_response
 
-    def counted(self: Any, *args: Any, **options: Any) -> None:
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        send(self, *args, **options)
+        return read(self, *args, **options)
 
-    async def acounted(self: Any, *args: Any, **options: Any) -> None:
+    async def acounted(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal count
         count += 1
-        await asend(self, *args, **options)
+        return await aread(self, *args, **options)
 
-    sync.send_packed_command, asynchronous.send_packed_command = counted, acounted  # type: ignore[method-assign,assignment]
+    sync.read_response, asynchronous.read_response = counted, acounted  # type: ignore[method-assign]
     try:
         work()
     finally:
-        sync.send_packed_command, asynchronous.send_packed_command = send, asend  # type: ignore[method-assign]
+        sync.read_response, asynchronous.read_response = read, aread  # type: ignore[method-assign]
     return count
 
 

@@ -96,6 +96,20 @@ def compare(
 
 # What a failed test said → the reason; the first that matches
 CAUSES = [
+    (
+        re.compile(r"'([A-Z|]+(?: [A-Z-]+)?)' is not supported yet: the client's connections are shared"),
+        r"\1 concerns one node, or one connection: on_shard(name) has one shard's",
+    ),
+    (
+        re.compile(
+            r"has(?: no|n't| does not have the)? attribute '(_?(?:connection|parse_response|on_connect|"
+            r"(?:is_)?health_check_response\w*))'"
+        ),
+        r"it takes hold of \1, which is redis-py's inside",
+    ),
+    (re.compile("DID NOT WARN"), "close() and reset() are not deprecated here"),
+    (re.compile(r"assert \d{10,} == 0"), "a page of SCAN is of one shard: its cursor ends after the last"),
+    (re.compile("shards do not answer alike"), "the shards have other users, and on_all() shows whose"),
     (re.compile(r"'([A-Z|]+(?: [A-Z-]+)?)' is not supported(?: yet)?: "), r"\1 is refused"),
     (re.compile(r"'([A-Z_]+)' with (a BY or GET pattern)"), r"\1 with \2 is refused"),
     (

@@ -18,7 +18,7 @@ from tests.servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
 TOP = ""
 POOL = 'timeout = "30s"\ncross_shard = "emulate"'  # more of the suite can pass so, and is tested
 OPTIONS = ("--enable-module-command", "yes")
-CLIENT_POOL = {"timeout": "30s", "attempt_timeout": "30s", "cross_shard": "emulate"}
+CLIENT_POOL = {"timeout": "30s", "connect_timeout": "30s", "cross_shard": "emulate"}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -161,7 +161,7 @@ def _one_file(
             whole = _wait(process, results)
         before = len(found)
         found, running = read(results)
-        if whole:
+        if whole and running is None:  # a time limit may end the process as well
             return found
         if running is not None:
             found[running] = Outcome("hung", "the whole process had to be killed")

@@ -20,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 import msgspec  # noqa: E402
 from mutations import encode, packed, program, spoil  # noqa: E402
 from nodes import VICES, HostileMemcached, HostileNode  # noqa: E402
+from openings import MISTAKES, Openings  # noqa: E402
+from openings import configured as openings_of  # noqa: E402
 from servers import MemcachedNode, ProxyProcess, RedisNode, toml, until  # noqa: E402
 
 import build  # noqa: E402  # the paths come first
@@ -45,11 +48,13 @@ GROWTH = (
 )  # bytes of resident memory over those after the first lap; a sanitizer keeps what is freed for a while
 LIMITS = """
 workers = 1
+protected_mode = false
 [limits]
 maxclients = 3000
 memory = "64mb"
 max_value = "4mb"
 max_request = "8mb"
+handshake_timeout = "30s"
 client_output_hard = "16mb"
 client_output_soft = "%s"
 client_requests = %d
@@ -110,6 +115,7 @@ class Field:
         self, rnd: Random, proxy: FuzzedProxy, real: list[RedisNode], fake: list[HostileNode]
     ) -> None:
         self.rnd, self.proxy, self.real, self.fake = rnd, proxy, real, fake
+        self.openings: Openings | None = None
         self.counts = {"clients": 0, "bytes": 0, "programs": 0, "witnessed": 0, "replies": 0}
         self.base_fds = 0
         self.base_rss = 0
@@ -246,6 +252,11 @@ class Field:
         writer.close()
         return line, body
 
+    async def counters(self) -> dict[str, int]:
+        _, body = await self.ask(b"PROXY", b"INFO")
+        found: dict[str, int] = msgspec.json.decode(body)["counters"]
+        return found
+
     def alive(self) -> None:
         assert self.proxy.process is not None
         code = self.proxy.process.poll()
@@ -268,14 +279,19 @@ class Field:
         limit, left = time.monotonic() + PATIENCE, ""
         while time.monotonic() < limit:
             self.alive()
-            _, body = await self.ask(b"PROXY", b"INFO")
-            counters = msgspec.json.decode(body)["counters"]
+            counters = await self.counters()
             fds = len(os.listdir(f"/proc/{self.proxy.pid}/fd"))
             left = (
                 f"clients {counters['clients']}, buffer_bytes {counters['buffer_bytes']}, descriptors {fds}"
             )
+            left += f", openings {counters['opening']}"
             # this one and the witness; up to four upstreams for every node, each with what it reads into
-            if counters["clients"] <= 2 and counters["buffer_bytes"] < 8 << 20 and fds <= self.base_fds + 32:
+            if (
+                counters["clients"] <= 2
+                and counters["buffer_bytes"] < 8 << 20
+                and counters["opening"] == 0
+                and fds <= self.base_fds + 32
+            ):
                 return
             await asyncio.sleep(0.1)
         raise Broken(f"not given back: {left}")
@@ -333,6 +349,13 @@ async def hostile_nodes(field: Field) -> None:
     await asyncio.gather(field.many("valid", 25), field.many("spoilt", 10), field.many("leaving", 5))
 
 
+async def hostile_memcached(field: Field) -> None:
+    """One among nodes that are well: what it says must reach nobody else."""
+    for node in field.fake:
+        node.vice = None if isinstance(node, HostileMemcached) else "none"
+    await asyncio.gather(field.many("valid", 25), field.many("spoilt", 10), field.many("leaving", 5))
+
+
 async def one_vice(field: Field) -> None:
     vice = field.rnd.choice(list(VICES))
     for node in field.fake:
@@ -355,9 +378,24 @@ async def node_dies(field: Field) -> None:
     await asyncio.gather(dies(), *(field.many("valid", 10) for _ in range(3)), field.many("leaving", 10))
 
 
+async def openings(field: Field) -> None:
+    """Whoever is closed without a word, for that there is a reason in the log."""
+    doors = field.openings
+    assert doors is not None
+    before, closed = await field.counters(), doors.unanswered
+    clients = (doors.client(Random(field.rnd.random())) for _ in range(60))
+    await asyncio.wait_for(asyncio.gather(*clients), 5 * PATIENCE)
+    reasons = (await field.counters())["clients_killed"] - before["clients_killed"]
+    if reasons < doors.unanswered - closed:
+        raise Broken(f"{doors.unanswered - closed} were closed without a word, and {reasons} reasons told")
+
+
 ROUNDS: dict[str, Callable[[Field], Awaitable[None]]] = {
     each.__name__: each
-    for each in (spoilt, random_bytes, valid, leaving, greedy, crowd, hostile_nodes, one_vice, node_dies)
+    for each in (
+        *(spoilt, random_bytes, valid, leaving, greedy, crowd, openings),
+        *(hostile_nodes, hostile_memcached, one_vice, node_dies),
+    )
 }
 
 
@@ -380,15 +418,21 @@ async def fuzz(
         shards = {"a": real[0].address, "b": real[1].address}
         shards |= {name: f"127.0.0.1:{node.port}" for name, node in zip("cd", fake[:2], strict=True)}
         shards |= {"e": memcached.url, "f": f"memcached://127.0.0.1:{fake[2].port}"}
-        limits = LIMITS % (rnd.choice(["1mb", "20kb"]), rnd.choice([1024, 1024, 7]))
-        text = toml(shards, top=limits, pool=POOL % (rnd.choice([1, 2]), rnd.choice(["error", "nil"])))
+        output, requests = rnd.choice(["1mb", "20kb"]), rnd.choice([1024, 1024, 7])
+        limits = LIMITS % (output, requests)
+        pool = POOL % (rnd.choice([1, 2]), rnd.choice(["error", "nil"]))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shardproxy-fuzz-"))
+        listen, more, context = openings_of(Path(folder))
+        text = toml(shards, ["127.0.0.1:0", *listen], limits, pool) + more
         proxy = FuzzedProxy(text, how)
         stack.callback(proxy.stop)
         # the fake nodes are on this loop, so it must not wait
         await asyncio.get_running_loop().run_in_executor(None, proxy.start)
-        pool = Topology.from_config(config.load(text.encode())).pools[0]
-        keys = [key for key in (b"witness:%d" % n for n in range(200)) if pool.home(key).name == "a"][:10]
+        made = Topology.from_config(config.load(text.encode())).pools[0]
+        keys = [key for key in (b"witness:%d" % n for n in range(200)) if made.home(key).name == "a"][:10]
         field = Field(rnd, proxy, real, fake)
+        ports = [int(each.rpartition(":")[2]) for each in proxy.addresses[1:]]
+        field.openings = Openings(context, dict(zip(MISTAKES, ports, strict=True)), field.send)
         witness = asyncio.create_task(field.witness(keys))
         name, limit, log = "start", time.monotonic() + seconds, proxy.log_path
         try:
@@ -430,6 +474,8 @@ async def fuzz(
         "node replies": sum(node.replies for node in fake),
         "megabytes": grown,
         **field.counts,
+        "came in": field.openings.came_in,
+        "turned away": field.openings.unanswered,
     }
 
 

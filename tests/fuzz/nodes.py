@@ -118,6 +118,41 @@ STATS = b"STAT pid 1\r\nSTAT time 1700000000\r\nSTAT item_size_max 1048576\r\nST
 SAYS = {b"version": b"VERSION 1.6.18\r\n", b"mn": b"MN\r\n", b"stats": STATS, b"flush_all": b"OK\r\n"}
 
 
+# Of the greeting, and of replies that look nearly right
+LIES = (
+    b"STAT pid 1\r\nSTAT time 99999999999999999999\r\nSTAT item_size_max -5\r\nEND\r\n",
+    b"STAT time 9223372036854775807\r\nSTAT item_size_max 18446744073709551615\r\nEND\r\n",
+    b"STAT time\r\nSTAT item_size_max x\r\nEND\r\n",
+    b"END\r\n",
+)
+ABSURD = (
+    *(
+        b"VA -1\r\n",
+        b"VA 99999999999999999999\r\nx\r\n",
+        b"VA 18446744073709551615\r\n",
+        b"VA 1073741824\r\nz",
+    ),
+    *(b"VA\r\n", b"VA \r\n\r\n", b"VA x\r\n", b"VA 3\r\nabcdef\r\n", b"VA 3\r\na", b"VA 1 f0 k\r\nx\r\n"),
+    *(
+        b"VA 00001\r\nx\r\n",
+        b"VA 5\nhello\n",
+        b"HD s\r\n",
+        b"HD s-1\r\n",
+        b"HD s5 c1\r\n",
+        b"HD s12345678901234567890123\r\n",
+    ),
+    *(
+        b"HD tx cy\r\n",
+        b"VA 1 t99999999999999999999 c s1x\r\n7\r\n",
+        b"HD\n",
+        b"HDx\r\n",
+        b"EN\r\n" * 50,
+        b"\r\n",
+    ),
+    *(b"key=%00 exp=x\r\n", b"STAT time x\r\nEND\r\n", b"RESET\r\n", b"$5\r\nhello\r\n", b"ERROR\r\n"),
+)
+
+
 class HostileMemcached(HostileNode):
     """The same of the other kind."""
 
@@ -140,7 +175,8 @@ class HostileMemcached(HostileNode):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rnd = Random(self.rnd.random())
-        vice = VICES[self.vice or rnd.choice(list(VICES))]
+        name = self.vice or rnd.choice(list(VICES))
+        vice = VICES[name]
         slowly = rnd.random() < 0.2
         greetings = 4
         with contextlib.suppress(OSError, asyncio.CancelledError, ValueError, asyncio.IncompleteReadError):
@@ -154,6 +190,10 @@ class HostileMemcached(HostileNode):
                 out, leave = (self.reply(rnd, line), False)
                 if greetings:
                     greetings -= 1
+                    if name == "promising" and line.startswith(b"stats"):
+                        out = rnd.choice(LIES)
+                elif name in ("promising", "attribute", "pushing") and rnd.random() < 0.8:
+                    out, leave = rnd.choice(ABSURD), rnd.random() < 0.1
                 else:
                     out, leave = vice(rnd, out)
                 self.replies += 1

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import RedisNode, shards_of, toml
+from redis.exceptions import ConnectionError
+from servers import RedisNode, free_port, shards_of, toml
 from webapps import set_up_django
 
 
@@ -43,6 +44,25 @@ def test_a_cache(cache: Any, nodes3: list[RedisNode]) -> None:
     with cache.lock("lock", timeout=5):
         assert cache.has_key("new")
     assert cache.get_or_set("made", lambda: 3) == 3
+
+
+def test_a_shard_that_is_down(nodes3: list[RedisNode], tmp_path: Path, cache: Any) -> None:
+    from django_redis.cache import RedisCache
+
+    shards = {**shards_of(nodes3[:1]), "gone": f"127.0.0.1:{free_port()}"}
+    for partial, found in {"error": {}, "nil": {"a": 1}}.items():
+        config = tmp_path / f"{partial}.toml"
+        config.write_text(toml(shards, pool=f'partial = "{partial}"'))
+        patient = RedisCache(str(config), {"OPTIONS": {"IGNORE_EXCEPTIONS": True}})
+        client = patient.client.get_client()
+        keys = {client.locate(patient.client.make_key(f"k{n}")).shard: f"k{n}" for n in range(50)}
+        assert patient.set(keys["a"], 1) and patient.get(keys["gone"], "missing") == "missing"
+        assert patient.get_many(list(keys.values())) == {keys[shard]: value for shard, value in found.items()}
+        strict = RedisCache(str(config), {"OPTIONS": {}})
+        with pytest.raises(ConnectionError, match="is down"):
+            # DEL counts what is there where `partial` is nil
+            strict.delete_many(list(keys.values())) if partial == "error" else strict.get(keys["gone"])
+        client.close()
 
 
 def test_one_client_a_location(cache: Any, tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_several_shards_pipelines_and_none(client: ShardedRedis, nodes3: list[Re
     assert one.attributes == wanted("MULTI SET", "a", addresses["a"])
 
 
+def test_in_steps_over_several_shards(nodes3: list[RedisNode], seen: Seen) -> None:
+    pool = {"cross_shard": "emulate"}
+    with ShardedRedis(urls_of(nodes3), pool=pool, telemetry=seen.telemetry, db=1) as client:
+        client.flushdb()
+        assert client.sunion(list(keys_of(client).values())) == set()
+    _, one = seen.spans()
+    assert one.name == "SUNION" and "shardproxy.shard" not in one.attributes
+
+
 def test_errors(client: ShardedRedis, nodes3: list[RedisNode], seen: Seen) -> None:
     keys = keys_of(client)
     client.set(keys["a"], SECRET)

@@ -149,7 +149,7 @@ def test_keys_are_those_that_redis_finds(sides: Sides) -> None:
     """COMMAND GETKEYSANDFLAGS of every call."""
     asked = [[b"COMMAND", b"GETKEYSANDFLAGS", *words(line)] for line in LINES.values() if " " in line]
     asked = [args for args in asked if not args[2].upper().startswith((b"PROXY", b"SESSION."))]
-    asked = [args for args in asked if row_of(args[2:]).name not in OURS]
+    asked = [args for args in asked if (row := row_of(args[2:])).name not in OURS and row.since != "7.2.0"]
     for args in asked:
         assert sides.door.ask(*args) == sides.oracle.ask(*args), args
     assert len(asked) > 200

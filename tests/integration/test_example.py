@@ -19,6 +19,8 @@ import pytest
 from certs import Authority
 from servers import ROOT, ProxyProcess, RedisNode, free_ports, program, until
 
+from shardproxy.config import load
+
 DOCKER = ROOT / "docker"
 COMMANDS = {
     "fastapi": ["uvicorn", "fastapi_app:app", "--log-level", "warning"],
@@ -225,3 +227,5 @@ def test_the_compose_file_names_what_is_there() -> None:
     for name, command in COMMANDS.items():
         assert f"  {name}:\n" in text and " ".join(command[:2] if name != "flask" else command) in text
         assert (DOCKER / "apps" / f"{name}_app.py").exists()
+    # On the network of compose.yml others than this machine ask, and nobody logs in
+    assert not load(DOCKER / "shardproxy.toml").protected_mode and "--protected-mode no" in text

@@ -1,13 +1,15 @@
 """SESSION.*: what each answers, who may run it, and that the library has the same sessions."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from click.testing import CliRunner, Result
-from servers import ProxyProcess, RedisNode, pack, shards_of, toml, until
+from servers import ProxyProcess, RedisNode, frame_end, pack, shards_of, toml, until
 
 from shardproxy.cli import main
 from shardproxy.sessions import SessionStore
@@ -162,6 +164,57 @@ def test_a_cookie_that_is_none_is_no_session(client: Any, cookie: Any) -> None:
     assert client.execute_command("SESSION.LOAD", cookie) is None
     assert client.execute_command("SESSION.TOUCH", cookie) == 0
     assert client.execute_command("SESSION.DESTROY", cookie) == 0
+
+
+def test_replies_are_as_the_table_says(door: ProxyProcess) -> None:
+    """docs/session-commands.md: fields, their order and types, in RESP2 and RESP3."""
+    text = (Path(__file__).parents[2] / "docs" / "session-commands.md").read_text()
+    section = text.partition("## A session\n")[2].partition("\n## ")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", section, re.MULTILINE))
+    listed = re.findall(r"`(\w+)`", section.partition("`SESSION.LIST` has")[2])
+    two = {"text": b"$", "0 or 1": b":", "integer": b":", "map": b"*"}
+    three = two | {"map": b"%"}
+    for proto, kinds, whole, nil in ((2, two, b"*", b"$-1\r\n"), (3, three, b"%", b"_\r\n")):
+        with door.raw() as raw:
+            raw.ask("HELLO", str(proto))
+            anonymous = raw.ask("SESSION.CREATE", "SET", "a", "1")
+            remembered = raw.ask("SESSION.CREATE", "USER", f"frida {proto}", "CLASS", "remember_me")
+            for frame in (anonymous, remembered):
+                fields = children(frame)
+                assert frame[:1] == whole
+                assert [text_of(each) for each in fields[::2]] == list(table)
+                for kind, value in zip(table.values(), fields[1::2], strict=True):
+                    may_be_nil = kind.endswith(" or nil") and value == nil
+                    assert may_be_nil or value[:1] == kinds[kind.removesuffix(" or nil")], (kind, value)
+            empty = {
+                name for name, value in zip(table, children(anonymous)[1::2], strict=True) if value == nil
+            }
+            assert empty == {"max_age", "user", "authenticated"}
+            assert nil not in children(remembered)
+            of_list = children(raw.ask("SESSION.LIST", f"frida {proto}"))
+            assert [frame[:1] for frame in of_list] == [whole]
+            assert [text_of(each) for each in children(of_list[0])[::2]] == listed
+            cookie = text_of(children(remembered)[1])
+            assert raw.ask("SESSION.LOAD", "nonsense") == nil
+            for command in ("TOUCH", "DESTROY"):
+                assert raw.ask(f"SESSION.{command}", cookie) == b":1\r\n"
+            assert raw.ask("SESSION.REVOKEALL", "frida") == raw.ask("SESSION.TOUCH", cookie) == b":0\r\n"
+            assert raw.ask("SESSION.LIST", "frida") == b"*0\r\n"
+
+
+def children(frame: bytes) -> list[bytes]:
+    """The frames in an array or a map."""
+    at, found = frame.index(b"\r\n") + 2, []
+    while at < len(frame):
+        end = frame_end(frame, at)
+        found.append(frame[at:end])
+        at = end
+    return found
+
+
+def text_of(frame: bytes) -> str:
+    assert frame[:1] == b"$"
+    return frame.partition(b"\r\n")[2][:-2].decode()
 
 
 def test_resp2_has_flat_arrays(door: ProxyProcess) -> None:

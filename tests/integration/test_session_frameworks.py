@@ -1,6 +1,7 @@
 """What only one framework has: websockets, background tasks, Django's auth and checks, Flask's flashes."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -239,6 +240,26 @@ def test_an_app_does_not_start_over_a_cache(framework: str) -> None:
         client.policy = "allkeys-lru"  # it is there now, and what it is comes to light
         assert visitor.get("/show").status_code == 500
     assert not store._checked
+
+
+@pytest.mark.parametrize("framework", ["flask", "fastapi"])
+async def test_a_store_that_says_nothing_keeps_no_server_from_starting(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardproxy.sessions.store.AT_START", 0.05)
+    over = threading.Event()
+
+    class Hung:
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            return over.wait() if framework == "flask" else asyncio.sleep(3600)
+
+    try:
+        if framework == "flask":
+            webapps.flask_app(SessionStore(Hung(), SECRETS))
+        else:
+            await AsyncSessionStore(Hung(), SECRETS).check_at_start()
+    finally:
+        over.set()
 
 
 def some_cookie() -> str:

@@ -9,7 +9,13 @@ import redis as redis_py
 from servers import RedisNode
 
 from shardproxy.core.sessions.records import META
-from shardproxy.sessions import MemorySessionStore, SessionGone, SessionStore, SessionTooLarge
+from shardproxy.sessions import (
+    MemorySessionStore,
+    SessionGone,
+    SessionStore,
+    SessionTooLarge,
+    SessionUnavailable,
+)
 
 SECRETS = ["a secret of at least sixteen bytes"]
 
@@ -87,3 +93,28 @@ def test_any_number_of_fields_is_renewed_and_logged_in(client: Any, options: dic
     all_of_it["one more"] = 1
     with pytest.raises(SessionTooLarge):
         all_of_it.save()
+
+
+def test_releases_side_by_side(client: Any) -> None:
+    """What a newer release has put beside it stays; a record that it has written otherwise is left alone."""
+    store = SessionStore(client, SECRETS)
+    session = store.new()
+    session["a"] = 1
+    session.save()
+    (key,) = client.keys("s:*")
+    client.hset(key, "\0z", "of a newer release")
+    session = store.load(session.cookie)
+    assert dict(session) == {"a": 1}
+    session["b"] = 2
+    session.renew()
+    (fresh,) = (each for each in client.keys("s:*") if each != key)
+    assert client.hget(fresh, "\0z") == b"of a newer release"
+    meta = client.hget(fresh, META)
+    client.hset(fresh, META, bytes([meta[0] + 1]) + meta[1:])
+    before = client.hgetall(fresh)
+    with pytest.raises(SessionUnavailable, match="newer release"):
+        store.load(session.cookie)
+    after = client.hgetall(fresh)
+    for fields in (before, after):
+        del fields[b"\0g"]  # since when its id is known to have arrived
+    assert after == before

@@ -113,6 +113,57 @@ def test_round_trips_and_payload(redis: RedisNode) -> None:
         assert beside < 100
 
 
+@pytest.mark.parametrize("decode", [False, True])
+def test_connections_of_redis_py_are_used_as_its_client_does(redis: RedisNode, decode: bool) -> None:
+    """By the shorter way; by the client's own again when a connection breaks, or when that is watched."""
+    with redis_py.Redis(port=redis.port, decode_responses=decode) as client:
+        client.flushall(), client.script_flush()
+        store = SessionStore(client, SECRETS)
+        assert store._executor._plain  # type: ignore[union-attr]
+        session = store.load(None)
+        session["n"] = 1
+        session.save()
+        with redis_py.Redis(port=redis.port) as other:
+            for each in {int(each["id"]) for each in other.client_list()} - {other.client_id()}:
+                other.client_kill_filter(_id=str(each))
+        request = store.load(session.cookie)
+        request.incr("n")
+        request.save()
+        assert store.load(session.cookie)["n"] == 2
+        assert not client.connection_pool._in_use_connections, "all are given back"
+        seen: list[Any] = []
+        usual = redis_py.Redis.execute_command
+
+        def watched(self: Any, *args: Any, **options: Any) -> Any:
+            seen.append(args[0])
+            return usual(self, *args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(redis_py.Redis, "execute_command", watched)
+            store.load(session.cookie)
+        assert seen == ["EVALSHA"]
+
+
+async def test_connections_of_its_asyncio_twin(redis: RedisNode) -> None:
+    async with redis_async.Redis(port=redis.port, decode_responses=True) as client:
+        await client.flushall()
+        await client.script_flush()
+        store = AsyncSessionStore(client, SECRETS)
+        assert store._executor._plain  # type: ignore[union-attr]
+        session = await store.load(None)
+        session["n"] = 1
+        await session.save()
+        with redis_py.Redis(port=redis.port) as other:
+            for each in {int(each["id"]) for each in other.client_list()} - {other.client_id()}:
+                other.client_kill_filter(_id=str(each))
+        request = await store.load(session.cookie)
+        request.incr("n")
+        await request.save()
+        assert (await store.load(session.cookie))["n"] == 2
+        pool = client.connection_pool
+        assert len(pool._in_use_connections) == 0, "all are given back"
+
+
 def test_redis_before_7(redis: RedisNode) -> None:
     """A script's flags are new in Redis 7; older ones get the scripts without."""
 

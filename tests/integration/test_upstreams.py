@@ -1,4 +1,4 @@
-"""Many clients share few upstreams: `connections_per_node` a node and protocol, as the nodes see it."""
+"""Many clients share few upstreams: `connections_per_node` a node, protocol and database, as nodes see it."""
 
 import time
 
@@ -27,14 +27,17 @@ def test_clients_share_upstreams(connections: int) -> None:
             for number, client in enumerate(clients):
                 if number % 2:
                     client.ask("HELLO", "3")
+                if number % 4 > 1:
+                    client.ask("SELECT", 5)
             for number, client in enumerate(clients):
                 client.send(b"".join(pack("SET", f"k{number}:{k}", k) for k in range(20)))
             for client in clients:
                 assert client.frames(20) == [b"+OK\r\n"] * 20
             for node in nodes:
                 found = ours(node)
-                # of RESP2 and of RESP3, and all of them are used
-                assert len(found) == 2 * connections, found
+                # of each protocol in each database, and all of them are used
+                assert len(found) == 4 * connections, found
+                assert sum(" db=5 " in line for line in found) == 2 * connections
         finally:
             for client in clients:
                 client.close()

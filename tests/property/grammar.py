@@ -510,6 +510,7 @@ LOCAL_IN_MULTI = """
     CLIENT NO-EVICT ( ON | x )
     COMMAND INFO get
     HELLO
+    HELLO ( 2 | 3 )
     AUTH secret
 """
 # Of several shards, or none: whatever a world says of keys, a transaction on one shard cannot hold them
@@ -596,6 +597,7 @@ NOT_COMPARED = {
         "of clients beside each other: tests/integration/test_connection_state_like_redis.py, test_crowd.py",
     ),
     "wait": "tests/integration/test_waiting.py, with replicas",
+    "waitaof": "a plain Redis 7.0 has none: tests/adversity/test_newer_nodes.py",
     "script|debug": "it changes what a connection to a plain Redis is; here it is for nothing",
     "function|dump": "a payload of all libraries; tests/integration/test_keyspace.py",
     "function|restore": "as function|dump",
@@ -650,7 +652,6 @@ REFUSED_FORMS = {
     "a wrong login": "its answer waits, longer each time: tests/integration/test_handlers_like_redis.py",
     "SPOP without a count, or with less than all": "takes other members each time",
     "HSCAN, SSCAN, ZSCAN of less than all": "the order of a hash table, seeded at random",
-    "HELLO 2 or 3 between MULTI and EXEC": "what the node answers in that EXEC is of the protocol before it",
     "SCAN, one page of it": "how much is a page; programs.scanned follows it to the end",
     "EXPIRE, PEXPIRE with GT or LT; TTLs near their end": "would compare the time of two servers",
     "a bulk string without CRLF, a count over max_arguments": "the proxy is stricter than Redis, by intent",

@@ -253,3 +253,12 @@ def test_the_pages_name_every_option_and_every_exception() -> None:
     assert {"pool", "probe", "telemetry", "pipelining"} < options and "PartialError" in raised
     missing = [name for name in sorted(options | raised) if not re.search(rf"`[^`]*\b{name}\b[^`]*`", text)]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("missing", "wanted"), [("structlog", "shardproxy[proxy]"), ("shardproxy.dataplane", "Linux")]
+)
+def test_the_proxy_without_what_it_needs_says_so(missing: str, wanted: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from shardproxy import Proxy"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and wanted in done.stderr.splitlines()[-1], done.stderr

@@ -9,7 +9,7 @@ from fakes import CONFIG, FakeClient, FakeServer, ask
 from shardproxy.core.topology import Topology
 from shardproxy.dataplane.counters import BUCKET_COUNT, bucket, bucket_start
 from shardproxy.handlers.base import NodeInfo, ProcessRecord
-from shardproxy.handlers.info import human, maxmemory_policy
+from shardproxy.handlers.info import human, keyspace, maxmemory_policy, saving
 from shardproxy.handlers.proxy import percentiles
 
 
@@ -54,6 +54,37 @@ async def test_info_has_what_job_queues_look_at() -> None:
     assert found["loading"] == "0"
     assert (found["connected_clients"], found["total_commands_processed"]) == ("3", "17")
     assert (found["process_id"], found["tcp_port"], found["run_id"]) == ("4711", "6380", "0" * 40)
+
+
+async def test_config_resetstat_has_info_count_anew() -> None:
+    server = FakeServer()
+    server.counts |= {"clients": 3, "commands": 17, "error_replies": 4}
+    await server.everywhere("reset statistics")
+    server.counts |= {"clients": 3, "commands": 20, "error_replies": 4}
+    found = await info(server)
+    assert (found["connected_clients"], found["total_commands_processed"]) == ("3", "3")
+    assert found["total_error_replies"] == "0"
+
+
+def test_saving_is_over_when_it_is_on_all_nodes() -> None:
+    done = "# Persistence\r\nloading:0\r\nrdb_bgsave_in_progress:0\r\nrdb_last_save_time:100\r\n"
+    busy = "rdb_bgsave_in_progress:1\r\nrdb_last_save_time:90\r\nrdb_last_bgsave_status:err\r\n"
+    assert dict(saving([done, busy])) == {
+        "rdb_bgsave_in_progress": 1,
+        "rdb_last_save_time": 90,
+        "rdb_last_bgsave_status": "err",
+    }
+    assert dict(saving([done, done])) == {"rdb_bgsave_in_progress": 0, "rdb_last_save_time": 100}
+    assert dict(saving([])) == {}
+
+
+def test_keys_are_summed() -> None:
+    texts = ["# Keyspace\r\ndb0:keys=5,expires=1,avg_ttl=100\r\n", "db0:keys=2,expires=3,avg_ttl=20\r\n"]
+    texts += ["", "db3:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\n"]
+    assert dict(keyspace(texts)) == {
+        "db0": "keys=7,expires=4,avg_ttl=40",
+        "db3": "keys=1,expires=0,avg_ttl=0",
+    }
 
 
 async def test_info_adds_its_workers_up() -> None:

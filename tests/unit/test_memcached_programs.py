@@ -269,6 +269,28 @@ def test_replies_as_resp(value: Value, resp2: bytes, resp3: bytes) -> None:
     assert (encode(value, 2), encode(value, 3)) == (resp2, resp3)
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("TTL k", [[b"HD tx\r\n"]]),
+        ("INCR k", [[b"VA 1 cx t s9x\r\n5\r\n"]]),
+        ("DBSIZE", [[b"STAT curr_items many\r\nEND\r\n"]]),
+        (
+            "DECR k",
+            [[b"VA 2 c7 t50\r\n10\r\n"], [b"HD c7 t50\r\n", b"STAT time x\r\nEND\r\n", b"HD c7 t50\r\n"]],
+        ),
+    ],
+)
+def test_numbers_that_are_none_are_an_error(command: str, said: list[list[bytes]]) -> None:
+    _, value = ended(command, *said)
+    assert isinstance(value, Failure)
+    assert value.text.startswith("ERR memcached shard 'a' at h:11211 ")
+
+
+def test_a_line_of_a_listing_that_is_none() -> None:
+    assert wire.dumped(b"key=a exp=soon\r\n") is None
+
+
 # --- scans ---
 
 

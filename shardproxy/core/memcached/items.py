@@ -57,6 +57,14 @@ def refuse(reply: Reply, node: Node) -> OfNode:
     return OfNode(errors.memcached_said(f"{reply.code} {said}".rstrip()))
 
 
+def whole(reply: Reply, node: Node, name: str, default: int) -> int:
+    """A number that a reply tells. Raises OfNode."""
+    try:
+        return int(reply.flags.get(name, default))
+    except ValueError:
+        raise refuse(reply, node) from None
+
+
 def one(node: Node, data: bytes, expected: str, writes: bool = False) -> Steps[Reply]:
     """One request; expected: the codes that may come."""
     (reply,) = yield Ask(data, 1, writes)
@@ -91,8 +99,8 @@ def read(node: Node, key: bytes, flags: bytes = b" v c f t s") -> Steps[Item | N
         reply.value or b"",
         found.get("c", b"0"),
         found.get("f", b"0"),
-        int(found.get("t", b"-1")),
-        int(found.get("s", b"0")),
+        whole(reply, node, "t", -1),
+        whole(reply, node, "s", 0),
     )
 
 
@@ -151,10 +159,10 @@ def remains(node: Node, key: bytes, item: Item) -> Steps[int | None]:
     for _ in range(CLOCK_TRIES):
         before, clock, after = yield Ask(look + b"stats\r\n" + look, 3)
         for reply in (before, after):
-            if not reply.hit or reply.flags["c"] != item.cas or reply.flags["t"] == b"-1":
+            if not reply.hit or reply.flags.get("c") != item.cas or whole(reply, node, "t", -1) == -1:
                 return None
         if before.flags["t"] == after.flags["t"]:
             if "time" not in clock.flags:
                 raise refuse(clock, node)
-            return int(clock.flags["time"]) + int(before.flags["t"])
+            return whole(clock, node, "time", 0) + whole(before, node, "t", 0)
     raise OfNode(errors.MEMCACHED_BUSY)

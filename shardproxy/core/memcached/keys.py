@@ -7,7 +7,7 @@ rewrites the key at that moment would not see it, and take it back.
 from shardproxy.core import errors
 from shardproxy.core.memcached import expiry, numbers, wire
 from shardproxy.core.memcached.expiry import NEVER, Node
-from shardproxy.core.memcached.items import Ask, Item, Steps, delete, many, one, read, replace, tries
+from shardproxy.core.memcached.items import Ask, Item, Steps, delete, many, one, read, replace, tries, whole
 from shardproxy.core.memcached.strings import OK, Args, Status, Value
 from shardproxy.core.memcached.wire import Refused
 
@@ -130,7 +130,7 @@ def ttl(node: Node, name: str, args: Args) -> Steps[Value]:
 def dbsize(node: Node, name: str, args: Args) -> Steps[Value]:
     """What it holds, with what has expired and is not tidied away yet."""
     reply = yield from one(node, b"stats\r\n", "STAT")
-    return int(reply.flags.get("curr_items", b"0"))
+    return whole(reply, node, "curr_items", 0)
 
 
 def flush(node: Node, name: str, args: Args) -> Steps[Value]:

@@ -5,6 +5,7 @@ nothing that a client sends can end a line. A reply is cut off by whoever reads 
 for those who have no scanner of their own) and parsed here, whatever it is: no reply raises.
 """
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -139,6 +140,6 @@ class Frames:
 def dumped(line: bytes) -> tuple[bytes, int] | None:
     """A line of `lru_crawler metadump`: the key, and when it expires (seconds since 1970; -1: never)."""
     fields = dict(part.split(b"=", 1) for part in line.split() if b"=" in part)
-    if b"key" not in fields or b"exp" not in fields:
+    if b"key" not in fields or not re.fullmatch(rb"-?\d{1,19}", fields.get(b"exp", b"")):
         return None
     return unquote_to_bytes(fields[b"key"]), int(fields[b"exp"])

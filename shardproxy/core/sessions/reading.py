@@ -28,18 +28,22 @@ def load(rules: Rules, session: SessionData, cookie: str) -> Plan:
         return
     session._presented = who
     try:
-        yield from _read_into(rules, session, who)
+        found, record = yield from read(rules, who)
     except Ended:
         session.late = True
         rules.counters["misses"] += 1
+    else:
+        _fill(rules, session, who, found, record)
 
 
 def reload(rules: Rules, session: SessionData) -> Plan:
     """Reads it again; what was changed and not saved is lost. Whether it is still there."""
     who = session._identity
     session._forget()
-    if who is not None and not (yield from _read_into(rules, session, who, again=True)):
-        session._empty()
+    if who is not None:
+        found, record = yield from read(rules, who, again=True)
+        if not _fill(rules, session, who, found, record):
+            session._empty()
     return session._identity is not None
 
 
@@ -60,8 +64,8 @@ def alive(rules: Rules, session: SessionData, touch: bool = False) -> Plan:
     return record is not None
 
 
-def _read_into(rules: Rules, session: SessionData, who: Identity, again: bool = False) -> Plan:
-    found, record = yield from read(rules, who, again)
+def _fill(rules: Rules, session: SessionData, who: Identity, found: Identity, record: Record | None) -> bool:
+    """Puts what was read of `who` into the session; whether that is anything."""
     rules.counters["loads"] += 1
     if record is None:
         rules.counters["misses"] += 1

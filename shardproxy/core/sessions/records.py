@@ -73,8 +73,8 @@ CLASSES: Mapping[str, Timeouts] = {
 LETTER_OF_KIND = {"anonymous": "a", "signed_in": "s", "remember_me": "r"}
 KIND_OF_LETTER = {letter.encode(): kind for kind, letter in LETTER_OF_KIND.items()}
 
-# schema 1 byte; created 6; absolute, idle, renewal 5 each; version 4; due 5, the rest of renew_at after created;
-# handle 8, nonce 8; then the class. Later schemas begin likewise. Numbers of 5 and 6 bytes are two here
+# schema 1 byte; created 6; absolute, idle, renewal 5 each; version 4; due 5, of renew_at what comes after
+# created; handle 8, nonce 8; then the class. Later schemas begin likewise. Numbers of 5 and 6 bytes are two
 _META = struct.Struct(">BHIBIBIBIIBI8s8s")
 LEAST_META = _META.size + 1
 LONGEST = (1 << 39) - 1  # ms of a timeout: due must fit, too
@@ -243,14 +243,11 @@ class Codec:
         try:
             for field, data in fields.items():
                 name = field.decode("utf-8", "surrogatepass")
-                if name[:1] == "\0" and name[1:2] != ".":  # of ours, perhaps of a later release
-                    continue
-                if simple and data[0] >= 8:  # most of them
-                    value = json(data)
-                else:
-                    value, data = self.open(key, name, data)
-                name = name_of(name)
-                values[name], plain[name] = value, data
+                if simple and data[0] >= 8 and field[:1] != b"\0":  # most of them
+                    values[name], plain[name] = json(data), data
+                elif field[:1] != b"\0" or field[1:2] == b".":  # else of ours, perhaps of a later release
+                    own = name_of(name)
+                    values[own], plain[own] = self.open(key, name, data)
         except (Undecodable, SessionUnavailable):
             raise
         except Exception as error:

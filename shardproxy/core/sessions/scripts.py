@@ -32,9 +32,11 @@ local function look()
   if not about then return 'GONE', {} end
   if #about < 48 then return 'DAMAGED', {} end
   local schema, created, absolute, idle, renewal, version, due, handle, nonce = struct.unpack(META, about)
-  local f = {epoch = epoch, grace = has[3], schema = schema, created = created, absolute = absolute, idle = idle,
-    renewal = renewal, version = version, due = due, handle = handle, nonce = nonce, kind = string.sub(about, 48),
-    left = created + absolute - now}
+  local f = {
+    epoch = epoch, grace = has[3], schema = schema, created = created, absolute = absolute, idle = idle,
+    renewal = renewal, version = version, due = due, handle = handle, nonce = nonce,
+    kind = string.sub(about, 48), left = created + absolute - now,
+  }
   if f.left <= 0 then
     redis.call('DEL', record)
     return 'GONE', f
@@ -79,8 +81,8 @@ local function prune() redis.call('ZREMRANGEBYSCORE', user, 0, '(' .. int(now)) 
 """
 
 STEPS = r"""
--- Steps: ARGV[at] has a letter for each, then come field and value of each. s set, d delete, i add, a append; at
--- last t, a token: a client that heard no answer may send all this again. First all are tried, then done
+-- Steps: ARGV[at] has a letter for each, then come field and value of each. s set, d delete, i add, a append;
+-- at last t, a token: a client that heard no answer may send all this again. First all are tried, then done
 local function try(at)
   local kinds = ARGV[at]
   if not string.find(kinds, '[ia]') then return end
@@ -95,8 +97,8 @@ local function try(at)
 end
 
 local function pack(f)
-  return struct.pack('>BI6I5I5I5I4I5c8c8', f.schema, f.created, f.absolute, f.idle, f.renewal, f.version, f.due,
-    f.handle, f.nonce) .. f.kind
+  return struct.pack('>BI6I5I5I5I4I5c8c8', f.schema, f.created, f.absolute, f.idle, f.renewal, f.version,
+    f.due, f.handle, f.nonce) .. f.kind
 end
 
 -- f: what the record says of itself from now on
@@ -172,12 +174,15 @@ end
 local results = apply(record, 2, f)
 return {state, now, touch(f, least), f.version, f.created + f.due, results}
 """),
-    # KEYS record, u; ARGV handle and nonce, schema, absolute, idle, renewal, class, user or '', max sessions or 0,
-    # what then ("oldest" or "reject"), member it replaces or '', steps
+    # KEYS record, u; ARGV handle and nonce, schema, absolute, idle, renewal, class, user or '', max sessions
+    # or 0, what then ("oldest" or "reject"), member it replaces or '', steps
     # → OK now ttl epoch evicted | EXISTS | FULL
     "create": (TIME + KEEP + PRUNE + STEPS, r"""
-local f = {schema = ARGV[2], created = now, absolute = ARGV[3] + 0, idle = ARGV[4] + 0, renewal = ARGV[5] + 0,
-  version = 1, due = ARGV[5], handle = string.sub(ARGV[1], 1, 8), nonce = string.sub(ARGV[1], 9), kind = ARGV[6]}
+local f = {
+  schema = ARGV[2], created = now, absolute = ARGV[3] + 0, idle = ARGV[4] + 0, renewal = ARGV[5] + 0,
+  version = 1, due = ARGV[5], handle = string.sub(ARGV[1], 1, 8), nonce = string.sub(ARGV[1], 9),
+  kind = ARGV[6],
+}
 if redis.call('EXISTS', record) == 1 then
   local own = redis.call('HMGET', record, '\0', '\0e')
   if string.sub(own[1] or '', 32, 47) ~= ARGV[1] then return {'EXISTS'} end
@@ -206,8 +211,8 @@ end
 apply(record, 11, f)
 return {'OK', now, ttl, epoch, evicted}
 """),
-    # KEYS record, u, new record; ARGV expected version or '', new nonce, how long the old id may lead on in ms,
-    # 1 if the steps change anything, steps → OK now ttl version renew-at results | as save
+    # KEYS record, u, new record; ARGV expected version or '', new nonce, how long the old id may lead on in
+    # ms, 1 if the steps change anything, steps → OK now ttl version renew-at results | as save
     "renew": (LIVE + STEPS, r"""
 local state, f = look()
 if state ~= 'OK' then return {state, f.pointer} end
@@ -233,7 +238,8 @@ if f.epoch then
 end
 return {'OK', now, ttl, f.version, f.created + f.due, results}
 """),
-    # KEYS record, u; ARGV expected version or '', how long it is known to have ended in ms → OK | CONFLICT | as load
+    # KEYS record, u; ARGV expected version or '', how long it is known to have ended in ms
+    # → OK | CONFLICT | as load
     "destroy": (TIME + LOOK, r"""
 local state, f = look()
 if state == 'DAMAGED' then redis.call('DEL', record) end
@@ -258,7 +264,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], 0, '+inf')) do
 end
 return {'OK', gone}
 """),
-    # KEYS record to be kept, u; ARGV 1 if there is one, or 0 → OK members that are gone, epoch | MOVED pointer
+    # KEYS record to be kept, u; ARGV 1 if there is one, or 0 → OK members that are gone, epoch | MOVED
     # An index that is gone has no session alive. A full node cannot take a new epoch: then all of u goes
     "revoke_all": (TIME + LOOK, r"""
 local score = redis.call('ZSCORE', user, 'e')

@@ -1,0 +1,4 @@
+from shardproxy.dataplane.engine cimport Engine
+
+cdef class Console(Engine):
+    pass
