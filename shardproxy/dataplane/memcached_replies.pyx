@@ -38,7 +38,7 @@ cdef enum:
 
 cdef int64_t STAT_MOST = <int64_t>1 << 40
 
-cdef const char *MISFIT = "its reply does not fit what was asked"
+cdef const char *MISFIT = "its reply does not fit what was asked:"
 cdef const char *STRANGER = "is not a memcached: it answered"
 
 
@@ -53,12 +53,12 @@ cdef void meta_replies(Engine e, Upstream *u) noexcept:
         p = buf_head(&u.inp)
         if u.scanned == 0 and not u.midway and not u.stream and (
                 u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
-            quoted(e, u, "it sent a reply that nothing had asked for")
+            quoted(e, u, "it sent a reply that nothing had asked for:")
             return
         status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD:
-            quoted(e, u, "what it sends is not memcached's")
+            quoted(e, u, "what it sends is not memcached's:")
             return
         if u.stream:
             if status != SCAN_DONE:

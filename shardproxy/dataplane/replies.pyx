@@ -7,7 +7,7 @@ not RESP, and a reply that nothing asked for, reset the upstream: nobody can tel
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
@@ -18,6 +18,7 @@ from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
     KEPT, GREETING, QUEUED, STREAM_ABOVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
+from shardproxy.dataplane.greetings cimport greeted, no_hello
 from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
@@ -26,10 +27,8 @@ from shardproxy.dataplane.memcached_replies cimport meta_greeted, meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
-from shardproxy.dataplane.upstreams cimport killed, shake, start, upstream_done, upstream_leave, upstream_ready
+from shardproxy.dataplane.upstreams cimport shake, upstream_done
 from shardproxy.dataplane.waiting cimport wait_elsewhere
-
-from libc.stdlib cimport strtoll
 
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
@@ -90,12 +89,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             u.push = p[0] == c'>' or u.stream
             # nor can a reply be to a request of which nothing has been written
             if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
-                quoted(e, u, "it sent a reply that nothing had asked for")
+                quoted(e, u, "it sent a reply that nothing had asked for:")
                 return
         status = scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD:
-            quoted(e, u, "what it sends is not RESP")
+            quoted(e, u, "what it sends is not RESP:")
             return
         if u.push:
             if status == SCAN_DONE:
@@ -231,21 +230,6 @@ cdef void too_large_to_raise(Engine e, Node *node, Entry *entry) noexcept:
     entry.to = TO_NOBODY
 
 
-cdef bint no_hello(const char *p, size_t n) noexcept nogil:
-    """Whether an error says that the node does not speak RESP3."""
-    return n > 27 and memcmp(p + 1, "ERR unknown command ", 20) == 0 and memcmp(p + 22, "HELLO", 5) == 0 or \
-        n > 9 and memcmp(p + 1, "NOPROTO ", 8) == 0
-
-
-cdef void lower(Engine e, Upstream *u) noexcept:
-    """Begin again, in RESP2."""
-    cdef int failures = u.failures
-    e.node_list[u.node].speaks = 2
-    upstream_leave(e, u)
-    u.failures = failures
-    start(e, u)
-
-
 cdef bint no_script(const char *p, size_t n) noexcept nogil:
     """Whether a reply says NOSCRIPT, or one of a transaction's replies does."""
     return p[0] == c'-' and n > 10 and memcmp(p + 1, "NOSCRIPT ", 9) == 0 or \
@@ -282,104 +266,9 @@ cdef const char *sickness(const char *p, size_t n) noexcept nogil:
     return NULL
 
 
-cdef void greeted(Engine e, Upstream *u) noexcept:
-    """Replies to HELLO or AUTH, CLIENT ID and INFO, and to PING, which comes last: anything but what a Redis says ends the
-    connection. Then those to what is said for this one."""
-    cdef size_t used = 0
-    cdef int status
-    cdef char text[TEXT]
-    cdef size_t n
-    cdef const char *answer
-    cdef const char *word
-    while u.greetings + u.killing + u.extras and u.inp.len > u.scanned:
-        status = scan_frame(&u.scan, buf_head(&u.inp) + u.scanned, u.inp.len - u.scanned, &used)
-        u.scanned += used
-        if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
-            quoted(e, u, "is not a Redis: it answered")
-            return
-        if status != SCAN_DONE:
-            return
-        answer = buf_head(&u.inp)
-        if u.greetings == 0 and u.killing:
-            killed(e, u, answer[0] == c':')
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            continue
-        if u.greetings == 0:
-            if answer[0] == c'-':
-                snprintf(text, TEXT, "refuses us: %.*s", <int>(u.scanned - 3 if u.scanned < 200 else 200), answer + 1)
-                upstream_lost(e, u, text, True)
-                return
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            u.extras -= 1
-            continue
-        if u.greetings == 2:
-            # CLIENT INFO: an error before Redis 6.2
-            keep_address(u, answer, u.scanned)
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            u.greetings -= 1
-            continue
-        if u.greetings == 3 and (answer[0] == c':' or answer[0] == c'-'):
-            # CLIENT ID: who may not ask, or a server that does not know it, is no worse for it
-            u.id = strtoll(answer + 1, NULL, 10) if answer[0] == c':' else 0
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            u.greetings -= 1
-            continue
-        if u.greetings == 1 and u.scanned > 7 and answer[0] == c'-' and memcmp(answer + 1, "BUSY ", 5) == 0:
-            # a script runs: what may be asked then (SCRIPT KILL) has to get there
-            buf_consume(&u.inp, u.scanned)
-            u.scanned = 0
-            u.greetings -= 1
-            continue
-        if u.proto == 3 and not u.raised and u.greetings > 3 and (
-                no_hello(answer, u.scanned) or u.scanned > 8 and memcmp(answer + 1, "NOPERM ", 7) == 0):
-            lower(e, u)
-            return
-        if answer[0] == c'-':
-            # an error may quote what it is about, and that may be a password: only its first word is repeated then
-            n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
-            if u.greetings > 3:
-                word = <const char *>memchr(answer, c' ', n)
-                n = word - answer - 1 if word != NULL else 0
-                snprintf(text, TEXT, "refuses the login or the protocol: %.*s (`shardproxy check` says more)", <int>n,
-                         answer + 1)
-            else:
-                snprintf(text, TEXT, "refuses us: %.*s", <int>n, answer + 1)
-            upstream_lost(e, u, text, True)
-            return
-        if (answer[0] != c'%' if u.greetings > 3 and u.proto == 3 and not u.raised else
-                u.scanned != 5 or memcmp(answer, "+OK\r\n", 5) if u.greetings > 3 else True if u.greetings == 3 else
-                u.scanned != 7 or memcmp(answer, "+PONG\r\n", 7)):
-            quoted(e, u, "is not a Redis: it answered")
-            return
-        buf_consume(&u.inp, u.scanned)
-        u.scanned = 0
-        u.greetings -= 1
-    if u.greetings + u.killing + u.extras == 0:
-        upstream_ready(e, u)
-
-
-cdef void keep_address(Upstream *u, const char *p, size_t n) noexcept nogil:
-    """Of CLIENT INFO: "id=3 addr=127.0.0.1:60500 laddr=..."."""
-    cdef const char *at = <const char *>memmem(p, n, " addr=", 6)
-    cdef const char *end
-    cdef size_t size
-    if at == NULL or p[0] == c'-' or at[6] == c'/':    # all who come through a socket's file have the same
-        return
-    at += 6
-    end = <const char *>memchr(at, c' ', n - (at - p))
-    size = end - at if end != NULL else 0
-    if 0 < size < sizeof(u.address):
-        memcpy(u.address, at, size)
-        u.address[size] = 0
-
-
 cdef void quoted(Engine e, Upstream *u, const char *why) noexcept:
     cdef char text[TEXT]
-    snprintf(text, TEXT, "%s: '%s'", why, printable(e, &u.inp))
+    snprintf(text, TEXT, "%s '%s'", why, printable(e, &u.inp))
     upstream_lost(e, u, text, True)
 
 

@@ -21,8 +21,6 @@ cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t ge
                  uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept
 cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept
 cdef void upstream_writable(Engine e, Upstream *u) noexcept
-# A lost connection that its greeting was to kill is gone, or not.
-cdef void killed(Engine e, Upstream *u, bint done) noexcept
 cdef void upstream_flush(Engine e, Upstream *u) noexcept
 cdef void upstream_done(Upstream *u) noexcept nogil
 cdef void upstream_leave(Engine e, Upstream *u) noexcept

@@ -17,11 +17,12 @@ from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
-    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream, wall_us,
+    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.dues cimport due_add
+from shardproxy.dataplane.greetings cimport greet, killed
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
-from shardproxy.dataplane.private cimport lease, owner_of, private_drop, tracking_setup
+from shardproxy.dataplane.private cimport lease, private_drop
 from shardproxy.dataplane.scripts cimport unlearn
 from shardproxy.dataplane.system cimport (
     AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
@@ -41,7 +42,6 @@ cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     ALWAYS = 64                 # so many may always wait for a node
-    KILLED = 100                # lost connections that one greeting has killed on the node: the latest
     PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
@@ -177,60 +177,6 @@ cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
     elif status == SHAKEN:
         greet(e, u)
     return status == SHAKEN and u.state == GREETING
-
-
-cdef void greet(Engine e, Upstream *u) noexcept:
-    cdef bytes greeting
-    cdef Client *c
-    u.raised = u.proto == 3 and e.node_list[u.node].speaks == 2
-    if u.raised and u.lease & TRACKING:
-        upstream_lost(e, u, "it speaks RESP2 only, which has no invalidations", False)
-        return
-    greeting, u.greetings = e.greetings[u.node][0 if u.raised else u.proto - 2]
-    u.greeted = wall_us()
-    u.extras = 0
-    greeting += kills(e, u)
-    if u.db:
-        greeting += b"*2\r\n$6\r\nSELECT\r\n$%d\r\n%d\r\n" % (len(str(u.db)), u.db)
-        u.extras += 1
-    if u.linked:
-        setup, count = e.links[u.index].setup
-        greeting += setup
-        u.extras += count
-    c = owner_of(e, u)
-    if u.lease & TRACKING and c != NULL and c.tracking:
-        tracking = tracking_setup(e, c, u.node)
-        if tracking is None:
-            upstream_lost(e, u, "the connection for its invalidations is gone", False)
-            return
-        greeting += tracking[0]
-        u.extras += tracking[1]
-    say(e, u, greeting)
-
-
-cdef bytes kills(Engine e, Upstream *u):
-    """For the greeting: what was sent on connections that were lost must not run after what is to be sent on this one."""
-    cdef bytes address = e.node_list[u.node].name
-    cdef list known = e.ghosts.get(address.decode(errors="replace"), [])
-    cdef list told = [each for each in known if " ADDR " in each][-KILLED:]
-    if not told:
-        return b""
-    for each in told:
-        known.remove(each)
-    u.killing = <uint32_t>len(told)
-    e.killed[u.index] = told
-    return b"".join(
-        b"*6\r\n$6\r\nCLIENT\r\n$4\r\nKILL\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in each.encode().split(b" "))
-        for each in told)
-
-
-cdef void killed(Engine e, Upstream *u, bint done) noexcept:
-    """What the node says of the first of these; else it is told again, by another."""
-    cdef bytes address = e.node_list[u.node].name
-    cdef str each = e.killed[u.index].pop(0)
-    u.killing -= 1
-    if not done:
-        e.ghosts.setdefault(address.decode(errors="replace"), []).append(each)
 
 
 cdef void say(Engine e, Upstream *u, bytes greeting) noexcept:

@@ -19,8 +19,9 @@ from shardproxy.core.health import Evidence, Health, fail_open
 from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.owing import CODE, Known
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import CODE, Fleet, Known, Returns
+from shardproxy.proxy.returns import Fleet, Returns
 
 LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes

@@ -21,14 +21,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import hiredis
-import msgspec
 
 from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.memcached import MetaLine
+from shardproxy.proxy.owing import Known, Owed, Taken
 from shardproxy.proxy.probe import Line, NodeRefuses
 
 HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
@@ -38,31 +38,7 @@ USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 SETTLE_STEP = 0.02  # seconds between looks at what is unanswered
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
-CODE = ("functions", "scripts")  # what a node may have missed changes of
 KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
-PER_KEY = 64  # bytes that a remembered key costs beside its own
-
-
-class Taken(NamedTuple):
-    """What one worker knows of a node that is out; it has forgotten it now."""
-
-    ghosts: Sequence[str]  # our connections that were lost with requests on them: "ID 3 ADDR 10.0.0.1:60500"
-    keys: Sequence[bytes]  # written or deleted on stand-ins
-    overflow: bool  # not all of them
-    missed: Sequence[str] = ()  # what of CODE has changed on the others meanwhile
-    unanswered: bool = False  # of a node that is up: it owes replies to what was sent before the last change
-
-
-class Known(msgspec.Struct, array_like=True, frozen=True):
-    """A part of what is owed, for the process that takes over. kind: "owed", "unswept", "debts"."""
-
-    kind: str
-    address: str
-    keys: list[bytes] = []
-    everything: bool = False
-    ghosts: list[str] = []
-    missed: list[str] = []
-    databases: list[int] = []  # that clients have used, on any node
 
 
 class Fleet(Protocol):
@@ -79,34 +55,6 @@ class Fleet(Protocol):
 
     async def take(self, address: str) -> list[Taken]:
         """From all workers; who cannot be asked stands there with `overflow`. Raises NodeRefuses: not now."""
-
-
-class Owed:
-    """Keys to delete, at most `room` bytes of them; `everything`: there were more, or nobody knows."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.keys: set[bytes] = set()
-        self.everything = False
-        self._size = 0
-
-    def __bool__(self) -> bool:
-        return self.everything or bool(self.keys)
-
-    def add(self, keys: Iterable[bytes], everything: bool = False) -> None:
-        self.everything |= everything
-        for key in keys:
-            if self.everything:
-                break
-            if key not in self.keys:
-                self.keys.add(key)
-                self._size += len(key) + PER_KEY
-                self.everything = self._size > self.room
-        if self.everything:
-            self.keys.clear()
-
-    def merge(self, other: "Owed") -> None:
-        self.add(other.keys, other.everything)
 
 
 def removes(pool: Pool) -> tuple[str, str, str]:

@@ -42,9 +42,9 @@ from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.learning import Learner
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.owing import Taken
 from shardproxy.proxy.reload import Reloader
 from shardproxy.proxy.resolve import Resolver
-from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.team import Team
 from shardproxy.proxy.transitions import Transition, Transitions, hook_of, password_variables

@@ -36,10 +36,10 @@ from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
 from shardproxy.proxy.listeners import StartError
 from shardproxy.proxy.logs import Logger
+from shardproxy.proxy.owing import Taken
 from shardproxy.proxy.pages import CounterPages
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.reload import Reloader
-from shardproxy.proxy.returns import Taken
 from shardproxy.proxy.serving import live, serve
 from shardproxy.proxy.takeover import Sockets
 from shardproxy.proxy.transitions import Transitions, hook_of, password_variables

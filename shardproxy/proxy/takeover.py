@@ -29,8 +29,8 @@ import msgspec
 from shardproxy.config import Config
 from shardproxy.core import errors, hashing
 from shardproxy.proxy.listeners import Listener, StartError
+from shardproxy.proxy.owing import Known
 from shardproxy.proxy.reload import Owner
-from shardproxy.proxy.returns import Known
 
 T = TypeVar("T")
 FORMAT = 1

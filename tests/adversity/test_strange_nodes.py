@@ -16,20 +16,20 @@ SECRET = "hunter2secret"
 STRANGERS = {
     "ssh": (
         Babbler(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
-        "is not a Redis: it answered: 'SSH-2.0-OpenSSH_9.2p1",
+        "is not a Redis: it answered 'SSH-2.0-OpenSSH_9.2p1",
     ),
     "http": (
         Babbler(answer=b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n400"),
-        "is not a Redis: it answered: 'HTTP/1.1 400 Bad Request'",
+        "is not a Redis: it answered 'HTTP/1.1 400 Bad Request'",
     ),
-    "garbage": (Babbler(bytes(range(128, 256)) * 10), "is not a Redis: it answered: '????"),
-    "memcached": (Babbler(answer=b"ERROR\r\n"), "is not a Redis: it answered: 'ERROR'"),
+    "garbage": (Babbler(bytes(range(128, 256)) * 10), "is not a Redis: it answered '????"),
+    "memcached": (Babbler(answer=b"ERROR\r\n"), "is not a Redis: it answered 'ERROR'"),
     "closing": (Babbler(answer=None), "it closed the connection"),
     "half": (Babbler(answer=b"$100\r\nabc"), "it accepts the connection and says nothing"),
     "silent": (Babbler(), "it accepts the connection and says nothing"),
     "endless": (
         Babbler(answer=b"$500000000\r\n" + b"x" * 200_000),
-        "is not a Redis: it answered: '$500000000'",
+        "is not a Redis: it answered '$500000000'",
     ),
     "loading": (
         FakeNode(greet={b"PING": b"-LOADING Redis is loading the dataset in memory\r\n"}),

@@ -14,8 +14,9 @@ from shardproxy.core.health import Policy
 from shardproxy.core.topology import State, Topology
 from shardproxy.proxy import probe
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.owing import Taken
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import HEARTBEATS, Returns, Taken
+from shardproxy.proxy.returns import HEARTBEATS, Returns
 
 RUN_ID = "f" * 40
 

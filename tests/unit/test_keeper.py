@@ -13,8 +13,9 @@ from shardproxy.core.topology import Topology
 from shardproxy.proxy import keeper as keepers
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.keeper import RETURNING, Keeper
+from shardproxy.proxy.owing import Known, Owed, Taken
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import USED, Known, Owed, Returns, Taken, misplaced
+from shardproxy.proxy.returns import USED, Returns, misplaced
 
 A, B, C = (f"127.0.0.1:{port}" for port in (7001, 7002, 7003))
 
