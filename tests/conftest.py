@@ -1,8 +1,10 @@
 """Fixtures that many tests share. Servers live for the session; what a test breaks it starts itself."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import redis as redis_py
 from hypothesis import settings
 from servers import ProxyProcess, RedisNode, redis_nodes, shards_of, toml
 
@@ -16,6 +18,14 @@ def redis() -> Iterator[RedisNode]:
     """A Redis to compare with; emptied by whoever cares."""
     with RedisNode() as node:
         yield node
+
+
+@pytest.fixture
+def client(redis: RedisNode) -> Iterator[Any]:
+    """redis-py on that Redis, emptied."""
+    with redis_py.Redis(port=redis.port) as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,6 @@ from shardproxy.client.steps import Program, Step
 from shardproxy.core import across
 from shardproxy.core.errors import MOVED_MEANWHILE, NO_SUCH_KEY, SYNTAX
 
-TEMPORARY_LIFE = 60_000  # ms
-TRIES = 5  # of a list's move, when others take from it meanwhile
-# The end of a list, if it is still what has been copied: 1, else 0
-TAKE = (
-    "local at = ARGV[1] == 'LEFT' and 0 or -1 "
-    "if redis.call('LINDEX', KEYS[1], at) ~= ARGV[2] then return 0 end "
-    "redis.call(ARGV[1] == 'LEFT' and 'LPOP' or 'RPOP', KEYS[1]) return 1"
-)
-
 
 def emulated(router: Router, plan: Plan, decode: bool) -> Program:
     """One of core/across.EMULATED. The reply, as the node of a single Redis would give it to the reader."""
@@ -53,7 +44,7 @@ def _gathered(router: Router, name: str, items: list[bytes], decode: bool) -> Pr
     failed: Any = None
     if made:
         answers = yield [
-            Step(("RESTORE", plan.copies[key][1], TEMPORARY_LIFE, payload), decode=False)
+            Step(("RESTORE", plan.copies[key][1], across.TEMPORARY_LIFE, payload), decode=False)
             for key, payload in found.items()
             if payload is not None
         ]
@@ -126,12 +117,12 @@ def _lmove(router: Router, name: str, items: list[bytes], decode: bool) -> Progr
         raise errors.refusal(SYNTAX)
     origin, goal = ends
     index, push, first = 0 if origin == b"LEFT" else -1, goal[:1] + b"PUSH", 1 if goal == b"LEFT" else -1
-    for _ in range(TRIES):
+    for _ in range(across.MOVES):
         element = yield from _ask("LINDEX", source, index)
         if element is None:
             return None
         yield from _ask(push, target, element)
-        if (yield from _ask("EVAL", TAKE, 1, source, origin, element)) == 1:
+        if (yield from _ask("EVAL", across.TAKE, 1, source, origin, element)) == 1:
             return router.coding.shown(element) if decode else element
         yield from _ask("LREM", target, first, element)  # somebody else took it
     raise errors.refusal(MOVED_MEANWHILE)

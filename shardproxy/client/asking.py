@@ -10,7 +10,7 @@ have changed something and was not answered is never sent again (UnknownOutcomeE
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -20,12 +20,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from shardproxy.client import errors, steps
 from shardproxy.client.base import AGAIN, SERVES, BaseAsker, Batch, Layout
 from shardproxy.client.connection import Connection, Shard
-from shardproxy.client.health import Transition
 from shardproxy.client.merging import of_parts
 from shardproxy.client.routing import FOREVER, Plan, Split
-from shardproxy.client.settings import Settings
 from shardproxy.client.steps import Program, Step
-from shardproxy.core.commands import CommandTable, learn
+from shardproxy.core.commands import learn
 from shardproxy.core.topology import Shard as ShardRecord
 
 LOOKS = 3  # trials that a request makes or waits for, at most
@@ -38,15 +36,8 @@ LATE = (TimeoutError, BlockingIOError, RedisTimeoutError)
 class Asker(BaseAsker):
     """Everything that a client shares between its threads."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        on_transition: Callable[[Transition], None] | None = None,
-        table: CommandTable | None = None,
-    ) -> None:
-        self.follower: Any = None  # a Follower
-        self.prober: Any = None  # a Prober, if one is asked for
-        super().__init__(settings, on_transition, table)
+    follower: Any = None  # a Follower
+    prober: Any = None  # a Prober, if one is asked for
 
     def _shard(self, shard: ShardRecord) -> Shard:
         memcached = None

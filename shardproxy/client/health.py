@@ -105,10 +105,6 @@ class Nodes:
         self.wake = lambda: None
         self._trying.clear()
 
-    def succeeded(self, address: str, now: float, count: int) -> None:
-        """So many requests were answered since this was last told."""
-        self._observe(address, now, Evidence(count, 0, 0, 0, False, ""))
-
     def slow(self, address: str, now: float, ok: int) -> None:
         """A request took longer than `slow_call`, the last of `ok` that were answered."""
         self._observe(address, now, Evidence(max(ok, 1), 0, 1, 0, False, ""))

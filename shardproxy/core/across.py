@@ -26,6 +26,14 @@ FIRST_OF = ("lmpop", "zmpop")
 EMULATED = frozenset((*GATHERED, *MOVED, *FIRST_OF))
 
 TEMPORARY = b"shardproxy:temporary:"
+TEMPORARY_LIFE = 60_000  # ms
+MOVES = 5  # tries of a list's move, when others take from it meanwhile
+# The end of a list, if it is still what has been copied: 1, else 0
+TAKE = (
+    "local at = ARGV[1] == 'LEFT' and 0 or -1 "
+    "if redis.call('LINDEX', KEYS[1], at) ~= ARGV[2] then return 0 end "
+    "redis.call(ARGV[1] == 'LEFT' and 'LPOP' or 'RPOP', KEYS[1]) return 1"
+)
 TRIES = 4096  # names that are tried for one that lands on a shard
 
 

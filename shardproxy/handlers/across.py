@@ -19,15 +19,6 @@ from shardproxy.handlers.connection import database_in
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
 
-TEMPORARY_LIFE = 60_000  # ms
-TRIES = 5  # of a list's move, when others take from it meanwhile
-# The end of a list, if it is still what has been copied: 1, else 0
-TAKE = (
-    "local at = ARGV[1] == 'LEFT' and 0 or -1 "
-    "if redis.call('LINDEX', KEYS[1], at) ~= ARGV[2] then return 0 end "
-    "redis.call(ARGV[1] == 'LEFT' and 'LPOP' or 'RPOP', KEYS[1]) return 1"
-)
-
 
 class Failed(Exception):
     """A step was answered with an error: its frame."""
@@ -82,7 +73,7 @@ async def _bring(steps: Steps, node: int, key: bytes, home: int, temporary: byte
     payload = await steps.dump(home, key)
     if payload is not None:
         made.append(temporary)
-        await steps.at(node, "RESTORE", temporary, TEMPORARY_LIFE, payload)
+        await steps.at(node, "RESTORE", temporary, across.TEMPORARY_LIFE, payload)
 
 
 async def _settle(steps: Any) -> None:
@@ -164,12 +155,12 @@ async def lmove(steps: Steps, name: str, args: list[bytes]) -> bytes:
         return reply.error(errors.SYNTAX)
     origin, goal = ends
     index, push, first = 0 if origin == b"LEFT" else -1, goal[:1] + b"PUSH", 1 if goal == b"LEFT" else -1
-    for _ in range(TRIES):
+    for _ in range(across.MOVES):
         element = value_of(await steps.ask(source, "LINDEX", source, index, write=False), (bytes, type(None)))
         if element is None:
             return reply.null(steps.proto)
         await steps.ask(target, push, target, element)
-        if value_of(await steps.ask(source, "EVAL", TAKE, 1, source, origin, element), int) == 1:
+        if value_of(await steps.ask(source, "EVAL", across.TAKE, 1, source, origin, element), int) == 1:
             return reply.bulk(element)
         await steps.ask(target, "LREM", target, first, element)  # somebody else took it
     return reply.error(errors.MOVED_MEANWHILE)

@@ -4,7 +4,6 @@ docs/sessions.md has the table of who fails what; here is that this store does n
 """
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,6 @@ from shardproxy.core.sessions.records import META, Meta
 from shardproxy.sessions import SessionGone, SessionStore, SessionUnavailable, Timeouts
 
 SECRETS = ["a secret of at least sixteen bytes"]
-
-
-@pytest.fixture
-def client(redis: RedisNode) -> Iterator[Any]:
-    with redis_py.Redis(port=redis.port) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """Records that nobody would make: damaged ones, more fields than Lua can unpack."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis as redis_py
-from servers import RedisNode
 
 from shardproxy.core.sessions.records import META
 from shardproxy.sessions import (
@@ -18,13 +15,6 @@ from shardproxy.sessions import (
 )
 
 SECRETS = ["a secret of at least sixteen bytes"]
-
-
-@pytest.fixture
-def client(redis: RedisNode) -> Iterator[Any]:
-    with redis_py.Redis(port=redis.port) as client:
-        client.flushall()
-        yield client
 
 
 def damages(meta: bytes) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,13 +30,6 @@ KINDS = [
     pytest.param({"format": "msgpack", "compress_over": 10}, id="msgpack"),
     pytest.param({"encrypt": True, "format": "msgpack", "compress_over": 10}, id="all"),
 ]
-
-
-@pytest.fixture
-def client(redis: RedisNode) -> Iterator[Any]:
-    with redis_py.Redis(port=redis.port) as client:
-        client.flushall()
-        yield client
 
 
 def signed_in(store: SessionStore, user_id: str = "42", **fields: Any) -> Any:
