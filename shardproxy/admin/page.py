@@ -86,7 +86,7 @@ def _nodes(view: View) -> Iterable[str]:
                 cell(node.pool.name),
                 cell(shard.name),
                 cell(shard.node.address),
-                f"<td>{badge(shard.node.state)}</td>",
+                f"<td>{badge(shard.node.state)}{' draining' if shard.draining else ''}</td>",
                 cell(shard.node.reason),
                 cell(shard.node.version),
                 number(shard.weight),

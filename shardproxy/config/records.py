@@ -36,7 +36,9 @@ class Config(Record, frozen=True, kw_only=True):
         "told of every change of a node's state: a URL (POST, JSON) or a program (JSON on stdin)",
     ] = None
     state: Annotated[
-        text.FilePath | None, "where the last good configuration is kept, for a start when the file is broken"
+        text.FilePath | None,
+        Meta(examples=["/var/lib/shardproxy/state"]),
+        "where the last good configuration is kept, for a start when the file is broken",
     ] = None
     protected_mode: Annotated[bool, "serve only clients of this machine, as long as nobody has to log in"] = (
         True
@@ -47,7 +49,9 @@ class Config(Record, frozen=True, kw_only=True):
         "load balancers whose PROXY header is believed, on proxy:// and proxy+ addresses",
     ] = ("127.0.0.0/8", "::1/128")
     acl_file: Annotated[
-        text.FilePath | None, "users as in Redis's ACL file (user NAME RULES...), instead of [users]"
+        text.FilePath | None,
+        Meta(examples=["/etc/shardproxy/users.acl"]),
+        "users as in Redis's ACL file (user NAME RULES...), instead of [users]",
     ] = None
     user_scripts: Annotated[
         Literal["refuse", "trust"],

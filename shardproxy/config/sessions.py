@@ -42,7 +42,9 @@ class SessionsConfig(Record, frozen=True, kw_only=True):
         text.Variable | None, "the environment variable that holds them, the newest first, spaces between"
     ] = None
     secrets_file: Annotated[
-        text.FilePath | None, "the file that holds them, one a line, the newest first"
+        text.FilePath | None,
+        Meta(examples=["/run/secrets/sessions"]),
+        "the file that holds them, one a line, the newest first",
     ] = None
     secrets: Annotated[tuple[Password, ...], "they themselves, only in a file that others cannot read"] = ()
     prefix: Annotated[

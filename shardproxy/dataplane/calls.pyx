@@ -286,10 +286,11 @@ cdef class ClientHandle:
 
     @waiting.setter
     def waiting(self, bint value):
-        """A handler makes it wait: when it leaves meanwhile it is closed at once."""
+        """A handler makes it wait: when it leaves meanwhile it is closed, see slots.part."""
         cdef Client *c = self.at()
         if c != NULL:
             c.waiting = value
+            c.waits_since = monotonic_us()
             self.engine.mark_dirty(c)
             self.engine.wake()
 

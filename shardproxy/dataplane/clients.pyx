@@ -17,7 +17,7 @@ from shardproxy.dataplane.engine cimport SCRATCH, TEXT, Client, Engine
 from shardproxy.dataplane.openings cimport opening_readable
 from shardproxy.dataplane.origins cimport account, is_full
 from shardproxy.dataplane.routing cimport WAIT, route
-from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, slot_answer
+from shardproxy.dataplane.slots cimport bytes_of, client_close, in_flight, part, slot_answer
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.tls cimport TLS_ROOM, Tls, tls_recv, tls_why
 
@@ -76,7 +76,7 @@ cdef void read_some(Engine e, Client *c) noexcept:
         c.eof = True
         e.mark_dirty(c)
         if c.waiting:
-            client_close(e, c, NULL)    # as Redis does, which lets nobody wait who has left
+            part(e, c)
         return
     c.active = e.now
     e.count[<int>CLIENT_BYTES_IN] += got

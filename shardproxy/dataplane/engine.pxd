@@ -107,6 +107,8 @@ cdef struct Client:
     bint midway                 # part of the reply at the head of its queue is out
     bint holding                # its next commands wait until all before them are answered
     bint waiting                # a blocking command of its waits on a private upstream
+    uint64_t waits_since        # us
+    bint parting                # it has closed its side while it waited
     bint unwatched              # what it watches may have changed unseen: its EXEC finds nothing
     int32_t watching            # the node on which it watches keys; -1: none
     uint32_t watch_placement    # Engine.placement at its first WATCH
@@ -369,6 +371,7 @@ cdef class Engine:
     cdef dict counted_shards                # SPUBLISH, likewise
     cdef bint counted_patterns              # every PUBLISH does
     cdef bint some_are_over                 # some Client.over_since is set
+    cdef bint some_are_parting              # some Client.parting is set
     cdef Node **node_list                   # by number; a number is used again, the memory never moves
     cdef int node_count                     # numbers up to here have been used
     cdef const char **shard_names           # by node number

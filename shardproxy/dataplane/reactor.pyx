@@ -28,7 +28,7 @@ from shardproxy.dataplane.openings cimport openings_due, wake_listeners
 from shardproxy.dataplane.observing cimport unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
-from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time
+from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time, part
 from shardproxy.dataplane.stale cimport stale_expire, stale_shrink
 from shardproxy.dataplane.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT,
@@ -211,7 +211,7 @@ cdef class Reactor(Console):
                 if events & EPOLLIN:
                     client_readable(self, c)
                 elif events & EPOLLRDHUP and c.waiting:
-                    client_close(self, c, NULL)     # as Redis does, which lets nobody wait who has left
+                    part(self, c)
             elif kind == OF_UPSTREAM:
                 u = self.upstreams[index] if index < self.upstream_count else NULL
                 if u == NULL or u.fd < 0 or (u.generation & 0x3fffffff) != generation:
@@ -370,6 +370,14 @@ cdef class Reactor(Console):
                 c = self.client_list[i]
                 if c != NULL and c.over_since and in_time(self, c) and c.over_since:
                     self.some_are_over = True
+        if self.some_are_parting:
+            self.some_are_parting = False
+            for i in range(self.client_room):
+                c = self.client_list[i]
+                if c != NULL and c.parting and not c.dead:
+                    self.some_are_parting = True
+                    if c.waiting:
+                        part(self, c)
         if self.draining:
             for i in range(self.client_room):
                 c = self.client_list[i]

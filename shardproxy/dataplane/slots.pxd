@@ -16,6 +16,7 @@ cdef void client_push_in_order(Engine e, Client *c, const char *p, size_t n) noe
 cdef bint in_time(Engine e, Client *c) noexcept
 # A slot and its reply in one go.
 cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept
+cdef void part(Engine e, Client *c) noexcept     # it waits, and has closed its side: let it go, soon
 cdef void client_flush(Engine e, Client *c) noexcept
 # Out of the epoll set at once; freed at the end of the tick. A reason is logged, NULL is an ordinary end.
 cdef void client_close(Engine e, Client *c, const char *reason) noexcept

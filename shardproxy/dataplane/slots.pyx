@@ -29,6 +29,7 @@ from shardproxy.dataplane.tls cimport Tls, tls_behind, tls_end, tls_free, tls_mi
 
 
 cdef enum:
+    ON_ITS_WAY = 100000         # us: a reply that did not have to wait has come by then
     STRANGERS_OUTPUT = 17408    # bytes: Redis closes who has not logged in beyond its fixed buffer and 1 KB
 
 
@@ -169,20 +170,32 @@ cdef void slot_answer(Engine e, Client *c, const char *p, size_t n) noexcept:
         slot_feed(e, c, <uint32_t>slot, p, n, True)
 
 
+cdef void part(Engine e, Client *c) noexcept:
+    """It has closed its side and waits for data: nobody waits who has left, as in Redis.
+
+    But what it asked for may have been there, and the reply is on its way, which Redis would have sent at once.
+    """
+    if e.now >= c.waits_since + ON_ITS_WAY:
+        client_close(e, c, NULL)
+    elif not c.parting:
+        c.parting = e.some_are_parting = True
+        e.mark_dirty(c)
+
+
 cdef void watch(Engine e, Client *c) noexcept:
     """Tell epoll what this client waits for, if that has changed."""
     cdef epoll_event ev
     cdef uint32_t events = 0
     if c.hung:
         if c.waiting:
-            client_close(e, c, NULL)    # epoll will not say that it has left
+            part(e, c)          # epoll will not say that it has left
         return
     # a client that writes a whole pipeline before it reads a reply would wait for ever if it were not read either
     if not (c.eof or c.leaving) and (not c.stalled or (c.blocked or c.waiting) and c.inp.len < e.eff_input):
         events = EPOLLIN
     if c.blocked:
         events |= EPOLLOUT
-    if c.waiting:
+    if c.waiting and not c.parting:
         events |= EPOLLRDHUP
     if events != c.events:
         c.events = events

@@ -51,6 +51,7 @@ cdef int block(Engine e, Client *c, Request *r, const Row *row, int node) noexce
     seconds = patience(r, row)
     wait_for(e, u, <uint64_t>(seconds * 1e6) if 0 < seconds < 1e9 else 0)
     c.holding = c.waiting = True
+    c.waits_since = e.now
     e.mark_dirty(c)             # epoll is to say when it leaves
     return TAKEN
 
@@ -205,6 +206,7 @@ cdef void wait_again(Engine e, Client *c, uint32_t slot, const char *p, size_t n
     put(e, u, r, row, left)
     wait_for(e, u, left)
     c.waiting = True
+    c.waits_since = e.now
     e.mark_dirty(c)
 
 

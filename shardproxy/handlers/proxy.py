@@ -111,6 +111,7 @@ async def nodes(server: Server, call: "Call") -> bytes:
                 "pool": pool.name,
                 "shard": shard.name,
                 "weight": shard.weight,
+                "draining": shard.draining,
                 **msgspec.to_builtins(shard.node),
                 **msgspec.to_builtins(server.node_info.get(shard.node.address, NodeInfo())),
                 **merged(seen.get(shard.node.address, [])),

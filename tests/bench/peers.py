@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -197,6 +198,19 @@ class Shardproxy(Peer):
         return f"{commit} on {loop}, Python {sys.version.split()[0]}"
 
 
+class Before(Shardproxy):
+    """Another checkout, built in place, in the folder that SHARDPROXY_BEFORE names: is it still as fast?"""
+
+    name = "before"
+
+    def argv(self) -> list[str]:
+        folder = os.environ.get("SHARDPROXY_BEFORE")
+        if not folder:
+            raise BenchError("SHARDPROXY_BEFORE must name a folder with another checkout, built in place")
+        program, *rest = super().argv()
+        return ["env", f"PYTHONPATH={folder}", program, "-P", *rest]
+
+
 def _address(port: int) -> dict[str, object]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
@@ -209,7 +223,7 @@ def _envoy() -> str:
     return need("envoy", Envoy.package)
 
 
-ALL: dict[str, type[Peer]] = {peer.name: peer for peer in (Twemproxy, Envoy, HAProxy, Shardproxy)}
+ALL: dict[str, type[Peer]] = {peer.name: peer for peer in (Twemproxy, Envoy, HAProxy, Before, Shardproxy)}
 
 
 def chosen(names: str) -> list[type[Peer]]:

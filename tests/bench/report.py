@@ -21,7 +21,7 @@ from tests.bench.peers import Peer
 from tests.bench.processes import BenchError, busy_percent, need, output_of
 
 OURS = "shardproxy"
-COMPARED = ("twemproxy", "envoy")
+COMPARED = ("twemproxy", "envoy", "before")
 IDLE_GOAL_MB = 15.0
 FLOOD_GOAL_PERCENT = 20.0
 

@@ -45,7 +45,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description="Compare shardproxy with its peers over the same nodes."
     )
-    parser.add_argument("--peers", default=",".join(ALL), help="which proxies (default: %(default)s)")
+    parser.add_argument(
+        "--peers",
+        default=",".join(name for name in ALL if name != "before"),
+        help="which proxies (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, help=f"samples a peer and measure (default: {FULL.rounds})")
     parser.add_argument("--factor", type=float, help="multiply every load's number of requests (default: 1)")
     parser.add_argument("--only", default="", metavar="REGEX", help="only measures whose title matches")

@@ -45,6 +45,7 @@ VICES: dict[str, Callable[[Random, bytes], tuple[bytes, bool]]] = {
     "promising": lambda rnd, reply: (rnd.choice(PROMISES), False),
     "endless": lambda rnd, reply: (b"+" + b"e" * 300000, rnd.random() < 0.5),
 }  # fmt: skip
+QUIET = 20.0  # s without a request, and it hangs up: for some commands a silent node is given ten minutes
 GREETINGS = (
     b"",
     b"-ERR no\r\n",
@@ -79,7 +80,7 @@ class HostileNode:
         with contextlib.suppress(OSError, ProtocolError, asyncio.CancelledError):
             if self.vice is None and rnd.random() < 0.1:
                 writer.write(rnd.choice(GREETINGS))
-            while data := await reader.read(1 << 16):
+            while data := await asyncio.wait_for(reader.read(1 << 16), QUIET):
                 for args in parser.feed(data):
                     leave = False
                     if greeted:

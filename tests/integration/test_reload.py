@@ -247,6 +247,7 @@ def test_a_drained_shard_gets_no_keys(nodes3: list[RedisNode], workers: int) -> 
         with nodes3[1].raw() as node:
             assert all(node.ask("GET", key) != b"$1\r\nw\r\n" for key in keys)
         assert json.loads(raws[0].value("PROXY", "TOPOLOGY"))["pools"][0]["shards"][1]["draining"] is True
+        assert [node["draining"] for node in answer(raws[0], "NODES")] == [False, True, False]
         assert answer(raws[0], "DRAIN", "b")["generation"] == info(raws[0])["generation"]
         # a reload does not bring it back
         answer(raws[0], "RELOAD")

@@ -105,6 +105,26 @@ def test_who_has_left_a_unix_socket_waits_for_nothing(nodes: list[RedisNode], tm
         assert raw.ask("LLEN", "nothing") == b":1\r\n"
 
 
+def half_closed(proxy: ProxyProcess, sent: bytes) -> bytes:
+    """All that is answered to who sends this, says that it will send no more, and reads."""
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_who_will_send_no_more_gets_what_was_there_and_waits_for_nothing(nodes: list[RedisNode]) -> None:
+    with ProxyProcess(toml(shards_of(nodes))) as proxy, proxy.raw() as other:
+        raw = b"RPUSH l 1 2\r\nBLPOP l 0\r\nWAIT 0 0\r\nBLPOP l 0\r\nPING\r\n"
+        assert half_closed(proxy, raw) == (
+            b":2\r\n*2\r\n$1\r\nl\r\n$1\r\n1\r\n:0\r\n*2\r\n$1\r\nl\r\n$1\r\n2\r\n+PONG\r\n"
+        )
+        assert half_closed(proxy, b"PING\r\nBLPOP l 0\r\nPING\r\n") == b"+PONG\r\n"
+        until(lambda: len(str(other.value("CLIENT", "LIST")).splitlines()) == 1, "it is gone")
+        assert other.ask("RPUSH", "l", "v") == b":1\r\n"
+        assert other.ask("LLEN", "l") == b":1\r\n"
+
+
 def test_wait_of_a_client_that_leaves_ends(nodes: list[RedisNode]) -> None:
     with ProxyProcess(toml(shards_of(nodes))) as proxy, proxy.raw() as other:
         with proxy.raw() as raw:

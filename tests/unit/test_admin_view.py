@@ -256,6 +256,13 @@ async def test_the_page_shows_nodes_reasons_transitions_clients_and_counters() -
     assert "<script" not in text and "<form" not in text
 
 
+async def test_the_page_names_what_drains() -> None:
+    watched = FakeWatched()
+    assert "draining" not in page(await look(watched))
+    watched.topology = watched.topology.with_draining({"main": ["a"]})
+    assert page(await look(watched)).count("</span> draining</td>") == 1
+
+
 def test_sizes_and_spans() -> None:
     assert [size(n) for n in (0, 1023, 1536, 5 << 20, 3 << 30)] == ["0 B", "1023 B", "2 KB", "5 MB", "3.0 GB"]
     assert [span(n) for n in (0, 61, 3600, 90061)] == ["0 s", "1 min 1 s", "1 h", "1 d 1 h"]
