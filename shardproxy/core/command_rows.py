@@ -64,7 +64,9 @@ class KeySpec(msgspec.Struct, frozen=True, gc=False):
 
     def is_hollow(self, argc: int) -> bool:
         """Whether its range ends before it begins: the sources of PFMERGE KEY."""
-        return self.begin == "index" and self.find == "range" and self.last < 0 and argc + self.last < self.index
+        return (
+            self.begin == "index" and self.find == "range" and self.last < 0 and argc + self.last < self.index
+        )
 
     @classmethod
     def parse(cls, text: str) -> "KeySpec":
