@@ -129,7 +129,7 @@ class SessionData(MutableMapping[str, Any]):
 
     @property
     def id_followed(self) -> bool:
-        """It is to be answered with an id that was found earlier: the old one led there, or `renew` made it."""
+        """It is to be answered with an id found earlier: an old one led there, or `renew` made it."""
         return self._cookie_changed and self._followed is not None and self._followed == self._identity
 
     @property
