@@ -2,7 +2,8 @@
 
 Actions: show, untouched, set, delete, push (inside a list), login, logout, renew, save (set, saved at once).
 Of the query, `_status` is the response's, `_raise` raises after the action, `_cache` is its Cache-Control.
-`during` runs inside the request, between reading and saving: what other requests do meanwhile.
+`during` runs inside the request, between reading and saving: what other requests do meanwhile; `afterwards`
+when the action is done, before the response begins.
 """
 
 import logging
@@ -16,6 +17,7 @@ from django.urls import path
 
 SECRETS = ["a secret of at least sixteen bytes"]
 during: list[Callable[[], object]] = []
+afterwards: list[Callable[[], object]] = []
 
 
 class Deliberate(Exception):
@@ -41,6 +43,8 @@ def act(session: Any, action: str, query: Mapping[str, str]) -> None:
 
 
 def state(session: Any, action: str) -> dict[str, Any]:
+    while afterwards:
+        afterwards.pop()()
     if action == "untouched":
         return {}
     data = {name: value for name, value in session.items() if not name.startswith("_")}

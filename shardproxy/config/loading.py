@@ -1,5 +1,6 @@
 """A file → `Config`: all its mistakes at once, each with file, key, what was found and what is allowed."""
 
+import codecs
 import os
 import sys
 import tomllib
@@ -48,7 +49,7 @@ def load(source: str | os.PathLike[str] | bytes | Source, *, secrets: bool = Tru
     file, content, readable = source
     reader = Reader(file, Config)
     try:
-        data = tomllib.loads(content.decode("utf-8-sig"))
+        data = tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         reader.mistake("", f"no TOML: {reason}", "TOML; `shardproxy config --defaults` prints some")

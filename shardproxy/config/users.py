@@ -1,7 +1,8 @@
 """The users of shardproxy.toml: `[users]` and `acl_file` → core/acl's records, every mistake named.
 
 A rule may hold a password (`>secret`), so rules are shown without passwords, and a word that is no rule
-is not shown at all: it may be a password that lacks its mark.
+is not shown at all: it may be a password that lacks its mark. The language itself (core/acl_rules) is
+imported where there are users: most clients have none.
 """
 
 from __future__ import annotations  # made when they are asked for: most clients never do
@@ -15,7 +16,7 @@ from msgspec import Meta
 from shardproxy.config import tables, text
 from shardproxy.config.tables import Reader, Record, Rule
 from shardproxy.config.text import Password, Secret
-from shardproxy.core import acl, acl_rules
+from shardproxy.core import acl
 
 if TYPE_CHECKING:
     from shardproxy.config import Config
@@ -30,6 +31,8 @@ class Rules(Secret):
 
     @property
     def words(self) -> list[str]:
+        from shardproxy.core import acl_rules
+
         return acl_rules.words_of(self.reveal())
 
     @property
@@ -103,9 +106,11 @@ USER_RULES = (
 def guarded(config: Config) -> bool:
     """Whether who does not log in may do nothing; of a file that is not read here, it is taken to say so."""
     default = config.users.get(acl.DEFAULT)
-    return bool(config.acl_file) or (
-        default is not None and not acl_rules.parse("", default.acl.words)[0].open
-    )
+    if config.acl_file or default is None:
+        return bool(config.acl_file)
+    from shardproxy.core import acl_rules
+
+    return not acl_rules.parse("", default.acl.words)[0].open
 
 
 def users_of(config: Config, passwords: Mapping[str, str], reader: Reader) -> acl.Users:
@@ -119,6 +124,8 @@ def users_of(config: Config, passwords: Mapping[str, str], reader: Reader) -> ac
 
 
 def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User:
+    from shardproxy.core import acl_rules
+
     user, wrong = acl_rules.parse(name, words)
     for each in wrong:
         reader.mistake(where, each.found, each.allowed)
@@ -127,6 +134,8 @@ def user_of(name: str, words: list[str], reader: Reader, where: str) -> acl.User
 
 def read_acl_file(config: Config, reader: Reader) -> acl.Users:
     """The users of `acl_file`: lines as ACL LIST writes them; blank ones and # comments are passed over."""
+    from shardproxy.core import acl_rules
+
     path, found = config.acl_file or "", {}
     try:
         with open(path, "rb") as file:

@@ -21,7 +21,7 @@ from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request, put_
 from shardproxy.dataplane.absence cimport drop_stale, instead, part_missing, remember, remember_key
 from shardproxy.dataplane.answers cimport refuse, refuse_bytes, spoken
 from shardproxy.dataplane.calls cimport call_handler
-from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, REHASHED
+from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, OVERLOADED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
 from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
@@ -185,6 +185,7 @@ cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noex
         script = script_of(e, r, row)
     if u == NULL:
         if e.crowded and c.head != c.tail:
+            e.count[<int>OVERLOADED] -= 1       # it is not told so: it waits
             return WAIT
         slot = slot_open(e, c)
         if slot >= 0 and not (e.down and instead(e, c, r, row, <uint32_t>slot, e.node_list[node].out)):

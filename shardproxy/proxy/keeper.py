@@ -237,6 +237,12 @@ class Keeper:
         place = places_of(self._fleet.topology).get(address)
         return self._ways.of(place[0].name, place[1].name) if self._ways and place else Way()
 
+    def bury(self, connections: Mapping[str, Sequence[str]]) -> None:
+        """A worker has died: by node, its connections there, in the words of CLIENT KILL."""
+        for address, ghosts in connections.items():
+            if address in self._watches:
+                self._keep(self._returns.bury(address, ghosts))
+
     # --- evidence ---
 
     def observe(self, evidence: Iterable[Sequence[Any]]) -> None:

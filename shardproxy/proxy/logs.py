@@ -24,6 +24,7 @@ LEVELS = {
     "node_answers": "debug",
     "node_refuses": "warning",
     "node_not_returned": "warning",
+    "not_buried": "warning",
     "not_swept": "warning",
     "flush_refused": "warning",
     "fail_open": "error",

@@ -38,6 +38,7 @@ USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 SETTLE_STEP = 0.02  # seconds between looks at what is unanswered
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
+GHOSTS = 1000  # connections to one node that are remembered, of workers that have died
 KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 
 
@@ -291,7 +292,27 @@ class Returns:
         for reply in await line.ask(*(("CLIENT", "KILL", *ghost.split(" ")) for ghost in ghosts)):
             if isinstance(reply, hiredis.ReplyError):
                 raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
-        self._ghosts.pop(address, None)
+        if address in self._ghosts:
+            self._ghosts[address].difference_update(ghosts)
+
+    async def bury(self, address: str, ghosts: Sequence[str]) -> None:
+        """What is on its way from a worker that has died must not run over what others send from now on.
+
+        Tries until it is done; a node that is out is told when it returns.
+        """
+        known = self._ghosts.setdefault(address, set())
+        known.update(ghosts[-GHOSTS:] if len(known) < GHOSTS else ())
+        wait = RETRY
+        while self._ghosts.get(address) and address in self._fleet.topology.nodes:
+            if self._fleet.topology.nodes[address].state == "out":
+                return
+            try:
+                async with self._line(address) as line:
+                    await self._kill_ghosts(line, address)
+            except NodeRefuses as failure:
+                self._log("not_buried", node=address, reason=str(failure))
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RETRY_MOST)
 
     async def make_up(self, address: str) -> None:
         """Of a node that is up: what it had missed was told too late for its return."""

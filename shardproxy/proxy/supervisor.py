@@ -53,7 +53,6 @@ YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
-GHOSTS = 1000  # connections of dead workers to one node, at most
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
@@ -110,9 +109,6 @@ class Supervisor:
         self._forgotten: set[str] = (
             set()
         )  # nodes whose keys were elsewhere when a worker died, which knew them
-        self._ghosts: dict[
-            str, list[str]
-        ] = {}  # connections of dead workers: a node may still read from them
         self._tasks: set[asyncio.Task[Any]] = set()
         self.bound: list[listeners.Listener] = []
         self.reloader = Reloader(self, self.credentials, self.users, file)
@@ -210,9 +206,6 @@ class Supervisor:
             slot.ready.clear()
             await self.broadcast("subscribed", [slot.number, None], but=slot)
             self.pages.retire(slot.number)
-            for address, ids in slot.connections.items():
-                self._ghosts[address] = [*self._ghosts.get(address, ()), *ids][-GHOSTS:]
-            slot.connections = {}
             self._forgotten |= {
                 shard.node.address
                 for pool in self.topology.pools
@@ -221,6 +214,8 @@ class Supervisor:
             }
             if self.stopping:
                 return
+            self.keeper.bury(slot.connections)
+            slot.connections = {}
             if not was_ready and self.spawns <= len(self.slots):
                 raise StartError(errors.worker_gave_up(slot.number, how))
             slot.deaths = slot.deaths + 1 if time.monotonic() - born < YOUNG else 0
@@ -339,7 +334,6 @@ class Supervisor:
         self.transitions.hide(config)
         self.transitions.changed(self.topology, topology)
         self.config, self.topology, self.credentials, self.users = config, topology, credentials, users
-        self._ghosts = {address: ids for address, ids in self._ghosts.items() if address in topology.nodes}
         told = self._keep(self._send("reload", self._whole(), topology))
         self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
@@ -378,7 +372,7 @@ class Supervisor:
         found = [Taken(*each) for each in (await self.broadcast("take", address)).values()]
         if forgotten or len(found) < len(living):
             found.append(Taken([], [], True))
-        return [*found, Taken(self._ghosts.pop(address, ()), (), False)]
+        return found
 
     # --- what is seen from outside (watched.Watched) ---
 

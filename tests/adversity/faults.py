@@ -245,6 +245,28 @@ class LimitData(Toxic):
             link.close()
 
 
+class Held(Toxic):
+    """What is sent to the node, from a piece with this word in it on, stays in the network until let go."""
+
+    side = "up"
+
+    def __init__(self, word: bytes = b"") -> None:
+        self.word = word
+        self.count, self.free, self.gone = 0, False, False
+
+    async def chunk(self, link: "Link", data: bytes, send: Send) -> None:
+        if self.word not in data:
+            await send(data)
+            return
+        self.count += 1
+        while not self.free:
+            await asyncio.sleep(0.01)
+        try:
+            await send(data)
+        finally:
+            self.gone = True
+
+
 class Link:
     """One direction of one connection."""
 

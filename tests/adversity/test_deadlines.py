@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from asking import counters, key_on, shard_of
-from faults import FakeNode, FaultProxy, Latency, Link, Send, Slicer, Talk, Timeout, Toxic, obey
+from faults import FakeNode, FaultProxy, Held, Latency, Slicer, Talk, Timeout, obey
 from servers import ProxyProcess, RedisNode, pack, redis_nodes, toml, until
 
 # what the engine does alone: fail open is for good, no node is put out
@@ -160,24 +160,6 @@ def test_only_no_progress_resets() -> None:
         stage.slow_node.resume()
         until(lambda: raw.ask("GET", stage.slow) == b"$5\r\nvalue\r\n")
         assert counters(raw)["upstream_resets"] == 1
-
-
-class Held(Toxic):
-    """What is sent to the node stays in the network until it is let go."""
-
-    side = "up"
-
-    def __init__(self) -> None:
-        self.count, self.free, self.gone = 0, False, False
-
-    async def chunk(self, link: Link, data: bytes, send: Send) -> None:
-        self.count += 1
-        while not self.free:
-            await asyncio.sleep(0.01)
-        try:
-            await send(data)
-        finally:
-            self.gone = True
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["reset by us", "lost"])

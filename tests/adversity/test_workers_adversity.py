@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from asking import counters, in_flight, key_on, node_of
-from faults import FakeNode, Talk, obey
+from faults import FakeNode, FaultProxy, Held, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
 
 
@@ -205,6 +205,46 @@ health = { interval = "100ms", timeout = "200ms", successes = 1000 }"""
 
 def states_of(proxy: ProxyProcess, node: RedisNode) -> list[str]:
     return [event["state"] for event in proxy.events("node_state") if event["node"] == node.address]
+
+
+def test_what_a_dead_worker_had_sent_does_not_run_over_what_came_later() -> None:
+    """The node is up all the time: the worker's connections are killed there as soon as it is dead."""
+    with RedisNode() as node, FaultProxy(node.port) as network:
+        pool = 'health = { interval = "1h" }'
+        with ProxyProcess(toml({"a": network.address}, top="workers = 2", pool=pool)) as proxy:
+            until(lambda: len(proxy.events("worker_ready")) == 2)
+            pids = {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
+            crowd: dict[int, Raw] = {}
+            while len(crowd) < 2:
+                crowd.setdefault(worker_of(raw := proxy.raw()), raw)
+            victim, other = crowd[0], crowd[1]
+            assert victim.ask("SET", "key", "first") == b"+OK\r\n"
+            assert other.ask("GET", "key") == b"$5\r\nfirst\r\n"
+            [its] = connections(node, "cmd=set")
+            for _ in range(2):  # it tells what connections it has ten times a second; then that is heard
+                time.sleep(0.2)
+                assert victim.ask("PING") == b"+PONG\r\n"
+            assert not other.ask("PROXY", "RELOAD").startswith(b"-")
+            held = Held(b"held")
+            network.add(held)
+            victim.send(pack("SET", "key", "held"))
+            until(lambda: held.count)
+            network.remove(held)
+            os.kill(pids[0], signal.SIGKILL)
+            until(lambda: proxy.events("worker_died"))
+            assert other.ask("SET", "key", "last") == b"+OK\r\n"
+            until(lambda: its not in connections(node), "the node to be told")
+            held.free = True
+            until(lambda: held.gone)
+            assert other.ask("GET", "key") == b"$4\r\nlast\r\n"
+            victim.close()
+            other.close()
+
+
+def connections(node: RedisNode, word: str = "") -> list[str]:
+    """The ids of those that it has, with this in what it says of them."""
+    with node.raw() as raw:
+        return [line.split()[0] for line in str(raw.value("CLIENT", "LIST")).splitlines() if word in line]
 
 
 # --- stops ---

@@ -15,7 +15,7 @@ import redis as redis_py
 import redis.asyncio
 import webapps
 from servers import RedisNode, free_port
-from webapps import SECRETS, during
+from webapps import SECRETS, afterwards, during
 from webdrive import browser
 
 from shardproxy.core.sessions.model import Model
@@ -110,7 +110,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             client.flushall()
     made = Place(node)
     yield made
-    during.clear()
+    during.clear(), afterwards.clear()
     if made.client is not None:
         made.client.close()
 
@@ -370,6 +370,23 @@ def test_an_old_id_that_led_to_one_that_a_login_has_ended(place: Place, framewor
         response = old.get(path)
         assert "set-cookie" in login[0].headers
         assert "set-cookie" not in response.headers
+
+
+@pytest.mark.parametrize("end", ["/login?_user=1", "/logout"])
+def test_a_renewal_early_in_a_request_and_a_login_before_its_end(
+    place: Place, framework: str, end: str
+) -> None:
+    """Its new id is dead when the response begins: the login's cookie is the one to stay."""
+    with place.browser(framework) as client:
+        client.get("/set?a=1")
+        ended: list[httpx.Response] = []
+        window = again(client, "flask" if framework != "flask" else "wsgi", place)
+        afterwards.append(lambda: ended.append(window.get(end)))
+        response = client.get("/renew")
+        assert "set-cookie" in ended[0].headers and not afterwards
+        assert "set-cookie" not in response.headers
+        if "login" in end:
+            assert state(window.get("/show"))["user"] == "1"
 
 
 def test_another_user_gets_nothing_of_the_first(place: Place, framework: str) -> None:

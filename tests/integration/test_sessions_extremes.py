@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shardproxy.core.sessions.records import META
+from shardproxy.core.sessions.records import META, POINTER
 from shardproxy.sessions import (
     MemorySessionStore,
     SessionGone,
@@ -29,6 +29,24 @@ def damages(meta: bytes) -> dict[str, bytes]:
         "text": meta[:1] + b"9" * 5000,
         "as releases before had it": b"1 1795751736142 28800000 1800000 900000 a",
     }
+
+
+@pytest.mark.parametrize("damage", [b"zz zz", b"\xff\xff", b" ", b"A" * 33, b"A" * 24 + b" " + b"\xff" * 8])
+def test_an_old_id_that_leads_nowhere_is_no_503(client: Any, damage: bytes) -> None:
+    """An empty session for its visitor, who can begin anew."""
+    store = SessionStore(client, SECRETS)
+    session = store.new()
+    session["a"] = 1
+    session.save()
+    old = store.load(session.cookie)
+    session.renew()
+    (pointer,) = (key for key in client.keys("s:*") if client.hexists(key, POINTER))
+    client.hset(pointer, POINTER, damage)
+    found = store.load(old.cookie)
+    assert found.is_new and not found and store.counters["suspicious"] == 1
+    found["b"] = 2
+    found.save()
+    assert store.load(found.cookie)["b"] == 2 and store.load(session.cookie)["a"] == 1
 
 
 @pytest.mark.parametrize("damage", damages(b""))

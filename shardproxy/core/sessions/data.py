@@ -41,7 +41,7 @@ class SessionData(MutableMapping[str, Any]):
     accessed = unavailable = late = False
     _cookie_changed = False
     _presented: Identity | None = None  # of the request's cookie, when it was genuine
-    _followed: Identity | None = None  # where the presented id has led
+    _followed: Identity | None = None  # where the presented id has led, or a renewal in this request
     _timeouts: Timeouts | None = None  # of this session alone, wanted
     _identity: Identity | None = None
     _meta: Meta | None = None  # as it was read; what each save changes is beside it
@@ -129,7 +129,7 @@ class SessionData(MutableMapping[str, Any]):
 
     @property
     def id_followed(self) -> bool:
-        """The request came with an old id, and is to be answered with the one that it leads to."""
+        """It is to be answered with an id found earlier: an old one led there, or `renew` made it."""
         return self._cookie_changed and self._followed is not None and self._followed == self._identity
 
     @property

@@ -1,5 +1,6 @@
 """Reading sessions: from a cookie to a record, along the pointers that old ids have become."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from shardproxy.core.sessions.records import DEVICE, OWN, SCHEMA, USER, Meta, Un
 from shardproxy.core.sessions.rules import AGAIN, BROUGHT, HOPS, LED, NEVER, Plan, Record, Rules
 
 _META, _EPOCH, _USER, _DEVICE, *_ = map(str.encode, OWN)
+_POINTER = re.compile(rb"[A-Za-z0-9_-]{24} [A-Za-z0-9_-]{8}").fullmatch
 
 
 class Ended(Exception):
@@ -109,6 +111,9 @@ def read(rules: Rules, who: Identity, again: bool = False, touch: float | None =
                 rules.counters["revoked_ids"] += 1
             elif status == b"DAMAGED":
                 rules.suspicious(rules.keyring.cookie(who), "a damaged record")
+            return at, None
+        if not _POINTER(reply[1]):
+            rules.suspicious(rules.keyring.cookie(who), "a damaged pointer")
             return at, None
         at = follow(rules, at, reply[1])
     return at, None

@@ -49,7 +49,7 @@ def save(rules: Rules, session: SessionData, optimistic: bool = False, renew: bo
     if due or changes or session._timeouts:
         yield from _write(rules, session, changes, optimistic, due)
     elif session.id_followed and not (yield from alive(rules, session)):
-        session._cookie_changed = False  # a login has come since it was read: its cookie is the one to stay
+        session._cookie_changed = False  # a login has come since: its cookie is the one to stay
 
 
 def renew(rules: Rules, session: SessionData) -> Plan:
@@ -230,6 +230,7 @@ def _written(
     rules.counters["saves"] += 1
     if nonce:
         session._identity, session._nonce, session._cookie_changed = who, nonce, True
+        session._followed = who
         rules.event("renewed", session.handle, session._user_id)
 
 
