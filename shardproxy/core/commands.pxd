@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum Kind:
@@ -94,6 +95,7 @@ cdef struct Found:
     int room
     int n                   # found so far, also past `room`
 
+@cython.final
 cdef class CommandTable:
     """Immutable; a changed table is a new object."""
     cdef readonly tuple names       # by Row.id: "get", "config|get"

@@ -12,7 +12,7 @@ from libc.string cimport memcmp, memcpy, strlen
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_release
 from shardproxy.core.commands cimport MERGE_ARRAY, MERGE_OK, MERGE_SUM
-from shardproxy.core.resp cimport Scan, put_number, scan_frame
+from shardproxy.core.resp cimport Scan, put_number, scan_frame, usual_frame
 
 
 cdef Fan *fan_new(uint8_t merge, uint8_t proto, bint nil, uint16_t parts, uint32_t keys) noexcept nogil:
@@ -192,11 +192,13 @@ cdef int fan_merge(Fan *f, const char *const *names, Buf *out) noexcept nogil:
             if not good[i]:
                 status = say(out, "_\r\n" if f.proto == 3 else "$-1\r\n")
                 continue
-            s.left = s.body = 0
-            s.crlf = 0
-            s.line = 0
             # the engine has scanned the whole reply: every frame is there
-            scan_frame(&s, part.reply.p + part.reply.off + at[i], part.reply.len - at[i], &used)
+            used = usual_frame(part.reply.p + part.reply.off + at[i], part.reply.len - at[i])
+            if used == 0:
+                s.left = s.body = 0
+                s.crlf = 0
+                s.line = 0
+                scan_frame(&s, part.reply.p + part.reply.off + at[i], part.reply.len - at[i], &used)
             status = buf_append(out, part.reply.p + part.reply.off + at[i], used)
             at[i] += used
     free(at)

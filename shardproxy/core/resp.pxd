@@ -1,5 +1,23 @@
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcmp
 from shardproxy.core.buffers cimport Buf
+
+# How long "<mark><up to 9 digits>\r\n" is; 0: it is something else, or ends too near: to be read with care.
+cdef inline size_t usual_header(const char *p, size_t n, int64_t *value) noexcept nogil:
+    cdef size_t i = 1
+    cdef uint32_t v = 0, digit
+    if n < 12:
+        return 0
+    while i < 10:
+        digit = <uint32_t>p[i] - <uint32_t>c'0'
+        if digit > 9:
+            break
+        v = v * 10 + digit
+        i += 1
+    if p[i] != c'\r' or p[i + 1] != c'\n' or i == 1 or p[1] == c'0' and i > 2:
+        return 0
+    value[0] = v
+    return i + 2
 
 # --- replies: where does a frame end? ---
 
@@ -18,6 +36,21 @@ cdef struct Scan:
 # Reads on from where the last call stopped; *used is how many of the n bytes belong to the frame and are done
 # with (a header cut short is not). Frames are top level: a push or an attribute with its value is one frame.
 cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nogil
+
+# The same for what most replies are, when all of it is there: +OK, an integer, a bulk string. 0: ask scan_frame.
+cdef inline size_t usual_frame(const char *p, size_t n) noexcept nogil:
+    cdef int64_t v = 0
+    cdef size_t size
+    if p[0] == c'+':
+        return 5 if n >= 5 and memcmp(p, "+OK\r\n", 5) == 0 else 0
+    if p[0] != c'$' and p[0] != c':':
+        return 0
+    size = usual_header(p, n, &v)
+    if size == 0 or p[0] == c':':
+        return size
+    if <int64_t>(n - size) < v + 2 or p[size + v] != c'\r' or p[size + v + 1] != c'\n':
+        return 0
+    return size + v + 2
 
 # --- requests: one command ---
 

@@ -6,7 +6,7 @@ stack (an aggregate only adds to the number of elements still to come), so nesti
 no client, no command and no socket.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memset
@@ -43,24 +43,6 @@ cdef inline int read_number(const char *p, size_t n, int64_t *value) noexcept no
         i += 1
     value[0] = -v if minus else v
     return 0
-
-
-cdef inline size_t usual_header(const char *p, size_t n, int64_t *value) noexcept nogil:
-    """How long "<mark><up to 9 digits>\r\n" is; 0: it is something else, or ends too near: to be read with care."""
-    cdef size_t i = 1
-    cdef uint32_t v = 0, digit
-    if n < 12:
-        return 0
-    while i < 10:
-        digit = <uint32_t>p[i] - <uint32_t>c'0'
-        if digit > 9:
-            break
-        v = v * 10 + digit
-        i += 1
-    if p[i] != c'\r' or p[i + 1] != c'\n' or i == 1 or p[1] == c'0' and i > 2:
-        return 0
-    value[0] = v
-    return i + 2
 
 
 cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nogil:

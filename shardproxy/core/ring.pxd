@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from shardproxy.core.hashing cimport KeyHash
 
@@ -6,6 +7,7 @@ cdef struct Point:
     uint32_t rank       # orders equal points
     uint16_t owner
 
+@cython.final
 cdef class Ring:
     """Immutable. Shards are numbered in the order of `names`."""
     cdef readonly tuple names

@@ -15,15 +15,11 @@ from shardproxy.dataplane.links cimport ask_feed, ask_forget
 from shardproxy.dataplane.slots cimport client_close, client_keep, slot_at, slot_feed
 
 
-cdef void deliver(Engine e, const Entry *entry, const char *p, size_t n, bint last) noexcept:
+cdef void deliver_apart(Engine e, const Entry *entry, const char *p, size_t n, bint last) noexcept:
     cdef Client *c
-    if entry.to == TO_CLIENT or entry.to == TO_PART:
+    if entry.to == TO_PART:
         c = e.client_at(entry.client, entry.generation)
-        if c == NULL:
-            return
-        if entry.to == TO_CLIENT:
-            slot_feed(e, c, entry.slot, p, n, last)
-        else:
+        if c != NULL:
             fan_feed(e, c, entry, p, n, last)
     elif entry.to == TO_ASK:
         ask_feed(e, entry.slot, p, n, last)

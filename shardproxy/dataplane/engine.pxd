@@ -73,59 +73,64 @@ cdef struct Origin:
     uint32_t mask
 
 cdef struct Client:
-    uint64_t id
-    int fd
+    # what every request touches, in as few cache lines as it fits in
     uint32_t index
     uint32_t generation
     uint32_t head               # slots[head .. tail), counted for ever, each at [number & mask]
     uint32_t tail
     uint32_t mask
+    uint16_t last_row
+    uint8_t proto
+    uint8_t reply_mode
     Slot *slots
-    Buf inp                     # what was read and is not a whole command yet, or waits
-    Buf out
-    Progress progress
     size_t held                 # reply bytes in slots
     size_t sent                 # request bytes in flight
-    uint32_t events             # what epoll watches
-    uint64_t created            # us, as everything that is a time here
-    uint64_t active
+    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
+    Origin *origin              # NULL: no address has a limit
+    Buf out
+    Buf inp                     # what was read and is not a whole command yet, or waits
     uint64_t commands
-    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
-    uint32_t calls              # handlers that have not answered yet
-    uint16_t last_row
-    uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
-    uint8_t proto
-    uint16_t db
-    uint8_t reply_mode
-    bint subscriber             # it has subscribed to something
-    uint64_t over_since         # us: a subscriber is owed more than pubsub_output_soft; 0: it is not
-    bint tracking               # CLIENT TRACKING: all its upstreams are its own, and their pushes go to it
-    uint8_t caching             # CACHING_YES or CACHING_NO for its next command
-    Upstream *own               # its private upstreams, one a node at most, chained by next_own
-    Buf aside                   # pushes that wait until the frame that is going out is complete
     uint64_t wrote              # bit (number of a node) % 64: it has written there
+    Upstream *own               # its private upstreams, one a node at most, chained by next_own
+    uint16_t db
+    uint8_t lanes               # connections a node that it is one client in so many of: see keep_lane
+    uint8_t lane                # which of them is its
+    uint8_t tx_state
+    uint8_t caching             # CACHING_YES or CACHING_NO for its next command
     bint midway                 # part of the reply at the head of its queue is out
+    bint dirty                  # has output, or interest to change, at the end of the tick
+    bint dead
+    bint leaving                # closed when its last reply is out
     bint holding                # its next commands wait until all before them are answered
+    bint subscriber             # it has subscribed to something
+    bint tracking               # CLIENT TRACKING: all its upstreams are its own, and their pushes go to it
+    Progress progress
+    Buf aside                   # pushes that wait until the frame that is going out is complete
+    uint64_t active
+    int fd
+    uint32_t events             # what epoll watches
+    void *tls                   # a Tls that is ours; NULL: not encrypted
+    bint opening                # before its first command: a PROXY header, a TLS handshake
+    bint eof                    # the client has sent its last byte
+    bint stalled                # its input waits: budget, or a barrier
+    bint blocked                # the socket takes no more output now
+    bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
     bint waiting                # a blocking command of its waits on a private upstream
-    uint64_t waits_since        # us
     bint parting                # it has closed its side while it waited
+    bint resuming               # in the list of those whose input is looked at again
+    # and the rest
+    uint64_t id
+    uint64_t created            # us, as everything that is a time here
+    uint32_t calls              # handlers that have not answered yet
+    uint32_t unsure             # Engine.losses, when a write of its was lost then: see losses.order
+    uint64_t over_since         # us: a subscriber is owed more than pubsub_output_soft; 0: it is not
+    uint64_t waits_since        # us
     bint unwatched              # what it watches may have changed unseen: its EXEC finds nothing
     int32_t watching            # the node on which it watches keys; -1: none
     uint32_t watch_placement    # Engine.placement at its first WATCH
-    bint dirty                  # has output, or interest to change, at the end of the tick
-    bint resuming               # in the list of those whose input is looked at again
-    bint stalled                # its input waits: budget, or a barrier
     bint barred                 # it waits until all that was sent before is answered
-    bint blocked                # the socket takes no more output now
-    bint eof                    # the client has sent its last byte
-    bint leaving                # closed when its last reply is out
-    bint hung                   # the other side is gone, out of the epoll set: what it has sent is read by hand
-    bint dead
-    bint opening                # before its first command: a PROXY header, a TLS handshake
-    void *tls                   # a Tls that is ours; NULL: not encrypted
     bint no_evict
     bint no_touch
-    uint8_t tx_state
     int32_t tx_shard            # -1: no key yet
     uint32_t tx_count
     bint tx_mixed               # some of its commands are a handler's: so is its EXEC
@@ -136,12 +141,10 @@ cdef struct Client:
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
     bint tx_calls               # it calls scripts or functions
-    Origin *origin              # NULL: no address has a limit
     uint64_t counted_requests   # its part of the origin's
     size_t counted_bytes
     bint in_line                # at its origin
     Buf tx                      # MULTI and the commands after it, as they came
-    void *permit                # core/permit.Permit, which Engine.permits keeps; NULL: everything is allowed
 
 cdef enum:
     TO_CLIENT = 0
@@ -196,74 +199,76 @@ cdef enum:
     CACHING_NO = 2
 
 cdef struct Upstream:
-    int fd
+    # what every request touches, in as few cache lines as it fits in
     uint32_t index
     uint32_t generation
+    uint32_t head
+    uint32_t tail
+    uint32_t mask
     uint16_t node               # NOWHERE: nobody's, to be used again
     uint8_t proto
-    bint raised                 # its proto is 3, its node speaks RESP2 only: replies are made RESP3 of
-    uint16_t db
+    uint8_t lease               # WATCHING | WAITING | KEPT
+    Entry *fifo                 # fifo[head .. tail), each at [number & mask]
+    uint64_t given              # bytes put into out, ever
+    uint64_t written
+    uint8_t state
     uint8_t place               # which of the node's shared ones of its protocol and database
+    uint16_t db
+    bint dirty
+    bint doomed                 # to be reset at the end of the tick, for `why`
     bint private                # one client's, or a handler's, at a time
+    uint32_t late               # fifo[head .. late) have passed their deadline; behind it some may have: see dues
+    Buf out
+    uint64_t base               # where out begins in all that this upstream was given
+    uint32_t kept               # the first entry of which out may still be needed: requests are kept until answered
+    uint32_t disorder           # from here on entries fall due in their order, after all before them
+    uint64_t latest             # no entry is due later
+    uint64_t look               # nothing falls due before
+    Buf inp
+    Scan scan
+    size_t scanned              # bytes of the frame at inp's head that the scanner is done with
+    bint midway                 # part of the frame being read has been passed on
+    bint push                   # the frame being read is a push
+    bint raised                 # its proto is 3, its node speaks RESP2 only: replies are made RESP3 of
+    bint stream                 # every frame goes to the Link: no reply belongs to a request
+    bint proved                 # this connection has answered a request
+    bint recalled               # what waits on it has been told to let go, because of that; its nil is not its client's
+    uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
+    uint64_t progress           # when it last answered something or was idle
+    uint64_t done               # requests answered since `measured`
+    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
+    # and the rest
+    int fd
     bint owned                  # some client's: of this index and generation
     uint32_t owner
     uint32_t owner_generation
     Upstream *next_own
-    uint8_t lease               # WATCHING | WAITING | KEPT
     uint64_t wait_until         # us: when what blocks must have been answered; 0: never
     uint64_t wait_ends          # us: when its own time is over; 0: never
     bint spent                  # the node has been told to let it go, and may be so later: for nobody else
-    uint64_t moving             # us: what it waits for is elsewhere now, and it is to be there by then; 0: it is not
-    bint recalled               # what waits on it has been told to let go, because of that; its nil is not its client's
     bint unblocked              # a CLIENT UNBLOCK for it may come late: nothing waits on it any more
     char refusal[160]           # why the node would not queue a command of the transaction that is on it; empty: it did
     bint linked                 # Engine.links has a Link for it, which gets its pushes
-    bint stream                 # every frame goes to the Link: no reply belongs to a request
     bint over                   # private, and lost: to be given up at the end of the tick
     uint64_t idle_since         # of one that waits in the pool for its next client
     Upstream *before            # in the list of its node's
     Upstream *after
-    uint8_t state
     void *tls                   # a Tls that is ours; NULL: not encrypted
-    bint dirty
-    bint doomed                 # to be reset at the end of the tick, for `why`
     bint wanted                 # somebody has asked for it: kept connected
     uint32_t events
     int greetings               # replies to the greeting still to come
     int64_t greeted             # us, by the wall clock: when the greeting was sent, to a memcached
     int extras                  # and to what follows it: SELECT, a Link's setup
-    Buf inp
-    Buf out
-    Entry *fifo                 # fifo[head .. tail), each at [number & mask]
-    uint32_t head
-    uint32_t tail
-    uint32_t mask
-    uint32_t late               # fifo[head .. late) have passed their deadline; behind it some may have: see dues
-    uint32_t disorder           # from here on entries fall due in their order, after all before them
     uint32_t unsent             # that fell due before they were written, since they were last taken out
-    uint64_t look               # nothing falls due before
     uint64_t walked             # when it was last looked for what has fallen due
-    uint64_t latest             # no entry is due later
-    Scan scan
-    size_t scanned              # bytes of the frame at inp's head that the scanner is done with
-    bint midway                 # part of the frame being read has been passed on
-    bint push                   # the frame being read is a push
-    bint proved                 # this connection has answered a request
     bint more                   # the last read was full: there may be more to read
     bint full                   # the socket took no more when last written to
-    uint32_t kept               # the first entry of which out may still be needed: requests are kept until answered
-    uint64_t base               # where out begins in all that this upstream was given
-    uint64_t given              # bytes put into out, ever
-    uint64_t written
-    uint64_t again              # up to here are requests that are sent again, in portions: see upstreams.portion
     uint32_t fence              # settled when head, or late, has come this far
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
     char address[64]            # ours, as the node sees it; empty: not known
     uint32_t killing            # replies to CLIENT KILL still to come, before it is up: of Engine.killed
     uint64_t since              # when it was connected
-    uint64_t progress           # when it last answered something or was idle
-    uint64_t done               # requests answered since `measured`
     uint64_t measured
     double rate                 # answers a second, when there was something to do
     uint64_t retry_at
@@ -479,10 +484,34 @@ cdef class Engine:
     cdef void event(self, str name, dict fields)
     cdef void wake(self) noexcept
     cdef uint64_t random(self) noexcept nogil
-    cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil
-    cdef void mark_dirty(self, Client *c) noexcept nogil
-    cdef void mark_resuming(self, Client *c) noexcept nogil
-    cdef void mark_upstream(self, Upstream *u) noexcept nogil
+
+    # Here, so that no module calls them through a pointer
+    cdef inline Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil:
+        cdef Client *c
+        if index >= self.client_room:
+            return NULL
+        c = self.client_list[index]
+        if c == NULL or c.generation != generation or c.dead:
+            return NULL
+        return c
+
+    cdef inline void mark_dirty(self, Client *c) noexcept nogil:
+        if not c.dirty:
+            c.dirty = True
+            self.dirty_clients[self.dirty_client_count] = c.index
+            self.dirty_client_count += 1
+
+    cdef inline void mark_resuming(self, Client *c) noexcept nogil:
+        if not c.resuming:
+            c.resuming = True
+            self.resuming[self.resuming_count] = c.index
+            self.resuming_count += 1
+
+    cdef inline void mark_upstream(self, Upstream *u) noexcept nogil:
+        if not u.dirty:
+            u.dirty = True
+            self.dirty_upstreams[self.dirty_upstream_count] = u.index
+            self.dirty_upstream_count += 1
 
 cdef uint64_t monotonic_us() noexcept nogil
 cdef int64_t wall_us() noexcept nogil

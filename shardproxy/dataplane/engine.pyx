@@ -58,33 +58,6 @@ cdef class Engine:
         self.random_state ^= self.random_state << 17
         return self.random_state
 
-    cdef Client *client_at(self, uint32_t index, uint32_t generation) noexcept nogil:
-        cdef Client *c
-        if index >= self.client_room:
-            return NULL
-        c = self.client_list[index]
-        if c == NULL or c.generation != generation or c.dead:
-            return NULL
-        return c
-
-    cdef void mark_dirty(self, Client *c) noexcept nogil:
-        if not c.dirty:
-            c.dirty = True
-            self.dirty_clients[self.dirty_client_count] = c.index
-            self.dirty_client_count += 1
-
-    cdef void mark_resuming(self, Client *c) noexcept nogil:
-        if not c.resuming:
-            c.resuming = True
-            self.resuming[self.resuming_count] = c.index
-            self.resuming_count += 1
-
-    cdef void mark_upstream(self, Upstream *u) noexcept nogil:
-        if not u.dirty:
-            u.dirty = True
-            self.dirty_upstreams[self.dirty_upstream_count] = u.index
-            self.dirty_upstream_count += 1
-
     def __dealloc__(self):
         cdef int i
         request_free(&self.request)

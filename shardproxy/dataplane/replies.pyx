@@ -10,7 +10,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
-from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
+from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame, usual_frame
 from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
@@ -91,7 +91,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             if not u.push and (u.head == u.tail or u.fifo[u.head & u.mask].start >= u.written):
                 quoted(e, u, "it sent a reply that nothing had asked for:")
                 return
-        status = scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
+        used = usual_frame(p, u.inp.len) if u.scan.left == 0 else 0
+        status = SCAN_DONE if used else scan_frame(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
         u.scanned += used
         if status == SCAN_BAD:
             quoted(e, u, "what it sends is not RESP:")

@@ -30,7 +30,6 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     cdef const Row *row = e.table.find(r.argv[0], r.argl[0])
     cdef const Row *sub
     cdef int status
-    cdef char text[TEXT]
     if row == NULL:
         unknown(e, c, r)
         return TAKEN
@@ -42,11 +41,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
             unknown_sub(e, c, r, row)
             return TAKEN
     if (row.arity > 0 and r.argc != row.arity) or r.argc < -row.arity:
-        if row.kind == KIND_MULTI and row.name[0] == c'e':
-            abort_exec(e, c, "wrong number of arguments for 'exec' command")
-            return TAKEN
-        snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
-        refuse(e, c, text)
+        wrong_number(e, c, row)
         return TAKEN
     if (row.flags & FLAG_BARRIER or c.holding) and c.head != c.tail:
         return WAIT
@@ -54,9 +49,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     if c.permit != NULL and not permitted(e, c, r, row):
         return TAKEN
     if c.subscriber and c.proto == 2 and not row.flags & FLAG_LISTENING:
-        snprintf(text, TEXT, "-ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
-                 "allowed in this context\r\n", row.name)
-        refuse(e, c, text)
+        only_listens(e, c, row)
         return TAKEN
     if e.pausing and paused(e, c, row):
         return WAIT
@@ -108,6 +101,22 @@ cdef bint paused(Engine e, Client *c, const Row *row) noexcept:
 cdef inline bint immediate(const Row *row) noexcept nogil:
     """Run even between MULTI and EXEC, as Redis does."""
     return memcmp(row.name, "reset", 6) == 0 or memcmp(row.name, "quit", 5) == 0
+
+
+cdef void wrong_number(Engine e, Client *c, const Row *row) noexcept:
+    cdef char text[TEXT]
+    if row.kind == KIND_MULTI and row.name[0] == c'e':
+        abort_exec(e, c, "wrong number of arguments for 'exec' command")
+        return
+    snprintf(text, TEXT, "-ERR wrong number of arguments for '%s' command\r\n", row.name)
+    refuse(e, c, text)
+
+
+cdef void only_listens(Engine e, Client *c, const Row *row) noexcept:
+    cdef char text[TEXT]
+    snprintf(text, TEXT, "-ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+             "allowed in this context\r\n", row.name)
+    refuse(e, c, text)
 
 
 cdef void unknown(Engine e, Client *c, Request *r) noexcept:

@@ -5,7 +5,7 @@ a shard, whose arguments are the client's own bytes. A shard that is down answer
 elsewhere, what is written there is remembered.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
 from libc.string cimport memset
@@ -24,7 +24,7 @@ from shardproxy.dataplane.calls cimport call_handler
 from shardproxy.dataplane.counters cimport FANNED_OUT, FORWARDED, OVERLOADED, REHASHED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.dues cimport due_of
-from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Upstream
+from shardproxy.dataplane.engine cimport MOVE, SCRATCH, TEXT, TO_CLIENT, TO_PART, Client, Engine, Entry, Node, Upstream
 from shardproxy.dataplane.memcached cimport meta_can, meta_ready, meta_send, meta_share
 from shardproxy.dataplane.routing cimport TAKEN, WAIT
 from shardproxy.dataplane.scripts cimport node_of_script, precede, script_of
@@ -42,13 +42,22 @@ cdef enum:
 
 cdef int node_of(Engine e, const char *key, size_t n) noexcept:
     """The number of the node that has a key now; sets e.displaced when that is not its home."""
-    cdef int shard = e.ring.shard_of(key, n), other
-    if e.displacing and e.absent[shard] and e.node_list[e.shards[shard]].mode == MOVE:
-        other = e.ring.stand_in(key, n, e.apart[e.node_list[e.shards[shard]].memcached])
-        if other >= 0:
-            e.displaced = True
-            shard = other
-    return e.shards[shard]
+    return node_now(e, key, n)
+
+
+cdef inline int node_now(Engine e, const char *key, size_t n) noexcept:
+    cdef int shard = e.ring.shard_of(key, n)
+    return away(e, shard, key, n) if e.displacing and e.absent[shard] else e.shards[shard]
+
+
+cdef int away(Engine e, int shard, const char *key, size_t n) noexcept:
+    """The same of a key whose home is absent."""
+    cdef Node *home = e.node_list[e.shards[shard]]
+    cdef int other = e.ring.stand_in(key, n, e.apart[home.memcached]) if home.mode == MOVE else -1
+    if other < 0:
+        return e.shards[shard]
+    e.displaced = True
+    return e.shards[other]
 
 
 cdef int anywhere(Engine e) noexcept:
@@ -64,12 +73,20 @@ cdef int anywhere(Engine e) noexcept:
 
 
 cdef int locate(Engine e, Request *r, const Row *row) noexcept:
+    return node_of_all(e, r, row)
+
+
+cdef inline int node_of_all(Engine e, Request *r, const Row *row) noexcept:
     """The node of all keys of a command; NO_KEY, or what else stands in its way."""
-    cdef int i, n, node, other
     e.displaced = False
     e.blocks = row.flags & FLAG_WAITS != 0
     if 0 < row.first < r.argc and not row.flags & FLAG_MOVABLE and row.last == row.first:
-        return node_of(e, r.argv[row.first], r.argl[row.first])
+        return node_now(e, r.argv[row.first], r.argl[row.first])
+    return node_of_several(e, r, row)
+
+
+cdef int node_of_several(Engine e, Request *r, const Row *row) noexcept:
+    cdef int i, n, node, other
     if row.flags & FLAG_KEYLESS:
         return NO_KEY
     if row.flags & FLAG_CHANNEL:
@@ -89,8 +106,10 @@ cdef int locate(Engine e, Request *r, const Row *row) noexcept:
 
 cdef int node_of_command(Engine e, Client *c, Request *r, const Row *row) noexcept:
     cdef int found = locate(e, r, row)
-    if found >= MALFORMED:
-        return found
+    return found if found >= MALFORMED else no_node(e, c, row, found)
+
+
+cdef int no_node(Engine e, Client *c, const Row *row, int found) noexcept:
     if found == CROSS:
         refuse(e, c, "-CROSSSLOT Keys in request don't hash to the same slot\r\n")
     elif found == PATTERN:
@@ -138,31 +157,33 @@ cdef int find_keys(Engine e, Request *r, const Row *row) noexcept:
 # --- to one node ---
 
 cdef int forward(Engine e, Client *c, Request *r, const Row *row) noexcept:
-    cdef int node
-    if e.emulates and row.flags & FLAG_ACROSS and locate(e, r, row) == CROSS:
+    cdef int node = node_of_all(e, r, row)
+    if node == CROSS and e.emulates and row.flags & FLAG_ACROSS:
         if c.head != c.tail:
             return WAIT
         call_handler(e, c, r, row, None)
         c.holding = True
         return TAKEN
-    node = node_of_command(e, c, r, row)
     if node == MALFORMED:
         node = e.shards[anywhere(e)]    # any node says what is wrong with it, in its own words
-    if node >= 0 and e.blocks and not e.node_list[node].memcached:
-        return block(e, c, r, row, node)
     if node >= 0:
+        if e.blocks and not e.node_list[node].memcached:
+            return block(e, c, r, row, node)
         return send_to(e, c, r, row, node)
-    if node == NO_KEY and row.flags & ANY_CALL:
+    if node < MALFORMED:
+        no_node(e, c, row, node)
+        return TAKEN
+    if row.flags & ANY_CALL:
         return send_to(e, c, r, row, node_of_script(e, r, row))
-    if node == NO_KEY:
-        refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
+    refuse_bytes(e, c, b"-ERR '%b' without a key is not supported yet: it says no shard\r\n" % spoken(row))
     return TAKEN
 
 
 cdef inline void charge(Client *c, uint32_t slot, const Request *r) noexcept:
     """The request's bytes count for its client's budget until it is answered."""
-    slot_at(c, slot).cost = <uint32_t>(r.raw_size if r.raw_size < 0xffffffff else 0xffffffff)
-    c.sent += slot_at(c, slot).cost
+    cdef uint32_t cost = UINT32_MAX if r.raw_size > UINT32_MAX else <uint32_t>r.raw_size
+    slot_at(c, slot).cost = cost
+    c.sent += cost
 
 
 cdef int send_to(Engine e, Client *c, Request *r, const Row *row, int node) noexcept:
@@ -232,7 +253,7 @@ cdef int count_shares(Engine e, Request *r, const Row *row, int keys) noexcept:
     e.displaced = e.blocks = False
     for i in range(keys):
         at = row.first + i * row.step
-        node = node_of(e, r.argv[at], r.argl[at])
+        node = node_now(e, r.argv[at], r.argl[at])
         e.owners[i] = <uint16_t>node
         parts += e.shares[node] == 0
         e.shares[node] += 1

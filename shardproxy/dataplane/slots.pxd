@@ -1,9 +1,23 @@
 from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
 from shardproxy.core.buffers cimport Buf
-from shardproxy.dataplane.engine cimport Client, Engine, Slot
+from shardproxy.dataplane.engine cimport REPLY_ON, REPLY_SKIP, Client, Engine, Slot
 
 # A new slot at the end of the client's queue: its number; -1: no memory (the client is closed).
-cdef int64_t slot_open(Engine e, Client *c) noexcept
+cdef inline int64_t slot_open(Engine e, Client *c) noexcept:
+    cdef uint32_t number = c.tail
+    cdef Slot *s
+    if (c.slots == NULL or number - c.head > c.mask) and slots_grow(e, c) < 0:
+        return -1
+    c.tail += 1
+    s = &c.slots[number & c.mask]
+    memset(s, 0, sizeof(Slot))
+    s.discard = c.reply_mode
+    if c.reply_mode == REPLY_SKIP:
+        c.reply_mode = REPLY_ON
+    return number
+
+cdef int slots_grow(Engine e, Client *c) noexcept
 # n bytes of the reply that fills it; `last`: that was all.
 cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n, bint last) noexcept
 # More of a reply, into a buffer of the client's. False: it was over its hard budget, and is closed.

@@ -33,24 +33,14 @@ cdef enum:
     STRANGERS_OUTPUT = 17408    # bytes: Redis closes who has not logged in beyond its fixed buffer and 1 KB
 
 
-cdef int64_t slot_open(Engine e, Client *c) noexcept:
-    cdef uint32_t number
-    cdef Slot *s
-    if c.slots == NULL or c.tail - c.head > c.mask:
-        if queue_grow(<void **>&c.slots, &c.mask, c.head, c.tail, sizeof(Slot), 4) < 0:
-            client_close(e, c, "out of memory")
-            return -1
-    number = c.tail
-    c.tail += 1
-    s = &c.slots[number & c.mask]
-    memset(s, 0, sizeof(Slot))
-    s.discard = c.reply_mode
-    if c.reply_mode == 2:
-        c.reply_mode = 0
-    return number
+cdef int slots_grow(Engine e, Client *c) noexcept:
+    if queue_grow(<void **>&c.slots, &c.mask, c.head, c.tail, sizeof(Slot), 4) < 0:
+        client_close(e, c, "out of memory")
+        return -1
+    return 0
 
 
-cdef inline void drain(Engine e, Client *c) noexcept:
+cdef void drain(Engine e, Client *c) noexcept:
     """What is at the front of the queue goes out; the first slot that is open may already have begun."""
     cdef Slot *s
     cdef bint moved
@@ -79,7 +69,15 @@ cdef inline void drain(Engine e, Client *c) noexcept:
         c.head += 1
 
 
+cdef inline bint has_come(const Slot *s) noexcept nogil:
+    return s.filled or s.held.len != 0
+
+
 cdef bint client_keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept:
+    return keep(e, c, where, p, n)
+
+
+cdef inline bint keep(Engine e, Client *c, Buf *where, const char *p, size_t n) noexcept:
     if buf_append(where, p, n) < 0:
         client_close(e, c, "out of memory")
         return False
@@ -99,7 +97,7 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
     if c.dead:
         return
     if not s.discard and n:
-        if not client_keep(e, c, &c.out if slot == c.head else &s.held, p, n):
+        if not keep(e, c, &c.out if slot == c.head else &s.held, p, n):
             return
     if last:
         s.filled = True
@@ -109,7 +107,7 @@ cdef void slot_feed(Engine e, Client *c, uint32_t slot, const char *p, size_t n,
                 return
             c.sent -= s.cost
             c.head += 1
-            if c.head != c.tail:
+            if c.head != c.tail and has_come(slot_at(c, c.head)):
                 drain(e, c)
     elif slot == c.head and n and not s.discard:
         c.midway = True

@@ -12,14 +12,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 from posix.unistd cimport close
 
-from shardproxy.core.buffers cimport buf_append, buf_consume, buf_head, buf_release, queue_free, queue_grow
+from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release, queue_free
 from shardproxy.core.resp cimport Scan
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
     TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
 )
-from shardproxy.dataplane.dues cimport due_add
 from shardproxy.dataplane.greetings cimport greet, killed
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.private cimport lease, private_drop
@@ -39,9 +38,7 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
-    MAX_QUEUE = 4194304         # requests on one upstream
     POOL_IDLE = 60000000        # us that a private one waits for its next client
-    ALWAYS = 64                 # so many may always wait for a node
     PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
 
 
@@ -207,13 +204,12 @@ cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
 
 # --- requests ---
 
-cdef Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due) noexcept:
-    keep_lane(e, c)
+cdef Upstream *upstream_found(Engine e, int number, Client *c, uint64_t due) noexcept:
     if e.node_list[number].memcached:
-        return usable(e, number, NULL, 2, 0, c.index % c.lanes, due)    # there is one protocol and one database
+        return usable(e, number, NULL, 2, 0, c.lane, due)    # there is one protocol and one database
     if c.tracking:
         return tracking_one(e, number, c, due)
-    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.index % c.lanes, due)
+    return usable(e, number, own_of(c, number) if c.own != NULL else NULL, c.proto, c.db, c.lane, due)
 
 
 cdef Upstream *tracking_one(Engine e, int number, Client *c, uint64_t due) noexcept:
@@ -225,7 +221,7 @@ cdef Upstream *tracking_one(Engine e, int number, Client *c, uint64_t due) noexc
         if u == NULL:
             e.missing = e.crowded = e.down = False
             return NULL
-    u = usable(e, number, u, c.proto, c.db, c.index % c.lanes, due)
+    u = usable(e, number, u, c.proto, c.db, c.lane, due)
     if u != NULL and c.caching:
         if promise(e, u, TO_NOBODY, 0, 0, 0, 0, False, 0, 1, due) < 0:
             u.doomed = True
@@ -234,11 +230,6 @@ cdef Upstream *tracking_one(Engine e, int number, Client *c, uint64_t due) noexc
         else:
             give(e, u, "*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$2\r\nNO\r\n", 37)
     return u
-
-
-cdef void keep_lane(Engine e, Client *c) noexcept nogil:
-    if c.head == c.tail or c.lanes == 0:
-        c.lanes = <uint8_t>e.connections
 
 
 cdef Upstream *upstream_at(Engine e, int number, uint8_t proto, uint16_t db, uint64_t due) noexcept:
@@ -300,7 +291,7 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
     if u.over or u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
         shard_down(e, node, u.why)
         return NULL
-    if u.given - u.written > e.budget.queue // (e.shared_count + u.private) or u.tail - u.head > MAX_QUEUE:
+    if (u.given - u.written) * (e.shared_count + u.private) > e.budget.queue or u.tail - u.head > MAX_QUEUE:
         e.count[<int>OVERLOADED] += 1
         e.text_size = snprintf(e.text, TEXT, "-OVERLOADED shard '%.100s' at %.100s: %llu bytes wait for it\r\n",
                                node.shard, node.name, <unsigned long long>(u.given - u.written))
@@ -398,44 +389,6 @@ cdef void upstream_give_up(Engine e, Upstream *u) noexcept:
     u.node = NOWHERE
     e.spare_upstreams[e.spare_upstream_count] = u.index
     e.spare_upstream_count += 1
-
-
-cdef int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
-                 uint16_t part, bint write, uint8_t tries, uint32_t frames, uint64_t due) noexcept:
-    cdef Entry *entry
-    if u.fifo == NULL or u.tail - u.head > u.mask:
-        if queue_grow(<void **>&u.fifo, &u.mask, u.head, u.tail, sizeof(Entry), 64) < 0:
-            return -1
-    if u.head == u.tail:
-        u.progress = e.now
-    entry = &u.fifo[u.tail & u.mask]
-    u.tail += 1
-    entry.client = client
-    entry.generation = generation
-    entry.slot = slot
-    entry.part = part
-    entry.to = to
-    entry.write = write
-    entry.tries = 0 if u.private else tries     # what it has been told before is lost with it
-    entry.frames = frames
-    entry.at = e.now
-    entry.start = u.given
-    entry.prefix = 0
-    entry.loads = entry.skip = 0
-    entry.trusting = False
-    entry.form = entry.fault = 0
-    entry.total = entry.tally = 0
-    due_add(u, entry, 0 if u.lease & WAITING else due)
-    return 0
-
-
-cdef int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
-    if buf_append(&u.out, p, n) < 0:
-        u.doomed = True         # part of a request cannot be left in there
-        return -1
-    u.given += n
-    e.mark_upstream(u)
-    return 0
 
 
 cdef void upstream_done(Upstream *u) noexcept nogil:
