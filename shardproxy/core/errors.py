@@ -317,7 +317,9 @@ def memcached_said(what: str) -> str:
 
 
 def not_supported(name: str, why: str) -> str:
-    """name: as in the command table; why: the row's."""
+    """name: as in the command table; why: the row's; one with a capital letter is the whole text."""
+    if why[:1].isupper():
+        return f"ERR {why}"
     return f"ERR '{name.upper().replace('|', ' ')}' is not supported yet" + (f": {why}" if why else "")
 
 
