@@ -505,7 +505,6 @@ ENGINE = (
     "DENIED this port takes connections from load balancers in `proxy_protocol_from` only",
     "ERR Protocol error: this port speaks TLS, and what came is plaintext",
     # ours: it could be answered one day
-    "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",
