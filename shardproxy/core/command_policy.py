@@ -90,6 +90,9 @@ def _refused(why: str) -> dict[str, Any]:
 
 _NODE = _refused("it acts on one node: an administrator says which with PROXY NODE")
 _CLUSTER = _refused("the proxy is not a Redis Cluster node; it finds every key's node itself")
+_DISABLED = _refused(
+    "This instance has cluster support disabled"
+)  # upper case: Redis's own words, all of them
 _CONTAINER = _refused("name one of its subcommands")
 
 # names → decision. Later lines win.
@@ -157,7 +160,8 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
         "migrate",
         _refused("it would move keys away from the shard that the ring gives them") | {"walk": "migrate"},
     ),
-    ("cluster asking readonly readwrite restore-asking", _CLUSTER),
+    ("cluster asking readonly readwrite", _DISABLED),
+    ("restore-asking", _CLUSTER),
     ("shutdown module pfdebug pfselftest", _NODE),
     ("failover psync replconf replicaof slaveof sync", _NODE),
 ]

@@ -317,7 +317,9 @@ def memcached_said(what: str) -> str:
 
 
 def not_supported(name: str, why: str) -> str:
-    """name: as in the command table; why: the row's."""
+    """name: as in the command table; why: the row's; one with a capital letter is the whole text."""
+    if why[:1].isupper():
+        return f"ERR {why}"
     return f"ERR '{name.upper().replace('|', ' ')}' is not supported yet" + (f": {why}" if why else "")
 
 
@@ -503,7 +505,6 @@ ENGINE = (
     "DENIED this port takes connections from load balancers in `proxy_protocol_from` only",
     "ERR Protocol error: this port speaks TLS, and what came is plaintext",
     # ours: it could be answered one day
-    "ERR '{}' is not supported yet: {}",
     "ERR '{}' is not supported inside MULTI",
     "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported",
     "ERR '{}' without a key is not supported yet: it says no shard",

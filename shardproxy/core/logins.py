@@ -7,7 +7,7 @@ remembered.
 
 from collections import OrderedDict
 
-FIRST, MOST = 0.05, 5.0  # seconds
+FIRST, MOST = 0.05, 1.6  # seconds; less than clients wait for a reply: redis-py 5 s, go-redis 3 s, Jedis 2 s
 FORGET = 60.0  # seconds after an address's last failure
 ADDRESSES = 4096
 

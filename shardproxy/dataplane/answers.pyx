@@ -7,6 +7,8 @@ from shardproxy.dataplane.counters cimport REFUSED
 from shardproxy.dataplane.engine cimport TX_BROKEN, Client, Engine
 from shardproxy.dataplane.slots cimport slot_answer
 
+from shardproxy.core import errors
+
 
 UNBLOCKED = "-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)\r\n"
 
@@ -32,7 +34,8 @@ cdef bytes clean(const char *p, size_t n, size_t most):
 
 
 cdef void refuse_row(Engine e, Client *c, const Row *row) noexcept:
-    refuse_bytes(e, c, b"-ERR '%b' is not supported yet: %b\r\n" % (spoken(row), e.table.whys[row.id]))
+    cdef bytes name = row.name
+    refuse_bytes(e, c, b"-%b\r\n" % errors.not_supported(name.decode(), e.table.whys[row.id].decode()).encode())
 
 
 cdef bytes spoken(const Row *row):

@@ -1,15 +1,17 @@
 """SUBSCRIBE and its kin, PUBLISH, PUBSUB. Who has subscribed to what is subscriptions'.
 
 PUBLISH is an ordinary command for the shard of its channel and never comes here, unless what the node
-answers, the number of receivers, has to be put right.
+answers, the number of receivers, has to be put right, or somebody is about to subscribe to that channel.
 """
 
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
 from shardproxy.handlers.asking import Answer, ask_all, pack, value_of
+from shardproxy.handlers.base import Answer as Reply
 from shardproxy.handlers.base import Server, handles
 from shardproxy.handlers.node_listeners import CHANNEL, PATTERN, SHARD
+from shardproxy.handlers.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from shardproxy.dataplane.calls import Call
@@ -32,14 +34,21 @@ def tell(call: "Call", frames: list[bytes]) -> None:
 
 
 @handles("subscribe", "psubscribe", "ssubscribe")
-async def subscribe(server: Server, call: "Call") -> bytes | None:
+def subscribe(server: Server, call: "Call") -> Reply:
     verb, client = call.row.name, call.client
     kind = KIND_OF[verb.removesuffix("subscribe")]
-    before = set(server.subscriptions.of(client).names[kind])
-    count = counted(client.subscriptions, kind)
     if shard := server.subscriptions.impossible(kind, call.args[1:]):
         return reply.error(errors.not_on_memcached(verb, shard))
-    if error := await server.subscriptions.subscribe(client, kind, call.args[1:]):
+    if not server.subscriptions.room_for(client, len(call.args) - 1):
+        return reply.error(errors.TOO_MANY_SUBSCRIPTIONS)
+    return _subscribe(server, call, kind, server.subscriptions.enlist(client, kind, call.args[1:]))
+
+
+async def _subscribe(server: Server, call: "Call", kind: int, new: list[Subscription]) -> bytes | None:
+    verb, client = call.row.name, call.client
+    before = set(server.subscriptions.of(client).names[kind])
+    count = counted(client.subscriptions, kind)
+    if error := await server.subscriptions.subscribe(client, new):
         return error
     frames = []
     for name in call.args[1:]:
@@ -85,8 +94,11 @@ def publish(server: Server, call: "Call") -> None:
             frame = reply.integer(server.subscriptions.receivers.of_message(kind, channel, int(frame[1:-2])))
         call.reply(frame)
 
-    reactor = server.reactor
-    reactor.ask(reactor.node_of(channel), pack(*call.args), done, client=call.client)
+    def send() -> None:
+        reactor = server.reactor
+        reactor.ask(reactor.node_of(channel), pack(*call.args), done, client=call.client)
+
+    server.subscriptions.receivers.when_heard(kind, channel, send)
 
 
 # --- PUBSUB ---

@@ -2,9 +2,12 @@
 
 A node takes each worker's listener for one client. Workers tell each other of every name whose clients
 change, what changes within a turn of the loop in one message, and before the client that subscribes is told.
+A message of this worker's clients for a name that one of them has asked for waits until the node has
+confirmed it: many publish without looking at the confirmation, and one Redis reads the SUBSCRIBE first.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shardproxy.core import glob
@@ -24,7 +27,10 @@ class Receivers:
         self.server = server
         self.mine: tuple[Counts, ...] = ({}, {}, {})
         self.others: dict[int, tuple[Counts, ...]] = {}  # of other workers, by slot
-        self.crowded: tuple[Counts, ...] = ({}, {}, {})  # workers in which a name has more than one client
+        self.coming: tuple[Counts, ...] = ({}, {}, {})  # clients of this worker that are about to listen
+        self.held: list[tuple[int, bytes, Callable[[], None]]] = []  # messages that wait for these
+        # workers in which a name has more than one client, and whoever is coming: a node counts too few
+        self.crowded: tuple[Counts, ...] = ({}, {}, {})
         self.changed: set[tuple[int, bytes]] = set()  # not yet told to the other workers
         self.telling: asyncio.Future[None] | None = None  # when what is in `changed` has been told
 
@@ -37,7 +43,8 @@ class Receivers:
             self._tell()
 
     def _recount(self, kind: int, name: bytes) -> None:
-        _put(self.crowded[kind], name, sum(count > 1 for count in self._counts(kind, name)))
+        crowded = sum(count > 1 for count in self._counts(kind, name)) + self.coming[kind].get(name, 0)
+        _put(self.crowded[kind], name, crowded)
         self.server.reactor.count_receivers(
             self.crowded[CHANNEL], self.crowded[SHARD], bool(self.crowded[PATTERN])
         )
@@ -60,6 +67,24 @@ class Receivers:
                 if glob.matches(pattern, channel):
                     found += self.surplus(PATTERN, pattern)
         return found
+
+    # --- those that are about to listen ---
+
+    def expect(self, kind: int, name: bytes, change: int) -> None:
+        """One more that is about to listen to it (1), or does now, or will not (-1)."""
+        _put(self.coming[kind], name, self.coming[kind].get(name, 0) + change)
+        held, self.held = self.held, []
+        for each in held:
+            self.when_heard(*each)
+        self._recount(kind, name)
+
+    def when_heard(self, kind: int, channel: bytes, send: Callable[[], None]) -> None:
+        """Calls it, in order: now, or when nobody is only about to listen to this channel."""
+        patterns = self.coming[PATTERN] if kind == CHANNEL else ()
+        if channel in self.coming[kind] or any(glob.matches(each, channel) for each in patterns):
+            self.held.append((kind, channel, send))
+        else:
+            send()
 
     # --- the other workers ---
 

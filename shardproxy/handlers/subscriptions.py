@@ -167,12 +167,12 @@ class Subscriptions:
 
     # --- what clients want ---
 
-    async def subscribe(self, client: "ClientHandle", kind: int, names: list[bytes]) -> bytes:
-        """An error line; nothing: the client may be told, and gets what comes from now on."""
-        mine = self.of(client)
-        if sum(mine.counts) + len(names) > self.server.config.limits.client_subscriptions:
-            return reply.error(errors.TOO_MANY_SUBSCRIPTIONS)
-        live, new = self.live(), []
+    def room_for(self, client: "ClientHandle", count: int) -> bool:
+        return sum(self.of(client).counts) + count <= self.server.config.limits.client_subscriptions
+
+    def enlist(self, client: "ClientHandle", kind: int, names: list[bytes]) -> list[Subscription]:
+        """Those that it has not: what is published from now on is for it, too. `subscribe` follows."""
+        mine, live, new = self.of(client), self.live(), []
         for name in dict.fromkeys(names):
             if name not in mine.names[kind]:
                 subscription = self.names[kind].get(name)
@@ -181,17 +181,27 @@ class Subscriptions:
                 if not subscription.wanted:
                     subscription.nodes = self.homes(kind, name, live)
                 subscription.wanted += 1
+                self.receivers.expect(kind, name, 1)
                 new.append(subscription)
-        error = await self.confirmed(new)
-        if error or not client.alive:
-            self.drop(new)
-            return error
-        for subscription in new:
-            mine.names[kind][subscription.name] = subscription
-            subscription.clients[client.id] = client
-            self.count(subscription)
-        client.subscriptions = mine.counts
-        await self.receivers.told()
+        return new
+
+    async def subscribe(self, client: "ClientHandle", new: list[Subscription]) -> bytes:
+        """An error line; nothing: the client may be told, and gets what comes from now on."""
+        mine = self.of(client)
+        try:
+            error = await self.confirmed(new)
+            if error or not client.alive:
+                self.drop(new)
+                return error
+            for subscription in new:
+                mine.names[subscription.kind][subscription.name] = subscription
+                subscription.clients[client.id] = client
+                self.count(subscription)
+            client.subscriptions = mine.counts
+            await self.receivers.told()
+        finally:
+            for subscription in new:
+                self.receivers.expect(subscription.kind, subscription.name, -1)
         return b""
 
     async def confirmed(self, subscriptions: list[Subscription]) -> bytes:

@@ -180,6 +180,24 @@ def test_many_publish_in_a_pipeline(proxy: ProxyProcess) -> None:
             assert got == list(range(count))
 
 
+@pytest.mark.parametrize(("subscribe", "publish"), [("", ""), ("P", ""), ("S", "S")])
+def test_who_publishes_need_not_wait_for_the_confirmation(
+    own: tuple[list[RedisNode], ProxyProcess], subscribe: str, publish: str
+) -> None:
+    """The first of a worker's subscriptions has to connect to the node, which takes longer than a PUBLISH."""
+    _, proxy = own
+    with proxy.raw() as subscriber, proxy.raw() as publisher:
+        subscriber.ask("PING")
+        publisher.ask("GET", "ch")
+        words = [b"%d" % number for number in range(20)]
+        subscriber.send(pack(f"{subscribe}SUBSCRIBE", "ch"))
+        publisher.send(b"".join(pack(f"{publish}PUBLISH", "ch", word) for word in words))
+        assert publisher.frames(20) == [b":1\r\n"] * 20
+        frames = subscriber.frames(21)
+        assert frames[0].endswith(b":1\r\n")
+        assert [frame.split(b"\r\n")[-2] for frame in frames[1:]] == words
+
+
 def test_a_slow_subscriber_is_closed_with_a_reason(nodes: list[RedisNode]) -> None:
     limits = (
         '[limits]\npubsub_output_soft = "256kb"\npubsub_output_hard = "1mb"\npubsub_output_time = "300ms"'

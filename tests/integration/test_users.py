@@ -494,7 +494,7 @@ def test_a_wrong_password_makes_its_client_wait_and_nobody_else(node: RedisNode)
 
 
 def test_wrong_passwords_inside_multi_wait_at_exec(node: RedisNode) -> None:
-    """Queued at once, however they come; each is one more failure, and EXEC answers when all have waited."""
+    """Queued at once; each is another failure, and the array comes when all have waited."""
     users = '[users]\ndefault = "on nopass ~* &* +@all"\napp = "on #' + "ab" * 32 + ' ~* +@all"\n'
     wrong = pack("AUTH", "app", "wrong")
     with (

@@ -112,6 +112,8 @@ async def test_a_row_without_a_handler_is_said_to_be_unsupported() -> None:
     assert await ask(FakeServer(), client, "CLIENT", "FOO") == (
         b"-ERR unknown subcommand 'FOO'. Try CLIENT HELP.\r\n"
     )
-    assert (await ask(FakeServer(), client, "CLUSTER", "INFO")).startswith(
-        b"-ERR 'CLUSTER INFO' is not supported yet: "
+    assert (await ask(FakeServer(), client, "RESTORE-ASKING", "k", "0", "v")).startswith(
+        b"-ERR 'RESTORE-ASKING' is not supported yet: "
     )
+    disabled = b"-ERR This instance has cluster support disabled\r\n"
+    assert await ask(FakeServer(), client, "CLUSTER", "INFO") == disabled
