@@ -154,6 +154,18 @@ class Raw:
         reader.feed(self.ask(*args))
         return reader.gets()
 
+    def unasked(self, patience: float) -> list[bytes]:
+        """What comes until nothing does for so many seconds."""
+        found, timeout = list[bytes](), self.socket.gettimeout()
+        self.socket.settimeout(patience)
+        try:
+            while True:
+                found.append(self.frame())
+        except TimeoutError:
+            return found
+        finally:
+            self.socket.settimeout(timeout)
+
     def rest(self) -> bytes:
         """Everything until the other side closes."""
         with contextlib.suppress(ConnectionResetError):

@@ -3,7 +3,7 @@
 Pure. A text is the body of a RESP error: it begins with its code, has no "-" and no line end. Whatever Redis
 has a text for has Redis 7's own. Names a node, a shard and a reason where there is one; never a key, a value
 or a secret. What a request meets on the fast path the engine says with C strings of its own: ENGINE lists
-them, and a test compares the list with the engine's sources.
+them, and a test compares the list with the engine's sources. Why it does not start is in proxy/start_errors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -90,21 +90,15 @@ def unknown_subcommand(container: str, sub: bytes) -> str:
     return f"ERR unknown subcommand '{shown(sub)}'. Try {container.upper()} HELP."
 
 
-def subcommand_syntax(name: bytes) -> str:
-    """Of CLIENT: more arguments than this subcommand has a meaning for."""
-    return f"ERR unknown subcommand or wrong number of arguments for '{shown(name)}'. Try CLIENT HELP."
-
-
 def wrong_arity(name: str) -> str:
     """name: as in the command table, "get" or "client|id"."""
     return f"ERR wrong number of arguments for '{name}' command"
 
 
 def wrong_use(container: str, sub: bytes) -> str:
-    return (
-        f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. "
-        f"Try {container.upper()} HELP."
-    )
+    """Of the right name, with too many arguments, or of none."""
+    said = shown(sub)
+    return f"ERR unknown subcommand or wrong number of arguments for '{said}'. Try {container.upper()} HELP."
 
 
 def too_many_of_user(user: str) -> str:
@@ -166,11 +160,6 @@ def client_option(name: bytes) -> str:
 def client_value(option: bytes) -> str:
     """Of CLIENT SETINFO."""
     return f"ERR {shown(option)} cannot contain spaces, newlines or special characters."
-
-
-def wrong_subcommand(container: str, sub: bytes) -> str:
-    """Of the right name, with too many arguments."""
-    return f"ERR unknown subcommand or wrong number of arguments for '{shown(sub)}'. Try {container} HELP."
 
 
 TOO_MANY_SUBSCRIPTIONS = "ERR more subscriptions than client_subscriptions allows"
@@ -402,67 +391,6 @@ def bad_reply(frame: bytes) -> str:
 # --- Ours: a bug -------------------------------------------------------------------------------------------
 
 INTERNAL = "ERR internal error: see the log of shardproxy"
-
-# --- The operator's: shardproxy cannot start ---------------------------------------------------------------
-
-
-def port_in_use(address: str, option: str) -> str:
-    return (
-        f"cannot listen on {address}: another program does. Stop it (`ss -ltnp` names it), or listen "
-        f"elsewhere: {option} in shardproxy.toml, port 0 for any free one"
-    )
-
-
-def socket_in_use(address: str) -> str:
-    return f"cannot listen on {address}: another program does. Stop it, or give another path"
-
-
-def not_a_socket(address: str) -> str:
-    return f"cannot listen on {address}: that file is not a socket. Remove it, or give another path"
-
-
-def cannot_listen(address: str, reason: str) -> str:
-    return f"cannot listen on {address}: {reason}"
-
-
-def not_permitted(address: str) -> str:
-    return (
-        f"cannot listen on {address}: permission denied. Ports below 1024 are root's, or of who has "
-        "CAP_NET_BIND_SERVICE; a unix socket needs a directory that may be written"
-    )
-
-
-def nobody_to_take_over(address: str) -> str:
-    return (
-        f"--takeover: no running shardproxy answers for {address}, the first address of `listen`. "
-        "Start without --takeover, or check that it runs, as this user, with the same first address"
-    )
-
-
-def no_fixed_address(address: str) -> str:
-    return f"--takeover: {address}, the first of `listen`, has no fixed port to find the running one by"
-
-
-def takeover_failed(reason: str) -> str:
-    return f"--takeover: the running shardproxy gave no sockets: {reason}. It goes on as before"
-
-
-def not_state(path: str) -> str:
-    return (
-        f"{path}: not a state file of shardproxy, so it is neither used nor written over; "
-        "remove it, or name another in `state`"
-    )
-
-
-def newer_state(path: str, by: str) -> str:
-    return (
-        f"{path}: written by a newer shardproxy ({by}), so it is neither used nor written over; "
-        "remove it, or name another in `state`"
-    )
-
-
-def worker_gave_up(slot: int, how: str) -> str:
-    return f"worker {slot} ended before it was ready ({how}); the log above says why"
 
 
 # --- The engine's own, {} where it puts something in -------------------------------------------------------

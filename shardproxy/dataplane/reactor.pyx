@@ -35,7 +35,7 @@ from shardproxy.dataplane.system cimport (
     EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, tag, timerfd_create,
 )
-from shardproxy.dataplane.upstreams cimport upstream_flush, upstream_free, upstream_writable, upstreams_due
+from shardproxy.dataplane.upstreams cimport upstream_flush, upstreams_free, upstream_writable, upstreams_due
 from shardproxy.dataplane.waiting cimport follow_keys
 
 from shardproxy.dataplane.counters import PAGE_BYTES
@@ -412,7 +412,6 @@ cdef class Reactor(Console):
         """Close every connection; what is in flight is not answered. Listeners belong to the caller."""
         cdef uint32_t i
         cdef Client *c
-        cdef Upstream *u
         if self.closed or self.epoll < 0:
             return
         self.in_tick = self.closing = True
@@ -426,10 +425,7 @@ cdef class Reactor(Console):
         for i in range(self.dead_count):
             client_free(self, self.client_list[self.dead[i]])
         self.dead_count = 0
-        for i in range(self.upstream_count):
-            if self.upstreams[i] != NULL:
-                upstream_free(self, self.upstreams[i])
-        self.upstream_count = 0
+        upstreams_free(self)
         self.in_tick = False
         self.closed = True
         close(self.epoll)

@@ -91,7 +91,7 @@ cdef void fit(Engine e) noexcept
 cdef void shrink(Upstream *u) noexcept
 # Deadlines, connections that take too long, upstreams that make no progress, and reconnecting.
 cdef void upstreams_due(Engine e) noexcept
-cdef void upstream_free(Engine e, Upstream *u) noexcept
+cdef void upstreams_free(Engine e) noexcept
 cdef void upstream_ready(Engine e, Upstream *u) noexcept
 # Go on with its TLS handshake; True: it is done, and the greeting is on its way.
 cdef bint shake(Engine e, Upstream *u, bint first) noexcept

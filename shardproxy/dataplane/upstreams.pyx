@@ -576,10 +576,22 @@ cdef void shrink(Upstream *u) noexcept:
         queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))
 
 
+cdef void upstreams_free(Engine e) noexcept:
+    """All are lost before the first is freed: why one is looks at the others of its node."""
+    cdef Upstream *u
+    cdef uint32_t i
+    for i in range(e.upstream_count):
+        u = e.upstreams[i]
+        if u != NULL and u.node != NOWHERE:
+            upstream_lost(e, u, "shardproxy is closing the connection", False)
+            sift(e, u, "shardproxy is closing the connection")
+    for i in range(e.upstream_count):
+        if e.upstreams[i] != NULL:
+            upstream_free(e, e.upstreams[i])
+    e.upstream_count = 0
+
+
 cdef void upstream_free(Engine e, Upstream *u) noexcept:
-    if u.node != NOWHERE:
-        upstream_lost(e, u, "shardproxy is closing the connection", False)
-        sift(e, u, "shardproxy is closing the connection")
     unlearn(u)
     buf_release(&u.out)
     queue_free(<void **>&u.fifo, &u.mask, sizeof(Entry))

@@ -94,7 +94,7 @@ async def pause(server: Server, call: "Call") -> bytes:
     """CLIENT PAUSE timeout [WRITE|ALL]"""
     what = call.args[3].lower() if len(call.args) == 4 else b"all"
     if len(call.args) > 4:
-        return reply.error(errors.subcommand_syntax(call.args[1]))
+        return reply.error(errors.wrong_use("client", call.args[1]))
     if what not in (b"all", b"write"):
         return reply.error(errors.PAUSE_MODE)
     time = timeout_in(call.args[2])

@@ -112,7 +112,7 @@ def refused(answers: list[Answer]) -> bytes | None:
 async def channels(server: Server, call: "Call") -> bytes:
     """PUBSUB CHANNELS [pattern]"""
     if len(call.args) > 3:
-        return reply.error(errors.wrong_subcommand("PUBSUB", call.args[1]))
+        return reply.error(errors.wrong_use("pubsub", call.args[1]))
     answers = await ask_all(server, call, *call.args, write=False)
     if error := refused(answers):
         return error
@@ -135,7 +135,7 @@ async def numsub(server: Server, call: "Call") -> bytes:
         found = value_of(answer.frame, list)
         for name, count in zip(found[::2], found[1::2], strict=False):
             # a channel of keyspace notifications is on every node, which each count us
-            if name in seen and isinstance(count, int):
+            if isinstance(name, bytes) and name in seen and isinstance(count, int):
                 seen[name] = max(seen[name], count)
     frames = []
     for name in names:

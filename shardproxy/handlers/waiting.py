@@ -136,7 +136,7 @@ def _numbers(frame: bytes, count: int) -> list[int]:
 async def unblock(server: Server, call: "Call") -> bytes:
     """CLIENT UNBLOCK client-id [TIMEOUT|ERROR]"""
     if len(call.args) > 4:
-        return reply.error(errors.subcommand_syntax(call.args[1]))
+        return reply.error(errors.wrong_use("client", call.args[1]))
     how = call.args[3].lower() if len(call.args) == 4 else b"timeout"
     if how not in (b"timeout", b"error"):
         return reply.error(errors.UNBLOCK_REASON)

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Sequence
 
 from shardproxy.config.text import Door, door
-from shardproxy.core import errors
+from shardproxy.proxy import start_errors
 
 BACKLOG = 4096  # as far as net.core.somaxconn allows
 SPARE_DESCRIPTORS = 1024  # beside those of clients: nodes, listeners, log, handlers
@@ -78,14 +78,14 @@ def bind(address: str, slots: int = 1, option: str = 'listen = ["HOST:PORT"]') -
         raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise StartError(errors.port_in_use(address, option)) from None
+            raise StartError(start_errors.port_in_use(address, option)) from None
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise StartError(errors.not_permitted(address)) from None
+            raise StartError(start_errors.not_permitted(address)) from None
         if error.errno == errno.EADDRNOTAVAIL:
             raise StartError(
-                errors.cannot_listen(address, "no interface of this machine has that address")
+                start_errors.cannot_listen(address, "no interface of this machine has that address")
             ) from None
-        raise StartError(errors.cannot_listen(address, error.strerror or str(error))) from None
+        raise StartError(start_errors.cannot_listen(address, error.strerror or str(error))) from None
 
 
 def _bind_tcp(scheme: str, address: str, slots: int) -> Listener:
@@ -153,7 +153,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartError(errors.not_a_socket(f"unix://{path}"))
+        raise StartError(start_errors.not_a_socket(f"unix://{path}"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -163,7 +163,7 @@ def _remove_stale(path: str) -> None:
             return
         except TimeoutError:
             pass  # somebody listens, and is slow
-    raise StartError(errors.socket_in_use(f"unix://{path}"))
+    raise StartError(start_errors.socket_in_use(f"unix://{path}"))
 
 
 def raise_descriptors(clients: int) -> int:

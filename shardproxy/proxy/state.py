@@ -14,7 +14,7 @@ import msgspec
 
 from shardproxy import __version__
 from shardproxy.config import Config, Source, load
-from shardproxy.core import errors
+from shardproxy.proxy import start_errors
 
 FORMAT = 1
 MARK = "shardproxy state"
@@ -47,16 +47,16 @@ def read(path: str) -> Kept | None:
             content = file.read()
         head = msgspec.json.decode(content, type=_Head)
         if head.kind != MARK:
-            raise StateError(errors.not_state(path))
+            raise StateError(start_errors.not_state(path))
         if head.format > FORMAT:
-            raise StateError(errors.newer_state(path, head.by))
+            raise StateError(start_errors.newer_state(path, head.by))
         return msgspec.json.decode(content, type=Kept)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StateError(f"{path}: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is a DecodeError
-        raise StateError(errors.not_state(path)) from None
+        raise StateError(start_errors.not_state(path)) from None
 
 
 def last_good(file: str) -> Config | None:

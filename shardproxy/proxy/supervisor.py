@@ -26,11 +26,10 @@ import msgspec
 
 import shardproxy
 from shardproxy.config import Config, Credentials, read_users
-from shardproxy.core import errors
 from shardproxy.core.acl import Users
 from shardproxy.core.topology import Topology
 from shardproxy.handlers.base import ProcessRecord
-from shardproxy.proxy import listeners
+from shardproxy.proxy import listeners, start_errors
 from shardproxy.proxy.certificates import Ways
 from shardproxy.proxy.channel import Channel, ChannelClosed, PeerFailed
 from shardproxy.proxy.keeper import Keeper
@@ -217,7 +216,7 @@ class Supervisor:
             self.keeper.bury(slot.connections)
             slot.connections = {}
             if not was_ready and self.spawns <= len(self.slots):
-                raise StartError(errors.worker_gave_up(slot.number, how))
+                raise StartError(start_errors.worker_gave_up(slot.number, how))
             slot.deaths = slot.deaths + 1 if time.monotonic() - born < YOUNG else 0
             wait = backoff(slot.deaths) * random.uniform(0.5, 1.0)
             self.log("worker_died", worker=slot.number, how=how, replaced_in=round(wait, 3))

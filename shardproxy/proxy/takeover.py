@@ -27,7 +27,8 @@ from typing import TypeVar
 import msgspec
 
 from shardproxy.config import Config
-from shardproxy.core import errors, hashing
+from shardproxy.core import hashing
+from shardproxy.proxy import start_errors
 from shardproxy.proxy.listeners import Listener, StartError
 from shardproxy.proxy.owing import Known
 from shardproxy.proxy.reload import Owner
@@ -289,7 +290,7 @@ def take_over(config: Config, slots: int) -> Sockets:
     """The sockets of the one that runs, as far as `listen` names their addresses. Raises StartError."""
     name = door_name(config.listen)
     if name is None:
-        raise StartError(errors.no_fixed_address(config.listen[0]))
+        raise StartError(start_errors.no_fixed_address(config.listen[0]))
     visitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     visitor.settimeout(PATIENCE)
     received: list[socket.socket] = []
@@ -297,9 +298,9 @@ def take_over(config: Config, slots: int) -> Sockets:
         try:
             visitor.connect(name)
         except ConnectionRefusedError:
-            raise StartError(errors.nobody_to_take_over(config.listen[0])) from None
+            raise StartError(start_errors.nobody_to_take_over(config.listen[0])) from None
         if not trusted(visitor):
-            raise StartError(errors.takeover_failed("it belongs to another user"))
+            raise StartError(start_errors.takeover_failed("it belongs to another user"))
         visitor.send(msgspec.json.encode(Hello(FORMAT, os.getpid())))
         offer = _receive(visitor, received)
     except (OSError, msgspec.DecodeError) as error:
@@ -307,7 +308,7 @@ def take_over(config: Config, slots: int) -> Sockets:
         _close(received)
         if isinstance(error, StartError):
             raise
-        raise StartError(errors.takeover_failed(str(error) or type(error).__name__)) from None
+        raise StartError(start_errors.takeover_failed(str(error) or type(error).__name__)) from None
     listeners, used = [], {0}
     for given in offer.listeners:
         if given.address in config.listen:
@@ -323,15 +324,17 @@ def _receive(visitor: socket.socket, received: list[socket.socket]) -> Offer:
     """The offer and, into `received`, its sockets."""
     data = visitor.recv(MOST)
     if not data:
-        raise StartError(errors.takeover_failed("it closed the connection; is another takeover under way?"))
+        raise StartError(
+            start_errors.takeover_failed("it closed the connection; is another takeover under way?")
+        )
     offer = msgspec.json.decode(data, type=Offer)
     if offer.refused:
-        raise StartError(errors.takeover_failed(offer.refused))
+        raise StartError(start_errors.takeover_failed(offer.refused))
     while len(received) < offer.descriptors:
         data, descriptors, _, _ = socket.recv_fds(visitor, 16, BATCH + 50)
         received += [socket.socket(fileno=fd) for fd in descriptors]
         if not data:
-            raise StartError(errors.takeover_failed("it ended meanwhile"))
+            raise StartError(start_errors.takeover_failed("it ended meanwhile"))
     for sock in received:
         os.set_inheritable(sock.fileno(), False)
         sock.setblocking(False)

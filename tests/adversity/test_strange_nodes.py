@@ -148,6 +148,16 @@ def test_pushes_between_replies_are_nobodys() -> None:
         assert not proxy.events("upstream_lost")
 
 
+def test_names_of_channels_that_are_none_count_nothing() -> None:
+    async def nameless(talk: Talk, args: list[bytes]) -> None:
+        talk.write(b"*4\r\n*1\r\n+x\r\n:1\r\n$7\r\nchannel\r\n:2\r\n")
+
+    with FakeNode(nameless) as node, one_shard(node.address) as (proxy, raw):
+        for name in ("NUMSUB", "SHARDNUMSUB"):
+            assert raw.value("PUBSUB", name, "channel", "other") == ["channel", 2, "other", 0]
+        assert not proxy.events("handler_failed")
+
+
 def test_a_reply_lost_in_the_middle() -> None:
     """Small: an error. Large, and begun: the client is closed with a reason, never given anything else."""
 

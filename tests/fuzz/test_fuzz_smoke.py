@@ -1,6 +1,8 @@
 """A little fuzzing with every test run, under AddressSanitizer and UBSan; tests/fuzz/run does it for long."""
 
 import asyncio
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import engine
 import failover
 import pytest
+from servers import toml
 
 import build
 
@@ -49,9 +52,34 @@ def test_a_broken_property_is_noticed(sanitized: Path) -> None:
 
 
 def test_the_proxy_survives_hostile_clients_and_nodes(sanitized: Path) -> None:
-    counts = asyncio.run(engine.fuzz("asan", seconds=600, rounds=len(engine.ROUNDS), seed=1))
-    assert counts["rounds"] == len(engine.ROUNDS)
-    assert counts["witnessed"] > 0
+    """Every round, in two proxies at once: most of the last ones is waiting for nodes that say nothing."""
+
+    async def fuzz() -> list[dict[str, int]]:
+        last = len(engine.ROUNDS) - 2
+        halves = ((0, last), (last, 2))
+        return await asyncio.gather(
+            *(
+                engine.fuzz("asan", seconds=600, rounds=rounds, seed=1, first=first)
+                for first, rounds in halves
+            )
+        )
+
+    counts = asyncio.run(fuzz())
+    assert sum(each["rounds"] for each in counts) == len(engine.ROUNDS)
+    assert all(each["witnessed"] for each in counts)
+
+
+def test_it_ends_while_connections_of_one_node_are_being_made(sanitized: Path) -> None:
+    """What is said of one that is closed looks at the others, which must be there still."""
+    pool = 'timeout = "100ms"\nconnect_timeout = "60s"\nreset_after = "60s"\nhealth = { interval = "1h" }'
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        text = toml({"a": f"127.0.0.1:{silent.getsockname()[1]}"}, pool=pool)
+        with engine.FuzzedProxy(text, "asan") as proxy, proxy.raw() as raw:
+            for proto in (2, 3):
+                raw.ask("HELLO", proto)
+                assert raw.ask("GET", "key").startswith(b"-TIMEOUT")
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait() == 0, proxy.log_text()
 
 
 def test_every_command_has_its_own_reply_while_the_topology_changes(sanitized: Path) -> None:

@@ -21,19 +21,6 @@ PATTERNS = [b"n*", b"*", b"[ns]*", b"{t}?"]
 MESSAGE = re.compile(rb"[*>][34]\r\n\$[78]\r\n[ps]?message\r\n")
 
 
-def unasked(raw: Raw, patience: float = 0.1) -> list[bytes]:
-    """What comes until nothing does for a moment."""
-    found = []
-    raw.socket.settimeout(patience)
-    try:
-        while True:
-            found.append(raw.frame())
-    except TimeoutError:
-        return found
-    finally:
-        raw.socket.settimeout(10)
-
-
 # --- as Redis does ---
 
 
@@ -80,7 +67,7 @@ class Program:
                     (got[who] if MESSAGE.match(frame) else frames).append(frame)
                 found.append((who, args, sorted(shown(args, frame) for frame in frames)))
             for raw, mine in zip(clients, got, strict=True):
-                mine += unasked(raw)
+                mine += raw.unasked(0.1)
                 # one that was on its way at a HELLO may be of the protocol before or after
                 found.append(sorted(frame[1:] for frame in mine))
         finally:
@@ -289,7 +276,7 @@ def hears(publisher: Raw, subscriber: Raw, channel: str, word: str) -> bool:
     """Whether a message arrives; what came before it is gone then."""
     if not publisher.ask("PUBLISH", channel, word).startswith(b":"):
         return False
-    return any(word.encode() in frame for frame in unasked(subscriber))
+    return any(word.encode() in frame for frame in subscriber.unasked(0.1))
 
 
 def test_subscribers_outlive_a_node(own: tuple[list[RedisNode], ProxyProcess]) -> None:
@@ -339,7 +326,9 @@ def test_subscribers_move_with_the_ring(own: tuple[list[RedisNode], ProxyProcess
                 )
         for channel in channels:
             publisher.ask("PUBLISH", channel, "once")
-        assert len(unasked(subscriber)) == 24  # each by its name and by the pattern: no name is on two nodes
+        assert (
+            len(subscriber.unasked(0.1)) == 24
+        )  # each by its name and by the pattern: no name is on two nodes
         seen = 0
         for node in nodes:
             with node.raw() as direct:

@@ -134,12 +134,7 @@ def test_random_splits_of_the_ciphertext(encrypted: ProxyProcess, authority: Aut
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = authority.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with Raw(tls_port(encrypted)) as raw:
-        while True:
-            with contextlib.suppress(ssl.SSLWantReadError):
-                session.do_handshake()
-                break
-            raw.send(outgoing.read())
-            incoming.write(some(raw))
+        shake_hands(session, raw, incoming, outgoing)
         wanted = b""
         for number in range(300):
             value = b"%d" % number * chance.randrange(1, 400)
@@ -164,6 +159,16 @@ def some(raw: Raw) -> bytes:
     data = raw.socket.recv(1 << 16)
     assert data, "the proxy has closed the connection"
     return data
+
+
+def shake_hands(session: ssl.SSLObject, raw: Raw, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+    """By hand: what ends it stays in `outgoing`, to go along with what comes next."""
+    while True:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            session.do_handshake()
+            return
+        raw.send(outgoing.read())
+        incoming.write(some(raw))
 
 
 def _in_pieces(sock: socket.socket, data: bytes, chance: random.Random) -> None:
@@ -207,12 +212,7 @@ def test_half_closed_and_closed_without_a_word(encrypted: ProxyProcess, authorit
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = authority.context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with Raw(tls_port(encrypted)) as raw:
-        while True:
-            with contextlib.suppress(ssl.SSLWantReadError):
-                session.do_handshake()
-                break
-            raw.send(outgoing.read())
-            incoming.write(some(raw))
+        shake_hands(session, raw, incoming, outgoing)
         session.write(pack("ECHO", "last"))
         with contextlib.suppress(ssl.SSLWantReadError):
             session.unwrap()

@@ -10,19 +10,6 @@ from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, 
 NULL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
 
-def settled(raw: Raw, patience: float = 0.05) -> list[bytes]:
-    """What comes unasked, until nothing does for a moment."""
-    found = []
-    raw.socket.settimeout(patience)
-    try:
-        while True:
-            found.append(raw.frame())
-    except TimeoutError:
-        return found
-    finally:
-        raw.socket.settimeout(10)
-
-
 def shown(frame: bytes) -> bytes:
     """Without the ids of clients, which differ."""
     return re.sub(rb"(redir-broken|redirect|[\r\n]id)\r\n:[1-9]\d*", rb"\1\r\n:N", frame)
@@ -36,7 +23,7 @@ def run(port: int, program: Sequence[str]) -> list[object]:
     try:
         for step in program:
             if step == "?":
-                found += [(name, sorted(map(shown, settled(raw)))) for name, raw in clients.items()]
+                found += [(name, sorted(map(shown, raw.unasked(0.05)))) for name, raw in clients.items()]
                 continue
             name, *args = step.split()
             if args == ["close"]:
@@ -45,7 +32,7 @@ def run(port: int, program: Sequence[str]) -> list[object]:
                 continue
             reply = clients[name].ask(*(ids[arg[1:]] if arg[0] == "@" else arg for arg in args))
             # its own writes may be told to it before they are answered
-            rest = settled(clients[name], 0.02) if reply.startswith(b">") else []
+            rest = clients[name].unasked(0.02) if reply.startswith(b">") else []
             if args[-1] == "GETREDIR" and int(reply[1:-2]) > 0:
                 reply = b":N\r\n"
             found.append((step, sorted(map(shown, [reply, *rest]))))
@@ -144,11 +131,11 @@ def test_a_lost_connection_is_told_and_made_again(
         for node in nodes:
             with node.raw() as direct:
                 direct.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        assert settled(reader, 0.3) == [NULL] * 3
+        assert reader.unasked(0.3) == [NULL] * 3
         for key in keys:
             until(lambda key=key: reader.ask("GET", key) == b"_\r\n", "its node is there again")
         writer.ask("MSET", *(word for key in keys for word in (key, 1)))
-        told = b"".join(settled(reader, 0.3))
+        told = b"".join(reader.unasked(0.3))
         assert all(key.encode() + b"\r\n" in told for key in keys)
 
 
@@ -161,12 +148,12 @@ def test_a_change_of_the_ring_is_told(nodes: list[RedisNode]) -> None:
         proxy.config_path.write_text(toml(shards))
         with proxy.raw() as admin:
             assert b"ERR" not in admin.ask("PROXY", "RELOAD")
-        assert NULL in settled(reader, 0.3)
+        assert NULL in reader.unasked(0.3)
         reader.ask("MGET", *(f"key{number}" for number in range(20)))
         with proxy.raw() as writer:
             for number in range(20):
                 writer.ask("SET", f"key{number}", 1)
-        assert b"".join(settled(reader, 0.3)).count(b"invalidate") == 20
+        assert b"".join(reader.unasked(0.3)).count(b"invalidate") == 20
 
 
 def test_who_waits_for_data_is_told_meanwhile(own: ProxyProcess) -> None:
@@ -180,7 +167,7 @@ def test_who_waits_for_data_is_told_meanwhile(own: ProxyProcess) -> None:
         writer.ask("SET", "k", 1)
         assert reader.frame() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
         writer.ask("RPUSH", "list", "x")
-        assert pack("list", "x") in reader.frames(1) + settled(reader)
+        assert pack("list", "x") in reader.frames(1) + reader.unasked(0.05)
 
 
 def test_a_late_unblock_finds_nobody(own: ProxyProcess, nodes: list[RedisNode]) -> None:
