@@ -50,7 +50,13 @@ for part in ("client", "config", "core", "core.memcached", "core.sessions"):
         importlib.import_module(f"shardproxy.{part}.{module.name}")
 for name in ("store", "asgi", "wsgi"):
     importlib.import_module(f"shardproxy.sessions.{name}")
-client = ShardedRedis({"a": "redis://h:1", "b": "redis://h:2"})
+def no_socket(*args, **options):
+    raise AssertionError("a socket")
+socket.socket.__init__ = no_socket
+client = ShardedRedis({"a": "redis://h:1", "b": "redis://h:2"}, probe=True)
+AsyncShardedRedis({"a": "redis://h:1"}, probe=True)
+ShardedRedis.from_url("shardproxy://h:1")
+AsyncShardedRedis.from_url("shardproxy://h:1")
 assert client.locate("x").shard in "ab" and threading.active_count() == before
 """
 ON_FILES = """
