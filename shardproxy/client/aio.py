@@ -293,17 +293,16 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         self.response_callbacks[command] = callback
         self._callbacks.clear()
 
-    def register_script(self, script: Any) -> Any:
+    def register_script(self, script: Any) -> AsyncShardedScript:  # type: ignore[override]  # no Script
         """A script to be called with keys of one shard; it survives the restart of nodes."""
         found = AsyncShardedScript(self, script)  # type: ignore[arg-type]  # it is no Redis of redis-py's
         self.asker.scripts.remember(found.sha, script)
         return found
 
-    async def script_load(self, script: Any) -> Any:
-        sha = await self.execute_command("SCRIPT LOAD", script)
-        name = sha if isinstance(sha, str) else sha.decode()
-        self.asker.scripts.remember(name, script)
-        self.asker.scripts.loaded(name.encode())
+    async def script_load(self, script: Any) -> str:
+        sha: str = await self.execute_command("SCRIPT LOAD", script)  # redis-py's callback has made it one
+        self.asker.scripts.remember(sha, script)
+        self.asker.scripts.loaded(sha.encode())
         return sha
 
     def lock(

@@ -214,16 +214,19 @@ class AsyncAsker(BaseAsker):
             limit = None if limit == FOREVER else limit + len(batch.data) / SLOWEST
         waiter = connection.ask_many(batch.data, batch.count, batch.decode, lasting=True)
         try:
-            async with asyncio.timeout(limit):
-                reply = await waiter
-        except TimeoutError:
-            connection.close("it did not answer in time")
-            batch.shard.late()
-            reply = Lost("it did not answer in time", True, late=True)
+            pieces = -1
+            while not waiter.done() and pieces != connection.pieces:  # what still comes is not late
+                pieces = connection.pieces
+                await asyncio.wait([waiter], timeout=limit)
         except BaseException:
             connection.close("its call was given up")
             raise
-        self._settle(batch, reply)
+        if waiter.done():
+            self._settle(batch, waiter.result())
+            return
+        connection.close("it did not answer in time")
+        batch.shard.late()
+        self._settle(batch, Lost("it did not answer in time", True, late=True))
 
     def _settle(self, batch: Batch, reply: Any) -> None:
         if not isinstance(reply, Lost):

@@ -110,6 +110,7 @@ class Connection(asyncio.Protocol):
         self.owed: deque[Waiter | Many] = deque()
         self.out: list[bytes] = []
         self.paused = False
+        self.pieces = 0  # how often something has come
         self._room: list[Waiter] = []  # who waits for the transport to take more
         self._greeting: deque[Waiter | Many] | None = None
         self._transport: asyncio.Transport | None = None
@@ -317,6 +318,7 @@ class Connection(asyncio.Protocol):
         if self.lost is not None:
             return
         self._last = self.loop.time()
+        self.pieces += 1
         owed = self.owed if self._greeting is None else self._greeting
         gets, got, long = self._gets, 0, 0
         try:

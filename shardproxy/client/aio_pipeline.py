@@ -65,6 +65,10 @@ class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreComma
     def _let_go(self, connection: Connection) -> None:
         connection.close("it watched keys")
 
+    async def watch(self, *names: Any) -> Any:  # type: ignore[override]  # as above
+        """Watches keys of one shard; until `multi` commands run at once."""
+        return await super().watch(*names)
+
     async def unwatch(self) -> bool:  # type: ignore[override]  # as redis-py's Pipeline
         return bool(await self.immediate_execute_command("UNWATCH")) if self.watching else True
 

@@ -300,11 +300,10 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         self.asker.scripts.remember(found.sha, script)
         return found
 
-    def script_load(self, script: Any) -> Any:
-        sha = self.execute_command("SCRIPT LOAD", script)
-        name = sha if isinstance(sha, str) else sha.decode()
-        self.asker.scripts.remember(name, script)
-        self.asker.scripts.loaded(name.encode())
+    def script_load(self, script: Any) -> str:
+        sha: str = self.execute_command("SCRIPT LOAD", script)  # redis-py's callback has made it one
+        self.asker.scripts.remember(sha, script)
+        self.asker.scripts.loaded(sha.encode())
         return sha
 
     def lock(
@@ -348,7 +347,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         shard_hint: object = None,
         value_from_callable: bool = False,
         watch_delay: float | None = None,
-    ) -> Any:
+    ) -> list[Any] | Any | None:
         """As redis-py's: func(pipe), again until nothing watched has changed meanwhile. Keys of one shard."""
         with self.pipeline(True) as pipe:
             while True:

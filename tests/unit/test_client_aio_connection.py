@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 from redis.exceptions import AuthenticationError, ResponseError
 
+from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Connection, Lost, Many
+from shardproxy.client.base import Batch
+from shardproxy.client.errors import ShardTimeoutError
+from shardproxy.client.settings import Settings
 from shardproxy.client.wire import Coding
 
 OK = b"+OK\r\n"
@@ -331,3 +335,27 @@ async def test_what_has_come_while_the_loop_was_late_is_not_slow() -> None:
     await turn(1)
     connection.data_received(b"+a\r\n")
     assert await waiter == b"a" and owner.slow == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"), [([b"+a\r", b"\n", b"$1\r\n", b"b\r\n"], True), ([b"+a\r\n"], False)]
+)
+async def test_on_a_connection_of_its_own_a_long_answer_is_not_late_while_it_comes(
+    parts: list[bytes], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is for what comes next, as in threads: here it passes before each part."""
+    asker = AsyncAsker(Settings.from_shards({"a": "redis://h:1"}, {}))
+    connection, _, _ = await opened()
+    batch, coming = Batch(asker.layout.shards[0], b"large", 2, False), iter(parts)
+
+    async def passes(waiting: Any, timeout: float) -> None:
+        await turn()
+        if part := next(coming, b""):
+            connection.data_received(part)
+
+    monkeypatch.setattr("asyncio.wait", passes)
+    await asker.exchange_alone(batch, connection)
+    if whole:
+        assert batch.replies == [b"a", b"b"] and batch.error is None and connection.up
+    else:
+        assert isinstance(batch.error, ShardTimeoutError) and batch.replies == [] and not connection.up

@@ -50,7 +50,13 @@ for part in ("client", "config", "core", "core.memcached", "core.sessions"):
         importlib.import_module(f"shardproxy.{part}.{module.name}")
 for name in ("store", "asgi", "wsgi"):
     importlib.import_module(f"shardproxy.sessions.{name}")
-client = ShardedRedis({"a": "redis://h:1", "b": "redis://h:2"})
+def no_socket(*args, **options):
+    raise AssertionError("a socket")
+socket.socket.__init__ = no_socket
+client = ShardedRedis({"a": "redis://h:1", "b": "redis://h:2"}, probe=True)
+AsyncShardedRedis({"a": "redis://h:1"}, probe=True)
+ShardedRedis.from_url("shardproxy://h:1")
+AsyncShardedRedis.from_url("shardproxy://h:1")
 assert client.locate("x").shard in "ab" and threading.active_count() == before
 """
 ON_FILES = """
@@ -191,6 +197,18 @@ asyncio.run(main())
 """
 
 
+# Calls whose types are compared with those of redis-py's own client
+CALLS = """
+get("k") set("k", 1) incr("k") mget("a", "b") mset({"a": 1}) delete("a") exists("a") expire("a", 1) ttl("a")
+hget("h", "f") hgetall("h") hset("h", "f", 1) lpush("l", 1) lrange("l", 0, -1) lpop("l") blpop("l", 1)
+sadd("s", 1) smembers("s") zadd("z", {"a": 1}) zrange("z", 0, -1) zscore("z", "a") scan_iter() hscan_iter("h")
+keys() dbsize() flushall() ping() eval("return 1", 0) publish("c", 1) xadd("s", {"a": 1}) xread({"s": 0})
+lock("l") pipeline() pipeline().execute() pipeline().get("a") pipeline().watch("a") transaction(print)
+register_script("x") register_script("x")(keys=["a"]) script_load("x") pubsub_numsub("c") scan() info()
+"""
+KINDS = {"redis.Redis": "ShardedRedis", "redis.asyncio.Redis": "AsyncShardedRedis"}
+
+
 @pytest.mark.parametrize("program", [ELSEWHERE, ELSEWHERE + ON_FILES], ids=["imports", "a file"])
 def test_it_is_imported_where_only_the_core_is_built(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -233,6 +251,30 @@ def test_a_users_programs_are_checked_strictly(tmp_path: Path) -> None:
     command += [str(tmp_path / name) for name in programs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types_are_redis_pys(tmp_path: Path) -> None:
+    """The same for commands; for the others a class of ours, and Any only where redis-py says no more."""
+    calls = re.findall(r"\S.*?(?= [a-z_]+\(|\n)", CALLS)
+    assert len(calls) == 43
+    lines = ["import redis.asyncio", "from shardproxy import AsyncShardedRedis, ShardedRedis"]
+    clients = [kind for pair in KINDS.items() for kind in pair]
+    lines += [f"def made{number}() -> {kind}: ..." for number, kind in enumerate(clients)]
+    first = len(lines) + 1
+    lines += [f"reveal_type(made{number}().{call})" for call in calls for number in range(4)]
+    program = tmp_path / "calls.py"
+    program.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--cache-dir=.mypy_cache", str(program)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = dict(re.findall(r"calls\.py:(\d+): note: Revealed type is \"(.*)\"", done.stdout))
+    types = [said[str(first + number)] for number in range(4 * len(calls))]
+    assert len(types) == 4 * len(calls), done.stdout
+    for number in range(0, len(types), 2):
+        theirs, ours = types[number : number + 2]
+        call = calls[number // 4]
+        if "shardproxy" not in ours and "Any" not in theirs:
+            assert ours.replace("typing.Coroutine[Any, Any, ", "typing.Awaitable[") == theirs, call
+        assert "Any" in theirs or "Any" not in ours.replace("Coroutine[Any, Any, ", ""), (call, theirs, ours)
 
 
 def test_the_pages_name_every_option_and_every_exception() -> None:
