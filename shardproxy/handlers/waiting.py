@@ -60,8 +60,11 @@ async def _wait(server: Server, call: "Call", wanted: Sequence[int]) -> bytes:
     if isinstance(limit, str):
         return reply.error(limit)
     wrote = call.client.wrote
-    places = dict(redis_places(server))
-    nodes = [node for node in places if node in wrote] or list(places)
+    places = dict(server.reactor.placed())
+    nodes = [node for node in places if node in wrote] or [node for node, _ in redis_places(server)]
+    for node in nodes:  # it has no replicas: a number would say too much
+        if server.reactor.memcached(node) is not None:
+            return reply.error(errors.not_on_memcached(call.row.name, places[node]))
     links: list[Link] = []
     unblocked = server.waits[call.client.id] = asyncio.get_running_loop().create_future()
     call.client.waiting = not call.in_exec

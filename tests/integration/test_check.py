@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from servers import RedisNode, free_port, program, until
+from servers import MemcachedNode, RedisNode, SomethingElse, free_port, program, until
 
 from shardproxy.cli import main
 
@@ -124,6 +124,25 @@ def test_every_fault_is_named(redis: Start, check: Callable[[str], Result]) -> N
     assert "hunter2" not in result.output + result.stderr
     states = {line.split()[0]: line.split()[-1] for line in result.stdout.splitlines()[1:]}
     assert states == {"fine": "ok"} | dict.fromkeys(expected, "fault")
+
+
+def test_memcacheds_that_can_serve_and_that_cannot(redis: Start, check: Callable[[str], Result]) -> None:
+    with MemcachedNode() as fine, SomethingElse(b"VERSION 1.5.6\r\n") as old:
+        shards = {"fine": fine.port, "old": old.port, "redis": redis().port, "dead": free_port()}
+        result = check("\n".join(f'{name} = "memcached://127.0.0.1:{port}"' for name, port in shards.items()))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "shardproxy: 3 faults",
+        f"old ({old.address}): it is memcached 1.5.6: a shard's must be 1.6 or newer, "
+        "which speaks the meta protocol",
+        f"redis (127.0.0.1:{shards['redis']}): it does not answer as a memcached does: is the address right?",
+        f"dead (127.0.0.1:{shards['dead']}): no connection: Connection refused",
+    ]
+    rows = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert [(row[0], row[2], row[3], row[-1]) for row in rows[:2]] == [
+        ("fine", rows[0][2], "memcached", "ok"), ("old", "1.5.6", "memcached", "fault")
+    ]  # fmt: skip
+    assert rows[0][2].startswith("1.6")
 
 
 def answer_http(server: socket.socket) -> None:

@@ -11,7 +11,10 @@ from typing import TypeAlias
 
 import pytest
 from certs import Authority
-from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
+from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, SomethingElse, pack, toml, until
+from test_every_command import LINES, ROWS, words
+
+from shardproxy.core.memcached import PROGRAMS
 
 Nodes: TypeAlias = tuple[MemcachedNode, MemcachedNode, RedisNode]
 EVERY_BYTE = bytes(range(256))
@@ -157,6 +160,18 @@ def test_the_limits_are_named(raw: Raw) -> None:
     assert raw.ask("EXISTS", "other") == b":0\r\n"
 
 
+def test_the_limit_of_an_item_is_the_nodes_own() -> None:
+    with MemcachedNode("-I", "2m") as node, ProxyProcess(toml({"m": node.url})) as proxy, proxy.raw() as raw:
+        most = 2 * LIMIT - HEADER - len("key")
+        for command in (("SET", "key", "x" * most), ("GETSET", "key", "y" * most)):
+            until(lambda command=command: raw.ask(*command)[:1] in b"+$")
+        for command in (("SET", "key", "z" * (most + 1)), ("APPEND", "key", "z")):
+            answer = raw.ask(*command)
+            assert answer.startswith(b"-ERR the value is too large for memcached shard 'm'"), answer
+            assert b"at most 2097152 bytes" in answer
+        assert raw.value("STRLEN", "key") == most
+
+
 def test_what_is_not_possible_is_said(raw: Raw, key: bytes) -> None:
     for command in (
         ("LPUSH", key, "1"), ("SADD", key, "1"), ("BLPOP", key, "0"), ("EVAL", "return 1", "1", key),
@@ -172,6 +187,49 @@ def test_what_is_not_possible_is_said(raw: Raw, key: bytes) -> None:
     assert raw.ask("SELECT", "1") == b"-ERR DB index is out of range\r\n"
     assert raw.ask("SELECT", "0") == b"+OK\r\n"
     assert raw.ask("GET", key) == b"$-1\r\n"
+
+
+def test_every_command_is_possible_or_refused_by_name() -> None:
+    """What is refused, and what the proxy answers itself, asks the node nothing."""
+    with (
+        MemcachedNode() as node,
+        ProxyProcess(toml({"m": node.url}, pool='health = { interval = "1h" }')) as proxy,
+        proxy.raw() as raw,
+    ):
+        until(lambda: raw.ask("SET", "{every}s", "5") == b"+OK\r\n")
+
+        def asked() -> dict[str, str]:
+            return {name: value for name, value in node.stats().items() if name.startswith("cmd_")}
+
+        for name, row in ROWS.items():
+            before = asked()
+            with proxy.raw() as own:
+                own.socket.settimeout(10)
+                reply = own.ask(*words(LINES[name]))
+            refusal = b" not possible on a memcached shard ('m')"
+            if name in PROGRAMS:
+                assert refusal not in reply, name
+                continue
+            assert asked() == before, name
+            if row.kind == "refused" or name.startswith("session."):
+                assert reply.startswith((b"-ERR", b"-NOPERM")), (name, reply)
+            elif row.has_keys and name not in ("keys", "scan"):
+                said = (
+                    b"transactions are"
+                    if name == "watch"
+                    else b"'%b' is" % name.replace("|", " ").upper().encode()
+                )
+                assert reply.startswith(b"-ERR " + said + refusal), (name, reply)
+            elif refusal in reply:  # by its own name, or its container's
+                assert reply.startswith(b"-ERR '%b" % name.partition("|")[0].upper().encode()), (name, reply)
+
+
+def test_wait_is_refused_to_who_has_written_where_nothing_is_replicated(raw: Raw, key: bytes) -> None:
+    other = keys_of(raw, "r", 1)[0]
+    assert raw.ask("SET", other, "1") == b"+OK\r\n"
+    assert raw.ask("WAIT", "0", "1") == b":0\r\n"
+    assert raw.ask("INCR", key) == b":1\r\n"
+    assert raw.ask("WAIT", "0", "1").startswith(b"-ERR 'WAIT' is not possible on a memcached shard ('m')")
 
 
 def test_redis_shards_of_a_mixed_ring_can_all_they_could(raw: Raw) -> None:
@@ -301,6 +359,27 @@ def test_a_password(tmp_path: Path, users: Path) -> None:
                 assert b"it asks for no login" in raw.ask("SET", "key", "1")
             until(lambda: proxy.events("node_refuses"))
         assert node.stats()["cmd_set"] == "0"  # it has not been told the password
+
+
+@pytest.mark.parametrize("version", ["1.5.6", "1.4.39", "0.9"])
+def test_a_node_older_than_1_6_is_refused_with_that_reason(nodes: Nodes, version: str) -> None:
+    """It has no meta protocol: out from the start, and its neighbours serve."""
+    says = b"VERSION %b\r\nERROR\r\nSTAT item_size_max 1048576\r\nEND\r\n" % version.encode()
+    reason = f"it is memcached {version}: a shard's must be 1.6 or newer, which speaks the meta protocol"
+    with (
+        SomethingElse(says) as old,
+        ProxyProcess(toml({"old": f"memcached://{old.address}", "m": nodes[0].url})) as proxy,
+        proxy.raw() as raw,
+    ):
+        (event,) = until(lambda: proxy.events("node_refuses"))
+        assert (event["node"], event["reason"]) == (old.address, reason)
+        key = keys_of(raw, "old", 1)[0]
+        until(lambda: reason.removeprefix("it ").encode() in raw.ask("GET", key), "the reason")
+        assert raw.ask("SET", key, "1").startswith(b"-SHARDDOWN shard 'old' at ")
+        assert raw.ask("SET", keys_of(raw, "m", 1)[0], "1") == b"+OK\r\n"
+        assert {"state": "up", "version": ""}.items() & json.loads(raw.value("PROXY", "NODES"))[
+            0
+        ].items() == {("version", "")}
 
 
 class TlsMemcached(MemcachedNode):

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import hiredis
 import pytest
-from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
+from servers import PATIENCE, MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
 from stepper import Stepper
 
 LONG = os.environ.get("SHARDPROXY_INCREMENTS")
@@ -91,6 +91,23 @@ def test_counters_of_many_clients_lose_nothing(world: World, first: str) -> None
             assert len(set(replies)) == len(replies)
 
 
+@pytest.mark.parametrize("first", ["0", "-100"])
+def test_commands_of_one_worker_take_turns(world: World, first: str) -> None:
+    """Compare-and-swap is for those outside: each increment reads and writes once, and none starts over."""
+    key, times = world.key(f"turns{first}"), 8
+    with ExitStack() as stack:
+        clients = [stack.enter_context(world.proxies[1].raw()) for _ in range(CLIENTS)]
+        assert clients[0].ask("SET", key, first) == b"+OK\r\n"
+        before = world.nodes[0].stats()
+        for raw in clients:
+            raw.send(pack("INCR", key) * times)
+        replies = [reply for raw in clients for reply in raw.frames(times)]
+        assert len(set(replies)) == len(replies) == CLIENTS * times
+        after = world.nodes[0].stats()
+        grown = {name: int(after[name]) - int(before[name]) for name in ("get_hits", "cas_badval")}
+        assert grown == {"get_hits": CLIENTS * times, "cas_badval": 0}
+
+
 def test_a_clients_commands_stay_in_order(world: World) -> None:
     """Of several steps, of one, and of another shard's between them, all sent at once."""
     one, other, third = world.key("order"), world.key("order", "m1"), world.key("order", "r")
@@ -152,22 +169,29 @@ def test_rewrites_move_no_ttl_by_a_second(world: World) -> None:
 
 def test_a_counter_that_is_counted_all_the_time_expires(world: World) -> None:
     """EXPIRE 3, and it begins at 1 again: one that memcached counts itself, and one that is rewritten."""
-    keys = {world.key("mortal"): "0", world.key("mortal", "m1"): "-1000000"}
-    with world.proxies[1].raw() as raw:
+    keys = {world.key("mortal"): "1000", world.key("mortal", "m1"): "-1000000"}
+    with ExitStack() as stack:
+        clients = {
+            key: stack.enter_context(proxy.raw()) for key, proxy in zip(keys, world.proxies, strict=True)
+        }
         for key, first in keys.items():
-            raw.ask("SET", key, first)
-            raw.ask("EXPIRE", key, 3)
-        begun, gone = time.monotonic(), dict[str, float]()
-
-        def all_gone() -> bool:
-            for key in keys.keys() - gone.keys():
-                if raw.value("INCR", key) == 1 and raw.value("TTL", key) == -1:
+            clients[key].ask("SET", key, first)
+            assert clients[key].ask("EXPIRE", key, 3) == b":1\r\n"
+        begun, gone, counted = time.monotonic(), dict[str, float](), 0
+        while gone.keys() != keys.keys():
+            assert time.monotonic() < begun + PATIENCE, "they do not expire"
+            left = keys.keys() - gone.keys()
+            for key in left:
+                clients[key].send(pack("INCR", key) * 20)
+            for key in left:
+                if b":1\r\n" in clients[key].frames(20):
                     gone[key] = time.monotonic() - begun
-            return gone.keys() == keys.keys()
-
-        until(all_gone, "the counters to expire")
+                    assert clients[key].value("TTL", key) == -1
+            counted += 20
+        assert min(gone.values()) > 2
         if LONG:  # with the machine for itself
             assert max(gone.values()) <= 5, gone
+            assert counted / max(gone.values()) >= 1000, "increments a second of each"
 
 
 def test_a_ttl_that_memcached_cannot_keep_is_an_error(world: World) -> None:
