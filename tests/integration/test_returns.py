@@ -276,6 +276,22 @@ async def test_old_connections_are_killed_and_those_of_others_are_not(nodes: lis
         assert ghost.rest() == old.rest() == b""
 
 
+async def test_those_of_a_worker_that_died_are_killed_at_once_or_when_the_node_returns(
+    nodes: list[RedisNode],
+) -> None:
+    fleet = Fleet(nodes)
+    with nodes[0].raw() as first, nodes[0].raw() as second, nodes[0].raw() as other:
+        fleet.put(nodes[0], "up")
+        await fleet.returns.bury(nodes[0].address, [words_of(first)])
+        assert first.rest() == b"" and second.value("PING") == "PONG"
+        fleet.put(nodes[0], "out")
+        await fleet.returns.bury(nodes[0].address, [words_of(second)])
+        assert second.value("PING") == "PONG"
+        await fleet.back(nodes[0])
+        assert second.rest() == b"" and other.value("PING") == "PONG"
+        assert not fleet.events("not_buried")
+
+
 def words_of(raw: Raw) -> str:
     """A connection, in the words of CLIENT KILL."""
     fields = dict(field.split("=", 1) for field in raw.value("CLIENT", "INFO").split())
