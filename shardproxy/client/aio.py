@@ -163,7 +163,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
 
     # --- the hot path ---
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
+    async def execute_command(self, *args: Any, keys: Any = None, **options: Any) -> Any:
         """The reply, as redis-py gives it. Raises redis-py's exceptions, ShardError and PartialError.
 
         Cancelled, it leaves nothing behind; whether a write has run is then not known.

@@ -61,7 +61,7 @@ class AsyncAsker(BaseAsker):
     def _changed(self, pool: Pool) -> None:
         super()._changed(pool)
         for shard in self._shards.values():
-            shard.nodes = self.nodes
+            shard.nodes, shard.slow_call = self.nodes, self.slow_call
         for listener in list(self.listeners):
             listener.moved()
 

@@ -49,10 +49,12 @@ class Lost(Exception):
 
 
 class Owner(Protocol):
-    """Who is told what becomes of a connection."""
+    """Who is told what becomes of a connection. slow_call: seconds, after which an answer is a slow one."""
 
-    def heard(self, count: int) -> None:
-        """So many were answered."""
+    slow_call: float
+
+    def heard(self, count: int, slow: int) -> None:
+        """So many were answered; slow: of these."""
 
     def late(self) -> None:
         """Some were not, in time."""
@@ -116,6 +118,8 @@ class Connection(asyncio.Protocol):
         self._unsent = 0  # of those at the end of owed
         self._sent = self._got = 0  # places, since it began
         self._due: deque[tuple[float, int]] = deque()  # (when, the places up to here are late)
+        self._soon: deque[tuple[float, int]] = deque()  # the same: they are slow
+        self._slow = 0  # the places up to here are
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0  # when something came, or was asked of an idle one
         self._poll: Any = None
@@ -249,6 +253,7 @@ class Connection(asyncio.Protocol):
         if self.timeout is not None or self.patience is not None:
             if self.timeout is not None:
                 self._due.append((now + self.timeout, self._sent))
+                self._soon.append((now + self.owner.slow_call, self._sent))
             if self._timer is None:
                 self._set_timer(now)
 
@@ -265,7 +270,7 @@ class Connection(asyncio.Protocol):
     # --- time ---
 
     def _set_timer(self, now: float) -> None:
-        ends = [self._due[0][0]] if self._due else []
+        ends = [when[0][0] for when in (self._due, self._soon) if when]
         if self.patience is not None:
             ends.append(self._last + self.patience)
         self._timer = self.loop.call_at(max(min(ends), now), self._look) if ends else None
@@ -274,6 +279,11 @@ class Connection(asyncio.Protocol):
         """At those whose time is over. Once a timeout, not once a request."""
         self._timer = None
         now, late = self.loop.time(), False
+        while self._soon and (self._soon[0][1] <= self._got or self._soon[0][0] <= now):
+            _, upto = self._soon.popleft()
+            if upto > self._got:
+                # in two turns: if the loop was late, what has come meanwhile is read before
+                self.loop.call_soon(self.loop.call_soon, self._are_slow, upto)
         while self._due and (self._due[0][1] <= self._got or self._due[0][0] <= now):
             _, upto = self._due.popleft()
             for number in range(upto - self._got):
@@ -292,6 +302,9 @@ class Connection(asyncio.Protocol):
             self._last = now
         self._set_timer(now)
 
+    def _are_slow(self, upto: int) -> None:
+        self._slow = max(self._slow, upto)
+
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -305,7 +318,7 @@ class Connection(asyncio.Protocol):
             return
         self._last = self.loop.time()
         owed = self.owed if self._greeting is None else self._greeting
-        gets, got = self._gets, 0
+        gets, got, long = self._gets, 0, 0
         try:
             self._feed(data)
             if self._listener is not None and self._greeting is None:
@@ -328,6 +341,7 @@ class Connection(asyncio.Protocol):
                     if place.left:
                         continue
                     reply = place.replies
+                    long += len(reply) > 1
                 else:
                     try:
                         reply = gets()
@@ -350,10 +364,10 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # the reader has lost its place
             self.close(f"a reply could not be read ({type(error).__name__})")
             return
-        if owed is self.owed:
+        if got and owed is self.owed:
+            slow = min(self._slow - self._got, got) - long  # pipelines may take their time
             self._got += got
-            if got:
-                self.owner.heard(got)
+            self.owner.heard(got, max(slow, 0))
 
     def _listen(self, listener: Callable[[Any], None]) -> None:
         frame: Any = None

@@ -144,7 +144,7 @@ class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreComma
             with contextlib.suppress(RedisError):
                 await self.asker.planned(args)
 
-    async def _all(self, calls: Sequence[Call]) -> list[Any]:
+    async def _all(self, calls: list[Call]) -> list[Any]:
         """Each call's reply, or exception."""
         results: list[Any] = [None] * len(calls)
         pending = list(range(len(calls)))
@@ -156,7 +156,7 @@ class AsyncShardedPipeline(Transaction, AsyncRedisModuleCommands, AsyncCoreComma
                 break
         return results
 
-    async def _once(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
+    async def _once(self, calls: list[Call], pending: list[int], results: list[Any]) -> list[int]:
         """As `_round`."""
         found = self._sorted(calls, pending, results)
         for number in found.asks:

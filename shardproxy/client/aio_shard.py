@@ -42,6 +42,7 @@ class AsyncShard:
         self.answered = self.judged = 0  # see asking.Asker._failed
         self.timeout: float | None = reach.get("socket_timeout")
         self.nodes: Nodes | None = None  # who is told of failures
+        self.slow_call = float("inf")
         self.memcached: CommandTable | None = None  # it is one; the table of its commands
         self.shares = True  # calls share a connection
         self._reach, self._coding = reach, coding
@@ -233,8 +234,11 @@ class AsyncShard:
 
     # --- aio_connection.Owner ---
 
-    def heard(self, count: int) -> None:
+    def heard(self, count: int, slow: int) -> None:
         self.answered += count
+        if slow and self.nodes is not None:
+            ok, self.judged = self.answered - self.judged, self.answered
+            self.nodes.slow(self.address, time.monotonic(), max(min(ok, 20), slow), slow)
         if self._retired:
             self.retire()
 

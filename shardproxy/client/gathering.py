@@ -6,6 +6,7 @@ Both clients' pipelines are this and `transaction` (MULTI ... EXEC, WATCH), and 
 """
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
@@ -16,6 +17,7 @@ from shardproxy.client.base import Batch, Layout
 from shardproxy.client.errors import ShardError
 from shardproxy.client.routing import Plan
 from shardproxy.client.sync import EMPTY_RESPONSE, NEVER_DECODE, OURS
+from shardproxy.core.shares import gather
 
 NOT_IN_PIPELINE = "ERR '{}' asks one shard after another: call it outside of the pipeline"
 
@@ -25,12 +27,13 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Lane:
     """What goes to one shard: the commands' bytes, and whose replies come back."""
 
-    __slots__ = ("data", "limit", "owners", "scripts", "shard", "writes")
+    __slots__ = ("data", "limit", "owners", "parts", "scripts", "shard", "writes")
 
     def __init__(self, shard: Any) -> None:
         self.shard = shard
         self.data: list[bytes] = []
-        self.owners: list[tuple[int, int]] = []  # (number of the call, number of its part); (-1, 0): nobody's
+        self.owners: list[int] = []  # of each reply, the number of its call; -1: nobody's
+        self.parts: dict[int, int] = {}  # by the place in owners: which part of a call's it is
         self.scripts: set[bytes] = set()
         self.writes = False
         self.limit = 0.0  # seconds, the longest of its commands; 0: as always
@@ -47,6 +50,12 @@ class Round:
         self.splits: dict[int, tuple[Plan, list[Any]]] = {}
         self.asks: list[int] = []
         self.batches: list[Batch] = []
+
+    def lane(self, at: int) -> Lane:
+        """Of the shard of this number."""
+        if (found := self.lanes.get(at)) is None:
+            found = self.lanes[at] = Lane(self.layout.shards[at])
+        return found
 
 
 class Gathering:
@@ -110,36 +119,25 @@ class Gathering:
             return reply
         return callback(reply, **{key: value for key, value in options.items() if key not in OURS})
 
-    def _sorted(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> Round:
+    def _sorted(self, calls: list[Call], pending: list[int], results: list[Any]) -> Round:
         """These calls by where they go; what is refused has its result already."""
-        asker = self.asker
-        layout = asker.layout
-        found = Round(layout)
-        commands, locate, key_of = layout.commands, layout.router.locate, layout.router.key
-        pack, troubled = asker.pack, layout.troubled
-        lanes = found.lanes
-        for number in pending:
-            args, options = calls[number]
-            command = commands.get(args[0])
-            if command is None or not 0 < command.key_at < len(args) or troubled or options.get(NEVER_DECODE):
-                self._add(found, number, calls[number], results)
-                continue
-            key = args[command.key_at]
-            at = locate(key if type(key) is bytes else key_of(key))
-            lane = lanes.get(at)
-            if lane is None:
-                lane = lanes[at] = Lane(layout.shards[at])
-            try:
-                lane.data.append(pack(args))
-            except RedisError as error:
-                results[number] = error
-                continue
-            lane.owners.append((number, 0))
-            if not command.reads:
-                lane.writes = True
+        layout = self.asker.layout
+        found, router = Round(layout), layout.router
+        at = 0
+        while at < len(pending):
+            if router.shares and not layout.troubled:
+                at, runs = gather(router.pool.ring, layout.commands, calls, pending, at, NEVER_DECODE)
+                for number, (data, owners, writes) in runs.items():
+                    lane = found.lane(number)
+                    lane.data.append(data)
+                    lane.owners += owners
+                    lane.writes = lane.writes or writes
+            if at < len(pending):
+                self._add(found, pending[at], calls[pending[at]], results)
+                at += 1
         found.batches = [
             Batch(lane.shard, b"".join(lane.data), len(lane.owners), lane.writes, limit=_limit(lane))
-            for lane in lanes.values()
+            for lane in found.lanes.values()
         ]
         return found
 
@@ -147,19 +145,22 @@ class Gathering:
         """Replies to their calls; answers those that may be sent again."""
         splits, again = found.splits, dict[int, None]()
         for lane, batch in zip(found.lanes.values(), found.batches, strict=True):
-            if not splits and len(batch.replies) == len(lane.owners):
-                for (number, _), reply in zip(lane.owners, batch.replies, strict=True):
-                    if number >= 0:
-                        results[number] = reply
+            replies: list[Any] = batch.replies
+            if not splits and len(replies) == len(lane.owners) and not lane.scripts:
+                for number, reply in zip(lane.owners, replies, strict=True):
+                    results[number] = reply
                 continue
-            for at, (number, part) in enumerate(lane.owners):
-                reply = batch.replies[at] if at < len(batch.replies) else batch.error
+            missing = len(lane.owners) - len(replies)
+            for number in lane.owners[len(replies) :] if batch.again else ():
+                if number >= 0:
+                    again[number] = None
+            for at, (number, reply) in enumerate(
+                zip(lane.owners, chain(replies, repeat(batch.error, missing)), strict=True)
+            ):
                 if number in splits:
-                    splits[number][1][part] = reply
+                    splits[number][1][lane.parts[at]] = reply
                 elif number >= 0:
                     results[number] = reply
-                if at >= len(batch.replies) and batch.again and number >= 0:
-                    again[number] = None
         for number, (plan, parts) in splits.items():
             results[number] = _merged(plan, parts)
         return list(again)
@@ -167,7 +168,7 @@ class Gathering:
     def _add(self, found: Round, number: int, call: Call, results: list[Any]) -> None:
         """A call that is not simply one key's: to its lanes, or to those that are asked by themselves."""
         args, options = call
-        layout, lanes, splits = found.layout, found.lanes, found.splits
+        layout, splits = found.layout, found.splits
         asker = self.asker
         try:
             by, plan = self._plan(args)
@@ -189,17 +190,17 @@ class Gathering:
                                        for at in shards):  # fmt: skip
                 found.asks.append(number)
                 return
+            packed = [asker.pack(sent) for sent in parts]
             if plan.split is not None or plan.everywhere is not None:
                 splits[number] = plan, [None] * len(shards)
-            for part, (at, sent) in enumerate(zip(shards, parts, strict=True)):
-                lane = lanes.get(at)
-                if lane is None:
-                    lane = lanes[at] = Lane(layout.shards[at])
-                packed = asker.pack(sent)
+            for part, (at, data) in enumerate(zip(shards, packed, strict=True)):
+                lane = found.lane(at)
                 if plan.command.row.calls == "sha" and plan.items:
                     self._teach(lane, plan.items[1])
-                lane.data.append(packed)
-                lane.owners.append((number, part))
+                lane.data.append(data)
+                if number in splits:
+                    lane.parts[len(lane.owners)] = part
+                lane.owners.append(number)
                 lane.writes = lane.writes or not plan.command.reads
                 lane.limit = max(lane.limit, plan.command.limit or 0.0)
         except RedisError as error:
@@ -212,7 +213,7 @@ class Gathering:
             self.asker.scripts.loaded(sha)
             lane.scripts.add(sha)
             lane.data.append(self.asker.pack(("SCRIPT LOAD", text)))
-            lane.owners.append((-1, 0))
+            lane.owners.append(-1)
 
 
 def _limit(lane: Lane) -> float | None:

@@ -105,9 +105,9 @@ class Nodes:
         self.wake = lambda: None
         self._trying.clear()
 
-    def slow(self, address: str, now: float, ok: int) -> None:
-        """A request took longer than `slow_call`, the last of `ok` that were answered."""
-        self._observe(address, now, Evidence(max(ok, 1), 0, 1, 0, False, ""))
+    def slow(self, address: str, now: float, ok: int, slow: int = 1) -> None:
+        """Requests took longer than `slow_call`, the last of `ok` that were answered."""
+        self._observe(address, now, Evidence(max(ok, slow), 0, slow, 0, False, ""))
 
     def failed(self, address: str, now: float, reason: str, refused: bool = False, ok: int = 0) -> None:
         """A request failed, after `ok` that did not. refused: no connection could be made at all."""

@@ -126,7 +126,7 @@ class ShardedPipeline(Transaction, RedisModuleCommands, CoreCommands):
             self.reset()
         return self._checked(calls, results, raise_on_error)
 
-    def _run(self, calls: Sequence[Call]) -> list[Any]:
+    def _run(self, calls: list[Call]) -> list[Any]:
         """Each call's reply, or exception."""
         results: list[Any] = [None] * len(calls)
         pending = list(range(len(calls)))
@@ -138,7 +138,7 @@ class ShardedPipeline(Transaction, RedisModuleCommands, CoreCommands):
                 break
         return results
 
-    def _round(self, calls: Sequence[Call], pending: Sequence[int], results: list[Any]) -> list[int]:
+    def _round(self, calls: list[Call], pending: list[int], results: list[Any]) -> list[int]:
         """Sends these calls once; answers those that may be sent again, with why in their results."""
         asker = self.asker
         if asker.layout.troubled:

@@ -1,12 +1,13 @@
 """Active probes, for a client that was asked to have them: nodes are looked at though no call meets them.
 
-    ShardedRedis({...}, probe=True)     a thread, from the first connection until close()
+    ShardedRedis({...}, probe=True)     a thread, from the first connection until close(), and one a probe
     AsyncShardedRedis({...}, probe=True)     a task, from the first call until aclose()
 
 When a node is due, `Nodes` says (the core's schedule: `health.interval`, sooner in doubt); how it is tried,
 the client: PINGs on a new connection. Off by default: two hundred processes need not all ask. A client that
-follows proxies has none: they probe. Rules: a client that nobody holds any more is not kept by its thread; a
-child after a fork begins with a thread of its own, at its first connection.
+follows proxies has none: they probe. Rules: a node that hangs delays no other's probe; a client that nobody
+holds any more is not kept by its thread; a child after a fork begins with a thread of its own, at its first
+connection.
 """
 
 import asyncio
@@ -26,11 +27,12 @@ STOPS_WITHIN = 5.0  # seconds that close() waits for a probe that is on its way
 
 
 class Prober:
-    """A thread that asks one node after another. asker: an Asker."""
+    """A thread that sees when probes are due; each has a thread of its own. asker: an Asker."""
 
     def __init__(self, asker: Any) -> None:
         self._stop: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
+        self._probes: list[threading.Thread] = []
         self._pid = 0
         self._lock = threading.Lock()
         self._asker = weakref.ref(asker, lambda _: self._forgotten())
@@ -54,8 +56,12 @@ class Prober:
 
             self._stop, self._pid = stop, os.getpid()
             asker.nodes.wake = wake.set
+            self._probes = []
             self._thread = threading.Thread(
-                target=_probe, args=(self._asker, wake, ended), name="shardproxy-probes", daemon=True
+                target=_probe,
+                args=(self._asker, wake, ended, self._probes),
+                name="shardproxy-probes",
+                daemon=True,
             )
             self._thread.start()
 
@@ -64,31 +70,50 @@ class Prober:
             self._stop()
 
     def stop(self) -> None:
-        """The thread has ended when this returns, unless a probe takes too long or it is this thread."""
+        """Its threads have ended when this returns, unless a probe takes too long or it is this thread."""
         thread, self._thread = self._thread, None
         if thread is None or self._pid != os.getpid():
             return
         self._stop()
-        if thread is not threading.current_thread():
-            thread.join(STOPS_WITHIN)
+        limit = time.monotonic() + STOPS_WITHIN
+        for each in (thread, *self._probes):
+            if each is not threading.current_thread():
+                each.join(max(limit - time.monotonic(), 0.0))
 
 
-def _probe(reference: Callable[[], Any], wake: threading.Event, ended: threading.Event) -> None:
+def _probe(
+    reference: Callable[[], Any],
+    wake: threading.Event,
+    ended: threading.Event,
+    probes: list[threading.Thread],
+) -> None:
     while not ended.is_set():
         wake.clear()
         asker = reference()
         if asker is None:
             return
         now = time.monotonic()
-        if (address := asker.nodes.claim(now, probing=True)) is not None:
+        probes[:] = [each for each in probes if each.is_alive()]
+        while (address := asker.nodes.claim(now, probing=True)) is not None:
+            probe = threading.Thread(
+                target=_try, args=(asker, address), name=f"shardproxy-probe-{address}", daemon=True
+            )
             try:
-                asker.trial(address)
-            except Exception:  # of who is told of transitions
-                log.exception("a probe of %s failed", address)
-            continue
+                probe.start()
+            except RuntimeError:  # there are too many threads
+                _try(asker, address)
+            else:
+                probes.append(probe)
         wait = asker.nodes.probe_at - now
         del asker  # not to be kept while nothing happens
         wake.wait(None if wait == float("inf") else max(wait, 0.0))
+
+
+def _try(asker: Any, address: str) -> None:
+    try:
+        asker.trial(address)
+    except Exception:  # of who is told of transitions
+        log.exception("a probe of %s failed", address)
 
 
 class AsyncProber:

@@ -140,7 +140,8 @@ class Router:
         self.locate: Callable[[bytes], int] = self._locate if self._moved else ring.locate  # type: ignore[assignment]
         self.commands: dict[Any, Command] = {}  # by name as it is written
         self._plain = coding.encoding.lower().replace("-", "") == "utf8" and coding.errors == "strict"
-        self._shares = self._plain and not self._moved
+        # Keys are where the ring has them, and text is UTF-8: what is compiled may look for them
+        self.shares = self._plain and not self._moved
 
     def _no_stand_in(self, home: int) -> Collection[int]:
         protocol = self.pool.shards[home].protocol
@@ -208,7 +209,7 @@ class Router:
     def plan(self, args: Args) -> Plan:
         """Where a call goes, whatever it is. Raises its refusal."""
         command = self.command(args[0])
-        if command.way == "split" and self._shares and (found := self._share(command, args)) is not None:
+        if command.way == "split" and self.shares and (found := self._share(command, args)) is not None:
             return found
         if command.way == "container" and len(args) > 1 and len(command.words) == 1:
             sub = args[1].encode().split() if isinstance(args[1], str) else self.key(args[1]).split()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 monotonic = time.monotonic
 NEVER_DECODE, EMPTY_RESPONSE = "NEVER_DECODE", "EMPTY_RESPONSE"
-OURS = (NEVER_DECODE, EMPTY_RESPONSE, "keys")  # options that are for who executes, not for the callback
+OURS = (NEVER_DECODE, EMPTY_RESPONSE)  # options that are for who executes, not for the callback
 CACHE_LOCK = (
     "lock() on a cache pool: while a shard is out its stand-in may give the same lock to a second owner; "
     "lock(..., allow_cache_pool=True) says that this does no harm"
@@ -173,7 +173,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
 
     # --- the hot path ---
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
+    def execute_command(self, *args: Any, keys: Any = None, **options: Any) -> Any:
         """The reply, as redis-py gives it. Raises redis-py's exceptions, ShardError and PartialError."""
         asker, name = self.asker, args[0]
         if asker.follower is not None:

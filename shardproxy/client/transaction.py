@@ -15,6 +15,7 @@ from shardproxy.client.gathering import Call, Gathering, annotated
 from shardproxy.client.sync import EMPTY_RESPONSE
 
 UNWATCHING = ("DISCARD", "EXEC", "UNWATCH")
+NONE: dict[str, Any] = {}  # options, of most calls
 NOT_IN_MULTI = "ERR '{}' is not supported inside MULTI"
 
 
@@ -29,10 +30,11 @@ class Transaction(Gathering):
         # Where WATCH was sent: a shard and a connection of this client's, and the process
         self._held: tuple[Any, Any, int] | None = None
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
+    def execute_command(self, *args: Any, keys: Any = None, **options: Any) -> Any:
+        """keys: for redis-py's own caches; dropped, since the garbage collector visits what is kept."""
         if (self.watching or args[0] == "WATCH") and not self.explicit_transaction:
             return self.immediate_execute_command(*args, **options)
-        self.command_stack.append((args, options))
+        self.command_stack.append((args, options or NONE))
         return self
 
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:

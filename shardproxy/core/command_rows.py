@@ -62,6 +62,12 @@ class KeySpec(msgspec.Struct, frozen=True, gc=False):
             return 3
         return ("access" in self.flags) | 2 * bool({"insert", "delete", "update"} & set(self.flags))
 
+    def is_hollow(self, argc: int) -> bool:
+        """Whether its range ends before it begins: the sources of PFMERGE KEY."""
+        return (
+            self.begin == "index" and self.find == "range" and self.last < 0 and argc + self.last < self.index
+        )
+
     @classmethod
     def parse(cls, text: str) -> "KeySpec":
         """Reads the notation of commands.json; raises ValueError."""

@@ -6,7 +6,7 @@ stack (an aggregate only adds to the number of elements still to come), so nesti
 no client, no command and no socket.
 """
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memset
@@ -43,6 +43,24 @@ cdef inline int read_number(const char *p, size_t n, int64_t *value) noexcept no
         i += 1
     value[0] = -v if minus else v
     return 0
+
+
+cdef inline size_t usual_header(const char *p, size_t n, int64_t *value) noexcept nogil:
+    """How long "<mark><up to 9 digits>\r\n" is; 0: it is something else, or ends too near: to be read with care."""
+    cdef size_t i = 1
+    cdef uint32_t v = 0, digit
+    if n < 12:
+        return 0
+    while i < 10:
+        digit = <uint32_t>p[i] - <uint32_t>c'0'
+        if digit > 9:
+            break
+        v = v * 10 + digit
+        i += 1
+    if p[i] != c'\r' or p[i + 1] != c'\n' or i == 1 or p[1] == c'0' and i > 2:
+        return 0
+    value[0] = v
+    return i + 2
 
 
 cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nogil:
@@ -96,19 +114,24 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
             i += 1
             s.line = 1
             continue
-        end = <const char *>memchr(p + i, c'\n', n - i if n - i < MAX_HEADER else MAX_HEADER)
-        if end == NULL:
-            used[0] = i
-            return SCAN_MORE if n - i < MAX_HEADER else SCAN_BAD
-        line = end - (p + i)
-        if line < 2 or (end - 1)[0] != c'\r' or read_number(p + i + 1, line - 2, &v) < 0 or v < -1:
-            used[0] = i
-            return SCAN_BAD
+        line = usual_header(p + i, n - i, &v)
+        if line == 0:
+            end = <const char *>memchr(p + i, c'\n', n - i if n - i < MAX_HEADER else MAX_HEADER)
+            if end == NULL:
+                used[0] = i
+                return SCAN_MORE if n - i < MAX_HEADER else SCAN_BAD
+            line = end - (p + i) + 1
+            if line < 3 or (end - 1)[0] != c'\r' or read_number(p + i + 1, line - 3, &v) < 0 or v < -1:
+                used[0] = i
+                return SCAN_BAD
         if kind == c'$' or kind == c'!' or kind == c'=':
             if v > MAX_BODY:
                 used[0] = i
                 return SCAN_BAD
-            if v >= 0:
+            if v >= 0 and <int64_t>(n - i - line) > v + 1 and p[i + line + v] == c'\r' and p[i + line + v + 1] == c'\n':
+                line += v + 2           # all of it is here
+                s.left -= 1
+            elif v >= 0:
                 s.body = v
                 s.crlf = 2
             else:
@@ -125,7 +148,7 @@ cdef int scan_frame(Scan *s, const char *p, size_t n, size_t *used) noexcept nog
         if v > MAX_ELEMENTS or s.left > MAX_ELEMENTS:
             used[0] = i
             return SCAN_BAD
-        i += line + 1
+        i += line
 
 
 # --- requests ---
@@ -168,7 +191,7 @@ cdef void request_free(Request *r) noexcept nogil:
 
 cdef int header(Request *r, const char *p, size_t n, int64_t *value, size_t *size, const char *wrong,
                 const char *too_long) noexcept nogil:
-    """Reads "<mark><number>\r\n" at p; p[0] has been looked at."""
+    """Reads "<mark><number>\r\n" at p, which is not a usual header; p[0] has been looked at."""
     cdef const char *end = <const char *>memchr(p, c'\n', n if n < MAX_HEADER else MAX_HEADER)
     if end == NULL:
         return REQ_MORE if n < MAX_HEADER else refuse(r, too_long)
@@ -192,11 +215,13 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
         left = g.left
         store = False
     else:
-        left = 0
-        status = header(r, p, n, &left, &size, "Protocol error: invalid multibulk length",
-                        "Protocol error: too big mbulk count string")
-        if status != REQ_OK:
-            return status
+        size = usual_header(p, n, &length)
+        if size == 0:
+            status = header(r, p, n, &length, &size, "Protocol error: invalid multibulk length",
+                            "Protocol error: too big mbulk count string")
+            if status != REQ_OK:
+                return status
+        left = length
         if left > r.limits.max_arguments:
             return refuse(r, "Protocol error: invalid multibulk length")
         if r.limits.stranger and left > STRANGERS_ARGUMENTS:
@@ -215,12 +240,14 @@ cdef int parse_request(Request *r, Progress *g, const char *p, size_t n) noexcep
             snprintf(r.error_text, sizeof(r.error_text), "Protocol error: expected '$', got '%c'",
                      c' ' if p[pos] == c'\r' or p[pos] == c'\n' else p[pos] if p[pos] else c'?')
             return refuse(r, r.error_text)
-        status = header(r, p + pos, n - pos, &length, &size, "Protocol error: invalid bulk length",
-                        "Protocol error: too big bulk count string")
-        if status == REQ_MORE:
-            break
-        if status == REQ_BAD:
-            return status
+        size = usual_header(p + pos, n - pos, &length)
+        if size == 0:
+            status = header(r, p + pos, n - pos, &length, &size, "Protocol error: invalid bulk length",
+                            "Protocol error: too big bulk count string")
+            if status == REQ_MORE:
+                break
+            if status == REQ_BAD:
+                return status
         if length < 0 or length > r.limits.max_value:
             return refuse(r, "Protocol error: invalid bulk length")
         if r.limits.stranger and length > STRANGERS_VALUE:

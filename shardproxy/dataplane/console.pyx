@@ -9,6 +9,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from shardproxy.core.commands cimport CommandTable
+from shardproxy.core.script_store cimport Script
 from shardproxy.dataplane.absence cimport flushed, wrote
 from shardproxy.dataplane.calls cimport ClientHandle, client_handle
 from shardproxy.dataplane.counters cimport BUCKETS, COUNTERS
@@ -140,8 +141,9 @@ cdef class Console(Engine):
     def teach(self, bytes text, bint loaded):
         return teach(self, text, loaded)
 
-    def knows_script(self, bytes sha):
-        return script_find(self, sha, len(sha)) != NULL
+    def knows_script(self, bytes sha, bint loaded=False):
+        cdef Script *script = script_find(self, sha, len(sha))
+        return script != NULL and (script.loaded or not loaded)
 
     def scripts(self):
         return all_scripts(self)

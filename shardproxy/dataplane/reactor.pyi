@@ -170,7 +170,9 @@ class Reactor:
     def teach(self, text: bytes, loaded: bool) -> bytes:
         """Keep a script's text, as SCRIPT LOAD's (loaded) or EVAL's; its SHA1, in hex."""
 
-    def knows_script(self, sha: bytes) -> bool: ...
+    def knows_script(self, sha: bytes, loaded: bool = False) -> bool:
+        """Whether its text is kept; loaded: as one that SCRIPT LOAD brought, which therefore compiles."""
+
     def scripts(self) -> list[tuple[bytes, bool]]:
         """Every text that is kept, and whether SCRIPT LOAD brought it; those that go first come first."""
 

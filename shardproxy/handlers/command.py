@@ -1,7 +1,7 @@
 """COMMAND and its subcommands: the command table, as Redis shows its own. Everything comes from the rows."""
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from shardproxy.core import errors, reply
@@ -156,21 +156,33 @@ def glob(pattern: str) -> str:
     return pattern.replace("[^", "[!")
 
 
+def _keys(server: Server, args: Sequence[bytes]) -> list[tuple[int, tuple[str, ...]]]:
+    """What a command's keys are, and how it uses them; ValueError.
+
+    Redis takes PFMERGE KEY for malformed when asked for its keys, and runs it.
+    """
+    found = server.commands.keys_and_flags_of(args)
+    row = server.commands.row(*args[:2])
+    if row is not None and any(spec.is_hollow(len(args)) for spec in row.key_specs):
+        raise ValueError("Invalid arguments specified for command")
+    return found
+
+
 @handles("command|getkeys")
 def getkeys(server: Server, call: "Call") -> bytes:
     args = call.args[2:]
     try:
-        positions = server.commands.keys_of(args)
+        found = _keys(server, args)
     except ValueError as error:
         return reply.error(errors.get_keys(str(error)))
-    return reply.bulks(args[position] for position in positions)
+    return reply.bulks(args[position] for position, _ in found)
 
 
 @handles("command|getkeysandflags")
 def getkeysandflags(server: Server, call: "Call") -> bytes:
     args = call.args[2:]
     try:
-        found = server.commands.keys_and_flags_of(args)
+        found = _keys(server, args)
     except ValueError as error:
         return reply.error(errors.get_keys(str(error)))
     return reply.array(

@@ -47,18 +47,22 @@ async def load(server: Server, call: "Call") -> bytes:
 
 @handles("script|exists")
 async def exists(server: Server, call: "Call") -> bytes:
-    """SCRIPT EXISTS sha1 [sha1 ...]: 1 when an EVALSHA would find it, on every node."""
+    """SCRIPT EXISTS sha1 [sha1 ...]: 1 when an EVALSHA would find it, on every node.
+
+    The text that an EVAL brought says nothing: it need not compile. Some node has run it, then.
+    """
     answers = await ask_all(server, call, *call.args, write=False)
     there = [value_of(answer.frame, list) for answer in answers if not answer.failed]
     if any(len(each) != len(call.args) - 2 for each in there):
         raise BadReply(errors.bad_reply(answers[0].frame))
-    known = map(server.reactor.knows_script, call.args[2:])
     if not there:
         return answers[0].frame if answers else reply.error(errors.NO_SHARDS)
     if len(there) < len(answers):
         there.append([0] * len(call.args[2:]))
+    knows = server.reactor.knows_script
     return reply.array(
-        reply.integer(mine or all(theirs)) for mine, *theirs in zip(known, *there, strict=True)
+        reply.integer(all(theirs) or knows(sha, True) or (any(theirs) and knows(sha)))
+        for sha, *theirs in zip(call.args[2:], *there, strict=True)
     )
 
 

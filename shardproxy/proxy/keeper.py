@@ -3,8 +3,9 @@
 Owns one `core.health.Health` a node and one task that probes it; takes what the workers saw of it; turns what
 comes of that into snapshots of the topology; has a node that was out brought back (`proxy.returns`). Rules:
 nobody else sets the state of a node; a snapshot is made of the newest one and handed on without waiting in
-between; what failed while our own loop lagged is no evidence; when most nodes look down we are the likelier
-fault, and those whose keys did not move are used on.
+between; keys move to stand-ins when all workers have said that they leave the node alone; what failed while
+our own loop lagged is no evidence; when most nodes look down we are the likelier fault, and those whose keys
+did not move are used on.
 """
 
 import asyncio
@@ -52,11 +53,18 @@ class Watch:
         self.away = False  # it has been shown as out: there is a return before it is admitted
         self.unproven = False  # it is out, and no probe of it has ended since
         self.fenced = False
+        self.held: float | None = None  # `since` of the outage for which all workers leave it alone
+        self.holding: asyncio.Task[None] | None = None
         self.swept = True
         self.tidied = True  # False: stand-ins may keep what was theirs before its shard's place changed
         self.beat_at = 0.0  # when it is due to be told that we use it
         self.task: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def leaving(self) -> bool:
+        """It is out, and not all workers have said yet that they leave it alone."""
+        return self.health.state == "out" and not self.away and self.held != self.health.since
 
 
 class Keeper:
@@ -362,6 +370,18 @@ class Keeper:
         acknowledged = self._publish()
         return acknowledged is not None and await acknowledged
 
+    async def _hold(self, watch: Watch) -> None:
+        """Before its keys move: who has not heard of it reads there what others write elsewhere.
+
+        Who does not say so in time is logged, and waited for no longer.
+        """
+        while watch.leaving:
+            since = watch.health.since
+            await self._fleet.set_topology(self._fleet.topology)
+            watch.held = since
+        watch.holding = None
+        self._publish()
+
     async def _sweep(self, address: str, watch: Watch) -> None:
         await self._told.wait()
         await self._returns.sweep(address)
@@ -404,17 +424,24 @@ class Keeper:
         if ignored - self._ignored:
             self._log("fail_open", pool=pool.name, nodes=sorted(ignored))
         self._ignored = (self._ignored - watches.keys()) | ignored
-        return {address: shown(watch, address in ignored) for address, watch in watches.items()}
+        moving = pool.on_shard_down == "rehash" and not self._fleet.alone
+        for address, watch in watches.items():
+            if address in ignored:
+                watch.held = None
+            elif moving and watch.leaving and watch.holding is None:
+                watch.holding = self._keep(self._hold(watch))
+        return {address: shown(watch, address in ignored, moving) for address, watch in watches.items()}
 
 
-def shown(watch: Watch, ignored: bool) -> Shown:
+def shown(watch: Watch, ignored: bool, moving: bool) -> Shown:
+    """moving: its keys go elsewhere when it is out, and there are several workers."""
     health = watch.health
     swept = watch.swept and watch.tidied
     if watch.fenced:
         return Shown("suspect", RETURNING, swept)
     if ignored:
         return Shown("unknown", f"fail open: {health.reason}", swept)
-    return Shown(health.state, health.reason, swept)
+    return Shown("suspect" if moving and watch.leaving else health.state, health.reason, swept)
 
 
 def places_of(topology: Topology) -> Mapping[str, tuple[Pool, Shard]]:

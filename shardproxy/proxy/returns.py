@@ -46,6 +46,10 @@ class Fleet(Protocol):
 
     topology: Topology
 
+    @property
+    def alone(self) -> bool:
+        """There is one worker, which serves by a topology as soon as that is set."""
+
     def set_topology(self, topology: Topology) -> Awaitable[bool]:
         """Swaps it in before it returns. True: every live worker serves by it, and where it puts a shard into
         "hold" none has anything of its keys in flight elsewhere."""

@@ -23,7 +23,7 @@ from shardproxy.core import commands, misses, raising
 from shardproxy.core.acl import Users
 from shardproxy.core.logins import Failures
 from shardproxy.core.networks import Networks
-from shardproxy.core.topology import Topology
+from shardproxy.core.topology import RETURNING, Topology
 from shardproxy.dataplane.reactor import Reactor
 from shardproxy.handlers.accesslog import AccessLog
 from shardproxy.handlers.base import NodeInfo, Outcome, ProcessRecord
@@ -383,13 +383,15 @@ class Proxy:
             if node.state == "up" and (address not in before or before[address].state != "up"):
                 self._learner.ask_again(address)
 
+    alone = True  # as a Fleet
+
     async def settled(self, topology: Topology) -> bool:
-        """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot holds back.
+        """Waits until nothing is in flight on stand-ins for keys of shards that this snapshot brings back.
 
         No longer than a request may take: what is later has been given up by who asked for it.
         """
         pool = topology.pools[0]
-        held = any(pool.mode(shard) == "hold" for shard in pool.shards)
+        held = any(pool.mode(shard) == "hold" and shard.node.reason == RETURNING for shard in pool.shards)
         limit = time.monotonic() + pool.longest
         while held and not self.reactor.settled() and time.monotonic() < limit:
             await asyncio.sleep(SETTLE_STEP)

@@ -328,6 +328,8 @@ class Supervisor:
             self.users.to_wire(),
         ]
 
+    alone = False  # as a Fleet
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:

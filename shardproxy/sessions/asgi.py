@@ -138,8 +138,10 @@ class Exchange:
     async def _save(self, status: int) -> None:
         session = self.session
         if session is not None and self.web.saves(self.visit, session, status):
-            with contextlib.suppress(SessionGone):  # it ended meanwhile, and stays so: logouts hold
+            try:  # noqa: SIM105  # with every request, so without a context manager
                 await session.save()
+            except SessionGone:  # it ended meanwhile, and stays so: logouts hold
+                pass
 
     def _leave(self, message: Message) -> None:
         """Puts Set-Cookie and what belongs beside it into the start of a response."""

@@ -4,10 +4,11 @@ A client is any that has redis-py's `execute_command(name, *args)`: `redis.Redis
 asyncio twins. Whatever goes wrong with it is a SessionUnavailable with the cause.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import hiredis
 import redis
@@ -17,6 +18,7 @@ from shardproxy.core.sessions.errors import SessionUnavailable
 from shardproxy.core.sessions.model import Model
 from shardproxy.core.sessions.operations import Call
 from shardproxy.core.sessions.scripts import SCRIPTS
+from shardproxy.sessions.borrowing import Deadlines, agive, atake, give, is_plain, is_simple, take
 
 FAULTS = (redis.RedisError, OSError, EOFError, TimeoutError)
 LOST = (redis.ConnectionError, redis.TimeoutError)
@@ -66,23 +68,6 @@ def options_of(client: Any) -> dict[str, Any]:
     return {"NEVER_DECODE": True} if decodes else {}
 
 
-def is_plain(client: Any, kind: type[Any], execute: Any, pools: tuple[type, ...]) -> bool:
-    """redis-py's own client as it is usually made: a connection of its pool can be used as it does itself.
-
-    That is a third of the CPU of a command less. Not with its cache, its metrics, or before redis-py 5.3.
-    """
-    pool = getattr(client, "connection_pool", None)
-    return (
-        type(client) is kind
-        and type(pool) in pools
-        and client.connection is None
-        and getattr(pool, "cache", None) is None
-        and execute.__module__ == f"{kind.__module__}"
-        and "_available_connections" in vars(pool)
-        and tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3)
-    )
-
-
 class Blocking:
     """Over a client that blocks."""
 
@@ -91,6 +76,7 @@ class Blocking:
         self.attempts = Attempts(options_of(client))
         pools = (redis.ConnectionPool, redis.BlockingConnectionPool)
         self._plain = is_plain(client, redis.Redis, _EXECUTE, pools)
+        self._simple = self._plain and is_simple(client)
 
     def run(self, call: Call) -> list[Any]:
         command = self.attempts.first(call)
@@ -101,18 +87,22 @@ class Blocking:
                 command = self.attempts.next(call, command, error)
 
     def _send(self, command: tuple[Any, ...]) -> list[Any]:
+        reply: list[Any]
         if self._plain and redis.Redis.execute_command is _EXECUTE:
-            pool = self.client.connection_pool
-            connection = pool.get_connection()
+            pool, simple = self.client.connection_pool, self._simple
+            connection = take(pool, simple)
             try:
                 connection.send_packed_command((hiredis.pack_command(command),))
-                return cast(list[Any], connection.read_response(self.attempts.decoded))
+                reply = connection.read_response(self.attempts.decoded)
+                return reply
             except LOST:
                 if not connection.retry.get_retries():
                     raise
             finally:
-                pool.release(connection)
-        return cast(list[Any], self.client.execute_command(*command, **self.attempts.options))
+                if not simple or not give(pool, connection):
+                    pool.release(connection)
+        reply = self.client.execute_command(*command, **self.attempts.options)
+        return reply
 
 
 class Awaiting:
@@ -123,6 +113,8 @@ class Awaiting:
         self.attempts = Attempts(options_of(client))
         pools = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool)
         self._plain = is_plain(client, redis.asyncio.Redis, _AEXECUTE, pools)
+        self._simple = self._plain and is_simple(client)
+        self._deadlines = Deadlines()
 
     async def run(self, call: Call) -> list[Any]:
         command = self.attempts.first(call)
@@ -133,22 +125,30 @@ class Awaiting:
                 command = self.attempts.next(call, command, error)
 
     async def _send(self, command: tuple[Any, ...]) -> list[Any]:
+        reply: list[Any]
         if self._plain and redis.asyncio.Redis.execute_command is _AEXECUTE:
-            pool = self.client.connection_pool
-            connection = await pool.get_connection()
+            pool, simple = self.client.connection_pool, self._simple
+            connection = await atake(pool, simple)
             try:
+                if simple:
+                    self._deadlines.begin(connection)
                 packed, writer = hiredis.pack_command(command), getattr(connection, "_writer", None)
                 if writer is None or connection.health_check_interval:
                     await connection.send_packed_command((packed,))
                 else:  # a task less, which it makes to wait with a timeout: the reply is waited for with one
                     writer.write(packed)
-                return cast(list[Any], await connection.read_response(self.attempts.decoded))
+                timeout = math.inf if simple else None
+                reply = await connection.read_response(self.attempts.decoded, timeout=timeout)
+                return reply
             except LOST:
                 if not connection.retry.get_retries():
                     raise
             finally:
-                await pool.release(connection)
-        return cast(list[Any], await self.client.execute_command(*command, **self.attempts.options))
+                self._deadlines.end(connection)
+                if not simple or not agive(pool, connection):
+                    await pool.release(connection)
+        reply = await self.client.execute_command(*command, **self.attempts.options)
+        return reply
 
 
 class Memory:

@@ -118,7 +118,12 @@ class Sessions(SessionInterface):
                 _refuse(response)
                 return
         headers = response.headers
-        vary, cache_control = ", ".join(headers.getlist("Vary")), headers.get("Cache-Control", "")
+        vary = cache_control = ""
+        for name, value in headers:
+            if (lowered := name.lower()) == "vary":
+                vary = f"{vary}, {value}" if vary else value
+            elif lowered == "cache-control":
+                cache_control = value
         cookie, beside = self.web.leaving(session.visit, session, vary, cache_control)
         put = headers.set if vary or cache_control else headers.add  # which looks for none to replace
         for name, value in beside.items():

@@ -5,7 +5,6 @@
 What was changed is saved when the app calls start_response, unless that is a 5xx.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -133,8 +132,10 @@ def fill(store: SessionStore, web: Web, visit: Visit, session: Session) -> None:
 
 def save(session: Session) -> None:
     """At the end of a request. What ended meanwhile stays so: logouts hold."""
-    with contextlib.suppress(SessionGone):
+    try:  # noqa: SIM105  # with every request, so without a context manager
         session.save()
+    except SessionGone:
+        pass
 
 
 def refuse(start_response: StartResponse) -> list[bytes]:

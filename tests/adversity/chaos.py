@@ -16,6 +16,7 @@ import json
 import random
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -66,6 +67,7 @@ class Client:
         self.written: dict[str, int] = dict.fromkeys(run.keys_of(number), 0)
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.parser = hiredis.Reader()
+        self.connection = 0
 
     async def live(self, over: Callable[[], bool]) -> None:
         while not over():
@@ -109,6 +111,7 @@ class Client:
                 if self.streams is None:
                     self.streams = await asyncio.open_connection("127.0.0.1", self.run.port)
                     self.parser = hiredis.Reader()
+                    self.connection += 1
                 reader, writer = self.streams
                 writer.write(b"".join(self.request(*each) for each in asked))
                 while left:
@@ -154,8 +157,9 @@ class Client:
     def write_down(self, asked: Asked, start: float, outcome: str, error: str = "") -> None:
         kind, key, number = asked
         self.run.seen[outcome if outcome == OK else error.split(" ", 1)[0]] += 1
+        end, which = time.monotonic(), self.connection
         self.run.history.operations.append(
-            Operation(self.number, kind, key, start, time.monotonic(), outcome, number, error)  # type: ignore[arg-type]
+            Operation(self.number, kind, key, start, end, outcome, number, error, which)  # type: ignore[arg-type]
         )
 
     def leave(self) -> None:
@@ -167,9 +171,9 @@ class Client:
 class Run:
     """One round: its clients, their keys, and everything that they are told. name: begins every key."""
 
-    def __init__(self, port: int, name: str, clients: int, lossy: bool) -> None:
+    def __init__(self, port: int, name: str, clients: int, lossy: bool, apart: bool) -> None:
         self.port, self.name, self.clients = port, name, clients
-        self.history = History(lossy=lossy)
+        self.history = History(lossy=lossy, apart=apart)
         self.seen: Counter[str] = Counter()
 
     def keys_of(self, client: int) -> list[str]:
@@ -229,6 +233,7 @@ class Stage:
         urls["c"] = f"{self.nodes['c'].scheme}://{self.network.address}"
         config = toml(urls, top=f"workers = {workers}", pool=POOLS[pool])
         self.proxy = stack.enter_context(ProxyProcess(config))
+        self.workers = workers
         self.happened: list[str] = []
         self.run: Run | None = None
 
@@ -354,7 +359,7 @@ class Stage:
 
     def round(self, name: str, clients: int, lossy: bool, count: int) -> tuple[Run, list[str]]:
         """So many troubles, each kind at least once if there is room; and every mistake."""
-        self.run = run = Run(self.proxy.port, name, clients, lossy)
+        self.run = run = Run(self.proxy.port, name, clients, lossy, self.workers > 1)
         run.locate(self.proxy)
         kinds = self.KINDS if count >= len(self.KINDS) else ()
         asyncio.run(run.go(lambda: self.troubles(kinds, count)))
@@ -427,8 +432,10 @@ def chaos(pool: str, args: argparse.Namespace) -> Summary:
                 print(f"{time.strftime('%X')} {name}: {told}", flush=True)
                 if mistakes:
                     print("  " + "; ".join(made.happened), *mistakes[:20], sep="\n  ", flush=True)
-    except pytest.fail.Exception as error:
-        print(f"{pool}: {error}", flush=True)
+                    for key in {mistake.split(": ", 1)[0] for mistake in mistakes[:20]}:
+                        print(*run.history.told(key), sep="\n    ", flush=True)
+    except (Exception, pytest.fail.Exception):
+        print(f"{pool}: {traceback.format_exc()}", flush=True)
         wrong += 1
     minutes, around = (time.monotonic() - start) / 60, memory[WARM - 1 : WARM] + memory[-1:] or [0]
     return Summary(pool, len(memory), len(happened), seen.total(), wrong, minutes, (around[0], around[-1]))

@@ -7,7 +7,9 @@ An outcome is
 - ok: with what was read, or the counter's value;
 - refused (SHARDDOWN, OVERLOADED): it was not executed, and never will be;
 - unknown (TIMEOUT, UNKNOWN, a lost connection): it may have been executed, or be executed while it is
-  not overtaken: once a later write of the key was acknowledged, what is older must not come back.
+  not overtaken: once a later write of the key was acknowledged, what is older must not come back. With
+  several workers (`apart`) it is overtaken by writes on its own connection only: see docs/failover.md,
+  "What cannot be promised".
 
 `check` returns every mistake in words:
 
@@ -46,16 +48,30 @@ class Operation:
     outcome: str
     number: int | None = None
     error: str = ""  # the error's code, "LOST" for a connection that ended, and what else is wrong, in words
+    connection: int = 0  # of this client, counted
 
 
 @dataclass(slots=True)
 class History:
-    """Everything that happened, in any order. lossy: values may get lost (a cache pool)."""
+    """Everything that happened, in any order.
+
+    lossy: values may get lost (a cache pool). apart: a client's connections may go different ways to a node.
+    """
 
     lossy: bool
+    apart: bool = False
     operations: list[Operation] = field(default_factory=list)
     homes: Mapping[str, str] = field(default_factory=dict)  # key → shard
     emptied: list[tuple[str, float, float]] = field(default_factory=list)  # shard, killed, back and empty
+
+    def told(self, key: str) -> list[str]:
+        """All that was asked of a key, a line each; the first names its home."""
+        seen = sorted((each for each in self.operations if each.key == key), key=lambda each: each.start)
+        return [f"{key}, of shard {self.homes.get(key)}:"] + [
+            f"{each.start:.3f}-{each.end:.3f} client {each.client}/{each.connection} "
+            f"{each.kind} {each.number} {each.outcome} {each.error[:60]}"
+            for each in seen
+        ]
 
     def emptied_between(self, key: str, start: float, end: float) -> bool:
         shard = self.homes.get(key)
@@ -133,7 +149,7 @@ def _register(history: History, key: str, seen: Sequence[Operation]) -> Iterator
             yield f"{told}: nobody had written that"
         elif write.outcome == REFUSED:
             yield f"{told}: that write was refused ({write.error})"
-        elif read.number < floor:
+        elif read.number < floor and not _late(history, writes, write, read):
             which = "acknowledged" if acknowledged.before(read.start) == floor else "read"
             yield f"{told}: stale, {floor} had been {which}"
 
@@ -142,8 +158,24 @@ def _may_be_empty(history: History, writes: Mapping[int, Operation], floor: int,
     """Whether a read may find nothing after write `floor` has been acknowledged or read."""
     if not floor or history.emptied_between(read.key, writes[floor].start, read.end):
         return True
-    later = (write for number, write in writes.items() if number >= floor)
-    return any(w.kind == "del" and w.outcome != REFUSED and w.start <= read.end for w in later)
+    deletions = (w for w in writes.values() if w.kind == "del" and w.start <= read.end)
+    return any(
+        w.outcome != REFUSED and ((w.number or 0) >= floor or _late(history, writes, w, read))
+        for w in deletions
+    )
+
+
+def _late(history: History, writes: Mapping[int, Operation], write: Operation, read: Operation) -> bool:
+    """Whether a write may have been executed after newer ones: who sent it was told nothing, and left."""
+    return (
+        history.apart
+        and write.outcome == UNKNOWN
+        and not any(
+            w.outcome == OK and w.end < read.start and w.connection == write.connection
+            for number, w in writes.items()
+            if number > (write.number or 0)
+        )
+    )
 
 
 def _counter(history: History, key: str, seen: Sequence[Operation]) -> Iterator[str]:

@@ -300,6 +300,26 @@ async def test_times_of_each_class(nodes: list[RedisNode]) -> None:
     await client.aclose()
 
 
+async def test_slow_calls_are_evidence(nodes: list[RedisNode]) -> None:
+    seen: list[Any] = []
+    policy = SOON | {"slow_call": "1ms", "minimum": 5}
+    client = made(nodes, seen.append, health=policy)
+    for _ in range(3):
+        await client.blpop("waiting", 0.01)  # it was asked to: nothing to be held against its node
+    assert seen == []
+    async with asyncio.timeout(60):
+        while not seen:
+            await asyncio.gather(*(client.eval("for i = 1, 1e6 do end", 1, "k") for _ in range(3)))
+    assert seen[0].new == "suspect" and "took over" in seen[0].reason
+    async with asyncio.timeout(60):
+        while len(seen) < 2:  # a trial is made, and it is well
+            with contextlib.suppress(ShardDownError):
+                assert await client.get("k") is None
+            await asyncio.sleep(0)
+    assert [each.new for each in seen] == ["suspect", "up"]
+    await client.aclose()
+
+
 async def test_too_many_calls_that_wait(steady: list[RedisNode], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardproxy.client.aio_shard.MOST", 5)
     client = made(steady[:1])

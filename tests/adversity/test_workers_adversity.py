@@ -163,6 +163,50 @@ def test_a_stopped_worker_does_not_stop_the_other(nodes: list[RedisNode]) -> Non
             raw.close()
 
 
+def test_keys_do_not_move_before_every_worker_leaves_the_node_alone() -> None:
+    """One that stood still meanwhile would read on the node what others have overwritten elsewhere."""
+    pool = """kind = "cache"
+on_shard_down = "rehash"
+on_return = "invalidate"
+timeout = "30s"
+health = { interval = "100ms", timeout = "200ms", successes = 1000 }"""
+    with (
+        redis_nodes(2) as (a, b),
+        ProxyProcess(toml(shards_of([a, b]), top="workers = 2", pool=pool)) as proxy,
+    ):
+        until(lambda: len(proxy.events("worker_ready")) == 2)
+        pids = {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
+        crowd: dict[int, Raw] = {}
+        while len(crowd) < 2:
+            crowd.setdefault(worker_of(raw := proxy.raw()), raw)
+        serving, frozen = crowd[0], crowd[1]
+        until(lambda: node_of(serving, "a")["state"] == "up")
+        key = key_on(serving, "a")
+        assert serving.ask("SET", key, "old") == b"+OK\r\n"
+        assert frozen.ask("GET", key) == b"$3\r\nold\r\n"
+        os.kill(pids[1], signal.SIGSTOP)
+        try:
+            a.pause()
+            until(lambda: states_of(proxy, a)[-1:] == ["suspect"])
+            a.resume()
+            serving.send(pack("SET", key, "new"))
+            frozen.send(pack("GET", key))
+            time.sleep(0.3)
+            assert states_of(proxy, a)[-1:] == ["suspect"]
+        finally:
+            os.kill(pids[1], signal.SIGCONT)
+        until(lambda: states_of(proxy, a)[-1:] == ["out"])
+        assert serving.frame() == b"+OK\r\n"
+        frozen.frame()  # at the same time: either
+        assert frozen.ask("GET", key) == b"$3\r\nnew\r\n"
+        for raw in crowd.values():
+            raw.close()
+
+
+def states_of(proxy: ProxyProcess, node: RedisNode) -> list[str]:
+    return [event["state"] for event in proxy.events("node_state") if event["node"] == node.address]
+
+
 # --- stops ---
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2])

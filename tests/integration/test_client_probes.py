@@ -55,6 +55,19 @@ def test_not_asked_for_or_not_used_any_more(nodes: list[RedisNode]) -> None:
     until(lambda: gc.collect() is not None and not probing(), "a client that nobody holds keeps no thread")
 
 
+def test_a_node_that_hangs_delays_no_others_probe(nodes: list[RedisNode]) -> None:
+    with ShardedRedis(urls_of(nodes), pool=POOL | {"timeout": "300s"}, probe=True) as client:
+        assert client.ping()
+        until(lambda: {each.state for each in client.topology.nodes.values()} == {"up"})
+        nodes[0].pause()
+        until(lambda: any(thread.name.endswith(nodes[0].address) for thread in threading.enumerate()))
+        for state, change in ("out", nodes[1].kill), ("up", nodes[1].start):
+            change()
+            until(lambda state=state: client.topology.nodes[nodes[1].address].state == state)  # type: ignore[misc]
+        nodes[0].resume()
+    until(lambda: not any(thread.name.startswith("shardproxy-probe") for thread in threading.enumerate()))
+
+
 def test_a_transition_that_raises_ends_no_probes(nodes: list[RedisNode]) -> None:
     def told(change: Transition) -> None:
         raise ValueError(change)

@@ -150,6 +150,14 @@ def test_pipeline_over_the_shards(client: ShardedRedis) -> None:
     assert len(pipe) == 0 and pipe.execute() == []
 
 
+def test_a_part_that_cannot_be_sent_is_not_half_sent(client: ShardedRedis, keys: list[str]) -> None:
+    odd: Any = {keys[0]: "a", keys[1]: object(), keys[2]: "c"}
+    pipe = client.pipeline(transaction=False).set(keys[0], "before").mset(odd).get(keys[0])
+    done, failed, value = pipe.execute(raise_on_error=False)
+    assert (done, value) == (True, "before") and isinstance(failed, DataError)
+    assert not client.exists(keys[2])
+
+
 def test_errors_of_a_pipeline(client: ShardedRedis, keys: list[str]) -> None:
     pipe = (
         client.pipeline(transaction=False).set(keys[0], "text").lpush(keys[0], 1).set(keys[1], 2).sunion(keys)

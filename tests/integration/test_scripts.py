@@ -76,6 +76,15 @@ def test_script_load_is_on_every_node(proxy: ProxyProcess, nodes: list[RedisNode
         assert on_nodes(nodes, "SCRIPT", "EXISTS", sha(SET)) == [[0]] * 3
 
 
+def test_what_does_not_compile_does_not_exist(proxy: ProxyProcess) -> None:
+    """The proxy keeps the text that an EVAL brings before anybody has compiled it."""
+    with proxy.raw() as raw:
+        raw.ask("EVAL", "nonsense(", 0)
+        raw.ask("EVAL", "return 71", 0)
+        assert raw.value("SCRIPT", "EXISTS", sha("nonsense("), sha("return 71")) == [0, 1]
+        assert raw.value("EVALSHA", sha("nonsense("), 0).args[0].startswith("NOSCRIPT")
+
+
 def test_a_known_script_is_sent_once_a_connection(proxy: ProxyProcess) -> None:
     with proxy.raw() as raw:
         raw.ask("SCRIPT", "LOAD", SET)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from servers import ProxyProcess, Raw, RedisNode, Relay, Stranger, logged_in, pack, shards_of, toml, until
 
+from shardproxy.core import errors, reply
 from shardproxy.core.commands import builtin
 
 SHA = {"admin": "8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918"}  # of "admin"
@@ -490,6 +491,21 @@ def test_a_wrong_password_makes_its_client_wait_and_nobody_else(node: RedisNode)
         assert other.ask("PING") == b"+PONG\r\n"
         listed = other.ask("CLIENT", "LIST") + other.ask("ACL", "LOG", "100") + other.ask("PROXY", "INFO")
         assert b"wrong-guess" not in listed and "wrong-guess" not in proxy.log_text()
+
+
+def test_wrong_passwords_inside_multi_wait_at_exec(node: RedisNode) -> None:
+    """Queued at once, however they come; each is another failure, and EXEC's array comes when all have waited."""
+    users = '[users]\ndefault = "on nopass ~* &* +@all"\napp = "on #' + "ab" * 32 + ' ~* +@all"\n'
+    wrong = pack("AUTH", "app", "wrong")
+    with (
+        ProxyProcess(toml({"a": node.address}) + users) as proxy,
+        proxy.raw() as raw,
+    ):
+        for byte in pack("MULTI") + 3 * wrong + pack("EXEC") + pack("PING"):
+            raw.send(bytes([byte]))
+        assert raw.frames(4) == [b"+OK\r\n", *[b"+QUEUED\r\n"] * 3]
+        assert raw.frame() == b"*3\r\n" + 3 * reply.error(errors.WRONGPASS)
+        assert raw.frame() == b"+PONG\r\n"
 
 
 def test_a_user_has_only_so_many_connections(node: RedisNode) -> None:

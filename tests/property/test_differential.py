@@ -10,7 +10,7 @@ once in RESP3, and programs switch.
     pytest tests/property/test_differential.py                            CI: the same 1,200 programs always
     SHARDPROXY_EXAMPLES=5000 pytest tests/property/test_differential.py   long: 40,000, others each time
 
-What is left out, and why: grammar.NOT_COMPARED, grammar.REFUSED_FORMS, and KNOWN_BUGS below.
+What is left out, and why: grammar.NOT_COMPARED and grammar.REFUSED_FORMS.
 """
 
 import os
@@ -18,7 +18,6 @@ import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from hashlib import sha1
 from random import Random
 
 import grammar
@@ -52,17 +51,6 @@ many = settings(
 
 DATABASES = range(3)
 
-NONSENSE = sha1(grammar.SCRIPTS[-1]).hexdigest().encode()  # it does not compile
-
-# Differences that are bugs, until they are mended: (what is wrong, which commands to leave out)
-KNOWN_BUGS: list[tuple[str, Callable[[Step], bool]]] = [
-    ("COMMAND GETKEYS PFMERGE d", lambda step: step.is_a("COMMAND") and b"PFMERGE" in step.args),
-    (
-        "SCRIPT EXISTS says 1 of what EVAL has sent, whether it compiles or not",
-        lambda step: step.is_a("SCRIPT") and b"EXISTS" in step.args and NONSENSE in step.args,
-    ),
-]
-
 
 class Stage:
     """A plain Redis, and a proxy with its nodes, each as empty as the other."""
@@ -90,9 +78,6 @@ class Stage:
 
     def blocked_behind_proxy(self) -> int:
         return sum(map(blocked_clients, self.admins))
-
-    def compares(self, step: Step) -> bool:
-        return self.fits(step) and not any(is_wrong(step) for _, is_wrong in KNOWN_BUGS)
 
     def fits(self, step: Step) -> bool:
         """False for a spoilt command whose keys a proxy must answer CROSSSLOT for, as Redis Cluster does."""
@@ -296,7 +281,7 @@ def commands_of(steps: Sequence[Step], client: int) -> list[tuple[bytes, ...]]:
 
 def check(stage: Stage, program: Program) -> None:
     stage.clean()
-    steps = [step if stage.compares(step) else step.as_ping() for step in program.steps]
+    steps = [step if stage.fits(step) else step.as_ping() for step in program.steps]
     program = program._replace(steps=steps)
     one = converse(stage.plain.port, program, stage.blocked_on_redis)
     other = converse(stage.proxy.port, program, stage.blocked_behind_proxy)
@@ -374,7 +359,7 @@ def test_keys_are_found_as_redis_finds_them(stages: dict[str, Stage]) -> None:
                     continue
                 for sub in (b"GETKEYS", b"GETKEYSANDFLAGS"):
                     step = Step(pack(b"COMMAND", sub, *args), (b"COMMAND", sub, *args))
-                    if stage.compares(step):
+                    if stage.fits(step):
                         assert raw.ask(*step.args) == stage.oracle.ask(*step.args), step
 
     same()

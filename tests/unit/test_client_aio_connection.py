@@ -29,9 +29,11 @@ class Transport(asyncio.Transport):
 class Owner:
     def __init__(self) -> None:
         self.answered, self.lates, self.failures, self.ends = 0, 0, list[str](), 0
+        self.slow, self.slow_call = 0, 1e3
 
-    def heard(self, count: int) -> None:
+    def heard(self, count: int, slow: int) -> None:
         self.answered += count
+        self.slow += slow
 
     def late(self) -> None:
         self.lates += 1
@@ -295,3 +297,37 @@ async def test_a_reader_that_has_lost_its_place_ends_the_connection() -> None:
     await turn()
     made.data_received(b"%1\r\n*1\r\n+a\r\n+b\r\n")  # a map whose key cannot be one
     assert isinstance(await waiter, Lost) and transport.aborted and owner.failures == []
+
+
+async def test_what_is_answered_late_but_in_time_is_slow() -> None:
+    connection, _, owner = await opened(timeout=1e3)
+    owner.slow_call = 0.001
+    slow, pipeline = [connection.ask(b"a"), connection.ask(b"b")], connection.ask_many(b"c;d;", 2)
+    async with asyncio.timeout(10):
+        while connection._slow < 3:
+            await asyncio.sleep(0.001)
+    owner.slow_call = 1e3
+    quick = connection.ask(b"e")
+    await turn()
+    assert owner.slow == 0, "they are not answered yet"
+    for part in (b"+a", b"\r\n+b\r\n+c\r\n+d\r", b"\n+e\r\n"):
+        connection.data_received(part)
+    assert [await each for each in (*slow, quick)] == [b"a", b"b", b"e"]
+    assert await pipeline == [b"c", b"d"]
+    assert (owner.answered, owner.slow) == (4, 2), (
+        "a pipeline may take its time, and who asks later is not slow"
+    )
+
+
+async def test_what_has_come_while_the_loop_was_late_is_not_slow() -> None:
+    connection, _, owner = await opened(timeout=1e3)
+    owner.slow_call = 0.001
+    loop, waiter = asyncio.get_running_loop(), connection.ask(b"a")
+    await turn()
+    (due, _) = connection._soon[0]
+    while loop.time() <= due:
+        pass  # what holds up the loop
+    connection._look()
+    await turn(1)
+    connection.data_received(b"+a\r\n")
+    assert await waiter == b"a" and owner.slow == 0

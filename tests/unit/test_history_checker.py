@@ -123,6 +123,34 @@ def test_wrong(name: str) -> None:
     assert told in mistake and mistake.startswith("key: client ")
 
 
+APART = (
+    # kind, number, connection, outcome; one after the other: what the last one reads is fine, or a mistake
+    ("its client has left", [("set", 1, 1, UNKNOWN), ("set", 2, 2, OK), ("get", 1, 9, OK)], True),
+    ("a deletion", [("del", 1, 1, UNKNOWN), ("set", 2, 2, OK), ("get", None, 9, OK)], True),
+    ("behind it on its own", [("set", 1, 1, UNKNOWN), ("set", 2, 1, OK), ("get", 1, 9, OK)], False),
+    (
+        "behind it on its own, later",
+        [("set", 1, 1, UNKNOWN), ("set", 2, 2, OK), ("set", 3, 1, OK), ("get", 1, 9, OK)],
+        False,
+    ),
+    ("acknowledged", [("set", 1, 1, OK), ("set", 2, 2, OK), ("get", 1, 9, OK)], False),
+)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(("name", "asked", "fine"), APART)
+def test_several_workers_execute_what_a_client_left_behind_when_they_may(
+    name: str, asked: list[tuple[str, int | None, int, str]], fine: bool, apart: bool
+) -> None:
+    history = History(lossy=False, apart=apart)
+    for at, (kind, number, connection, outcome) in enumerate(asked):
+        history.operations.append(
+            Operation(1, kind, "key", at, at + 0.5, outcome, number, "", connection)  # type: ignore[arg-type]
+        )
+    assert (check(history) == []) is (fine and apart), name
+    assert len(history.told("key")) == 1 + len(asked)
+
+
 def test_a_node_that_came_back_empty_excuses_only_its_own_keys() -> None:
     history = made("set 1 0 1", "get - 4 5", lossy=False)
     history.emptied.append(("b", 2, 3))

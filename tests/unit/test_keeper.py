@@ -62,15 +62,19 @@ class FakeFleet:
             }
         )
         self.topology = Topology.from_config(config)
-        self.acknowledge = True
+        self.acknowledge, self.alone = True, True
+        self.slow: list[asyncio.Future[bool]] | None = None  # acknowledgements that are still to come
         self.seen: list[Topology] = []
 
     def set_topology(self, topology: Topology) -> Awaitable[bool]:
-        assert topology.generation > self.topology.generation
+        assert topology.generation > self.topology.generation or topology is self.topology
         self.topology = topology
         self.seen.append(topology)
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        done.set_result(self.acknowledge)
+        if self.slow is None:
+            done.set_result(self.acknowledge)
+        else:
+            self.slow.append(done)
         return done
 
     async def databases(self) -> set[int]:
@@ -289,6 +293,78 @@ def test_a_worker_that_does_not_acknowledge_keeps_it_out(nodes: Nodes, returns: 
 
     logged = run(scene, fleet)
     assert "node_not_returned" in [event for event, _ in logged]
+
+
+def test_keys_move_when_every_worker_leaves_the_node_alone(nodes: Nodes, returns: list[str]) -> None:
+    """Each time it goes; until then they are held, by all."""
+    fleet = FakeFleet()
+    fleet.alone = False
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        for _ in range(2):
+            nodes.found[A] = refusal()
+            fleet.slow = []
+            keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+            await asyncio.sleep(5.0)
+            assert (fleet.state(A), fleet.topology.nodes[A].reason) == ("suspect", "Connection refused")
+            slow, fleet.slow = fleet.slow, None
+            for each in slow:
+                each.set_result(True)
+            await asyncio.sleep(0.01)
+            assert fleet.state(A) == "out"
+            del nodes.found[A]
+            await asyncio.sleep(30.0)
+            assert fleet.state(A) == "up"
+
+    run(scene, fleet)
+    assert returns == [f"begin {A}", f"fenced {A}", f"swept {A}"] * 2
+
+
+def test_a_node_that_is_well_before_its_keys_have_moved_is_just_up(nodes: Nodes, returns: list[str]) -> None:
+    fleet = FakeFleet()
+    fleet.alone = False
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        fleet.slow = []
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        await asyncio.sleep(5.0)
+        assert fleet.state(A) == "up"
+        # acknowledgements of then are none for the next time
+        slow, fleet.slow = fleet.slow, []
+        nodes.found[A] = refusal()
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        for each in slow:
+            each.set_result(True)
+        await asyncio.sleep(5.0)
+        assert fleet.state(A) == "suspect"
+
+    run(scene, fleet)
+    assert returns == []
+
+
+def test_while_all_look_down_nobody_is_held_nor_moved(nodes: Nodes) -> None:
+    """Fail open in the middle of it: what workers have said of the node then counts no more."""
+    fleet = FakeFleet()
+    fleet.alone = False
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        fleet.slow = []
+        nodes.found = {A: refusal(), B: refusal()}
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        keeper.observe([(B, 0, 1, 0, 1, True, "Connection refused")])
+        assert (fleet.state(A), fleet.state(B)) == ("unknown", "unknown")
+        for each in fleet.slow:
+            each.set_result(True)
+        fleet.slow = []
+        await asyncio.sleep(1.0)
+        del nodes.found[B]
+        await asyncio.sleep(10.0)
+        assert (fleet.state(A), fleet.state(B)) == ("suspect", "up")
+
+    run(scene, fleet)
 
 
 def test_a_failure_has_a_patient_probe_replaced_by_an_urgent_one(nodes: Nodes) -> None:

@@ -229,7 +229,7 @@ class SessionData(MutableMapping[str, Any]):
         if name not in self._changed:
             had = self._appended.get(name, had)
         data = self._codec.plain(self._values[name], name)
-        if data == had or (had is not None and self._codec.plain(self._codec.parse(had)) == data):
+        if data == had or (had is not None and self._codec.canonical(had) == data):
             return None  # another language's JSON may have spaces
         return Change("s", name, data)
 

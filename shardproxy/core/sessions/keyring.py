@@ -39,7 +39,7 @@ def _bytes(text: str) -> bytes:
 class Secret:
     """One secret, and what it is used for. Never in a repr."""
 
-    __slots__ = ("_root", "kid")
+    __slots__ = ("_cookie", "_hash", "_root", "kid")
 
     def __init__(self, secret: str | bytes) -> None:
         data = secret.encode() if isinstance(secret, str) else bytes(secret)
@@ -47,9 +47,20 @@ class Secret:
             raise BadSecrets(f"a secret of sessions has at least {LEAST_SECRET} bytes, not {len(data)}")
         self._root = hashlib.blake2b(data, person=b"sp session root").digest()
         self.kid = self.keyed(b"kid", b"", KID)
+        # What every request needs, begun
+        self._cookie, self._hash = self._begun(b"cookie", MAC), self._begun(b"store key", HASH)
+
+    def _begun(self, purpose: bytes, size: int) -> hashlib.blake2b:
+        return hashlib.blake2b(digest_size=size, key=self._root, person=purpose)
 
     def keyed(self, purpose: bytes, data: bytes, size: int) -> bytes:
         return hashlib.blake2b(data, digest_size=size, key=self._root, person=purpose).digest()
+
+    def mac_of(self, body: bytes) -> bytes:
+        """Of a cookie: what nobody else can add to it."""
+        begun = self._cookie.copy()
+        begun.update(body)
+        return begun.digest()
 
     def tag_of(self, user_id: str) -> str:
         """The tag of a user: where his record, index and epoch are."""
@@ -57,7 +68,9 @@ class Secret:
 
     def hash_of(self, id: bytes) -> str:
         """The name of a session's record: 24 characters that do not tell the id."""
-        return text(self.keyed(b"store key", id, HASH))
+        begun = self._hash.copy()
+        begun.update(id)
+        return text(begun.digest())
 
     def next_id(self, id: bytes, nonce: str) -> bytes:
         """The id that follows at the next renewal: two that renew at once agree, nobody else knows it."""
@@ -125,7 +138,7 @@ class Keyring:
     def cookie(self, who: Identity) -> str:
         """The value of the cookie."""
         body = who.secret.kid + _bytes(who.tag) + who.id
-        return text(body + who.secret.keyed(b"cookie", body, MAC))
+        return text(body + who.secret.mac_of(body))
 
     def identify(self, cookie: str) -> Identity | None:
         """Whose cookie that is; None: none of ours, whatever it is."""
@@ -133,8 +146,8 @@ class Keyring:
             return None
         data = _bytes(cookie)
         body, mac = data[:-MAC], data[-MAC:]
-        for secret in self.of_kid(body[:KID]):
-            if hmac.compare_digest(mac, secret.keyed(b"cookie", body, MAC)):
+        for secret in self._by_kid.get(body[:KID], ()):
+            if hmac.compare_digest(mac, secret.mac_of(body)):
                 return Identity(secret, cookie_tag(body), body[KID + TAG :])
         return None
 

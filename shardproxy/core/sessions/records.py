@@ -33,6 +33,8 @@ MSGPACK, COMPRESSED, ENCRYPTED = 1, 2, 4
 
 
 # What an encoding has in it that may be NaN or infinite: JSON says null, msgpack the number itself
+# JSON without any of these is spelled in one way only: spaces, escapes, fractions, exponents
+_SPELLED = re.compile(rb"[\s\\.eE]").search
 _NOT_FINITE = {0: re.compile(b"null"), MSGPACK: re.compile(b"\xcb[\x7f\xff]")}
 
 
@@ -185,6 +187,10 @@ class Codec:
         if len(data) > self.max_size:
             raise SessionTooLarge(f"a field of {len(data)} bytes; max_size is {self.max_size}")
         return data
+
+    def canonical(self, data: bytes) -> bytes:
+        """What another program has written, as `plain` does."""
+        return self.plain(self.parse(data)) if self.flags or _SPELLED(data) else data
 
     def seal(self, key: str, field: str, data: bytes) -> bytes:
         """What `plain` made → what is stored under that key and field."""
