@@ -236,7 +236,13 @@ def test_an_append_that_the_node_has_no_memory_for() -> None:
 @pytest.mark.parametrize(
     "command", ["GET k", "INCR k", "TTL k", "DEL k", "SET k v", "DBSIZE", "FLUSHALL", "TYPE k"]
 )
-@pytest.mark.parametrize("said", [b"SERVER_ERROR busy {}\r\n", b"CLIENT_ERROR x\r\n", b"ERROR\r\n", b"?\r\n"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b"SERVER_ERROR busy {}\r\n", b"CLIENT_ERROR x\r\n", b"ERROR\r\n", b"?\r\n"),
+        *(b"VA\r\n", b"VA x\r\n", b"VA -1\r\n", b"VA \r\n"),
+    ],
+)
 def test_what_no_node_should_answer_is_an_error(command: str, said: bytes) -> None:
     _, value = ended(command, [said])
     assert isinstance(value, Failure)

@@ -87,15 +87,14 @@ def parse(frame: bytes) -> Reply:
     line, _, rest = frame.partition(b"\r\n")
     code, _, said = line.partition(b" ")
     match code:
-        case b"VA":
-            size, _, flags = said.partition(b" ")
-            return Reply("VA", rest[: int(size)], _flags(flags))
+        case b"VA" if (size := said.partition(b" ")[0]).isdigit():
+            return Reply("VA", rest[: int(size)], _flags(said[len(size) :]))
         case b"HD" | b"EN" | b"NF" | b"NS" | b"EX":
             return Reply(code.decode(), None, _flags(said))
         case b"STAT":
             lines = [each.split(b" ", 2) for each in frame.split(b"\r\n") if each.startswith(b"STAT ")]
             return Reply("STAT", None, {each[1].decode(errors="replace"): each[-1] for each in lines})
-    return Reply(code.decode(errors="replace"), said)
+    return Reply("VA?" if code == b"VA" else code.decode(errors="replace"), said)
 
 
 def _flags(said: bytes) -> dict[str, bytes]:
