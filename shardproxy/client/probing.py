@@ -23,6 +23,7 @@ from typing import Any
 from shardproxy.client.health import Nodes
 
 log = logging.getLogger("shardproxy.client")
+_here = threading.local()  # .probes: this is a thread of a Prober's
 STOPS_WITHIN = 5.0  # seconds that close() waits for a probe that is on its way
 
 
@@ -40,6 +41,8 @@ class Prober:
 
     def start(self) -> None:
         """If it does not run: at each new connection, for who connects is in use."""
+        if getattr(_here, "probes", False):
+            return  # it is a probe that connects, maybe the last one
         if self._pid == os.getpid():
             if self._thread is not None:
                 return
@@ -87,10 +90,11 @@ def _probe(
     ended: threading.Event,
     probes: list[threading.Thread],
 ) -> None:
-    while not ended.is_set():
-        wake.clear()
+    _here.probes = True
+    while True:
+        wake.clear()  # before the looks at what it may have been for
         asker = reference()
-        if asker is None:
+        if asker is None or ended.is_set():
             return
         now = time.monotonic()
         probes[:] = [each for each in probes if each.is_alive()]
@@ -110,6 +114,7 @@ def _probe(
 
 
 def _try(asker: Any, address: str) -> None:
+    _here.probes = True
     try:
         asker.trial(address)
     except Exception:  # of who is told of transitions

@@ -46,9 +46,8 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 
 def made(nodes: list[RedisNode], on_transition: Any = None, **pool: Any) -> AsyncShardedRedis:
-    return AsyncShardedRedis(
-        urls_of(nodes), pool={"timeout": "5s", "health": SOON} | pool, on_transition=on_transition
-    )
+    patient = {"timeout": "20s", "connect_timeout": "20s", "health": SOON}  # the machine may be busy
+    return AsyncShardedRedis(urls_of(nodes), pool=patient | pool, on_transition=on_transition)
 
 
 class Interrupted:
@@ -243,7 +242,7 @@ async def test_a_write_on_a_lost_connection_has_an_unknown_outcome_and_is_not_se
 async def test_a_node_that_hangs(nodes: list[RedisNode]) -> None:
     """Late replies are nobody's: not on the connection that all share, and not on one's own."""
     seen: list[Any] = []
-    client = made(nodes, seen.append, timeout="500ms", retries=0)
+    client = made(nodes, seen.append, timeout="500ms", connect_timeout="500ms", retries=0)
     key, *others = keys_of(client, "a", 10)
     for other in (key, *others):
         await client.set(other, f"value of {other}")
@@ -272,7 +271,7 @@ async def test_a_node_that_hangs(nodes: list[RedisNode]) -> None:
 
 
 async def test_topologies_that_change_in_mid_pipeline(steady: list[RedisNode]) -> None:
-    client, two = made(steady), AsyncShardedRedis(dict(list(urls_of(steady).items())[:2]))
+    client, two = made(steady), made(steady[:2])
     snapshots = [client.topology, two.topology]
     tasks = [asyncio.ensure_future(use(client, f"u{number}", 30)) for number in range(4)]
     turn = 0

@@ -31,7 +31,8 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 @pytest.fixture
 async def client(nodes: list[RedisNode]) -> AsyncIterator[AsyncShardedRedis]:
-    async with AsyncShardedRedis(urls_of(nodes), decode_responses=True) as found:
+    patient = {"timeout": "20s", "connect_timeout": "20s"}  # the machine may be busy
+    async with AsyncShardedRedis(urls_of(nodes), pool=patient, decode_responses=True) as found:
         await found.flushall()
         yield found
 

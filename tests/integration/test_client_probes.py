@@ -55,6 +55,23 @@ def test_not_asked_for_or_not_used_any_more(nodes: list[RedisNode]) -> None:
     until(lambda: gc.collect() is not None and not probing(), "a client that nobody holds keeps no thread")
 
 
+def test_the_last_probe_begins_no_others(nodes: list[RedisNode]) -> None:
+    with ShardedRedis(urls_of(nodes), pool=POOL, probe=True) as client:
+        prober, begun = client.asker.prober, threading.Event()
+        shard = client.asker.layout.shards[0]
+        connect = shard.connect
+
+        def late() -> Any:
+            begun.set()
+            until(lambda: prober._thread is None)
+            return connect()
+
+        shard.connect = late
+        assert client.asker.layout.shards[1].take() and begun.wait(20)
+        client.close()
+        assert not probing()
+
+
 def test_a_node_that_hangs_delays_no_others_probe(nodes: list[RedisNode]) -> None:
     with ShardedRedis(urls_of(nodes), pool=POOL | {"timeout": "300s"}, probe=True) as client:
         assert client.ping()

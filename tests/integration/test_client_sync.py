@@ -30,7 +30,8 @@ def nodes() -> Iterator[list[RedisNode]]:
 
 @pytest.fixture
 def client(nodes: list[RedisNode]) -> Iterator[ShardedRedis]:
-    with ShardedRedis(urls_of(nodes), decode_responses=True) as found:
+    patient = {"timeout": "20s", "connect_timeout": "20s"}  # the machine may be busy
+    with ShardedRedis(urls_of(nodes), pool=patient, decode_responses=True) as found:
         found.flushall()
         yield found
 

@@ -35,7 +35,8 @@ def shards(authority: Authority) -> Iterator[list[str]]:
 
 
 def text(authority: Authority, shards: list[str], name: str) -> bytes:
-    return config(shards, f'ca = "{authority.ca}"', f'server_name = "{name}"').encode()
+    patient = 'timeout = "20s"\nconnect_timeout = "20s"'  # the machine may be busy
+    return config(shards, f'ca = "{authority.ca}"', f'server_name = "{name}"', pool=patient).encode()
 
 
 async def test_by_its_own_name(authority: Authority, shards: list[str]) -> None:
