@@ -76,6 +76,7 @@ async def test_a_reply_that_somebody_left_awaited(redis: RedisNode, kind: Any) -
         assert nobody_holds(pool) and len(pool._available_connections) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, when a thread is left
 def test_a_child_process_has_connections_of_its_own(redis: RedisNode) -> None:
     """Both ask at once: on one connection each would read the other's replies."""
     with redis_py.Redis(port=redis.port) as client:

@@ -81,6 +81,30 @@ def test_only_what_differs_is_a_change() -> None:
     assert sorted(changed(session)) == [("d", "c", 0), ("s", "b", {"x": 2})]
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        b"[1 ]",
+        b"1.50",
+        b"15e-1",
+        b"1E2",
+        b'"\\u00e9"',
+        b'"a\\/b"',
+        b'{"a":\t1}',
+        b'"\xc3\xa9"',
+        b"[]",
+        b"null",
+    ],
+)
+def test_another_programs_spelling_is_no_change(spelled: bytes) -> None:
+    """What JSON can say in two ways is compared by what it says; the rest byte by byte."""
+    session = session_of(a=spelled)
+    session["a"] = msgspec.json.decode(spelled)
+    assert not session.modified
+    session["a"] = "else"
+    assert session.modified
+
+
 def test_a_list_that_was_appended_to() -> None:
     session = session_of(a=b"[1]")
     session.append("a", 2)
