@@ -33,6 +33,7 @@ from shardproxy.core import errors
 from shardproxy.dataplane.counters import HISTOGRAMS, TABLE
 
 STATES = ("down", "connecting", "greeting", "up")
+STOPPED = b"-ERR the connection is closed\r\n"
 
 
 cdef bytes meta_refusal(Engine e, int node, bytes request):
@@ -240,6 +241,9 @@ cdef class Console(Engine):
             raise ValueError("there is no such node")
         if meta and not self.node_list[node].memcached:
             raise ValueError("it is no memcached")
+        if self.closed:         # a handler that has not heard yet
+            done(STOPPED)
+            return
         if self.node_list[node].memcached and not meta:
             self.told.append((done, (meta_refusal(self, node, request),)))
             self.wake()
@@ -271,6 +275,8 @@ cdef class Console(Engine):
     def open_link(self, int node, *, int proto=3, int db=0, setup=(b"", 0), bint stream=False, on_frame=None, on_lost=None):
         if not 0 <= node < self.node_count or not self.node_list[node].used:
             raise ValueError("there is no such node")
+        if self.closed:
+            raise ConnectionError(STOPPED.decode().strip("-\r\n"))
         if self.node_list[node].memcached and not stream:
             raise ConnectionError(meta_refusal(self, node, b"").decode(errors="replace").strip("-\r\n"))
         self.now = self.now if self.in_tick else monotonic_us()

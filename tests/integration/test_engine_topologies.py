@@ -274,3 +274,22 @@ def test_a_tick_inside_a_tick_is_none(nodes: list[RedisNode]) -> None:
         raw.send(pack("PING") * 50 + pack("GET", "a") + pack("PING"))
         assert [engine.frame(raw) for _ in range(52)] == [b"+PONG\r\n"] * 50 + [b"$-1\r\n", b"+PONG\r\n"]
     engine.close()
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_who_asks_an_engine_that_is_closed_gets_an_error(engine: Engine, spare: bool) -> None:
+    """As a handler does that has not heard yet; before, that was the end of the process."""
+    reactor = engine.reactor
+    link = reactor.open_link(0, stream=True)
+    if spare:  # what the link was on is kept for another
+        link.close()
+        reactor.cron()
+    reactor.close()
+    told: list[bytes] = []
+    reactor.ask(0, pack("PING"), told.append)
+    assert told == [b"-ERR the connection is closed\r\n"]
+    for stream in (False, True):
+        with pytest.raises(ConnectionError, match="the connection is closed"):
+            reactor.open_link(0, stream=stream)
+    link.ask(pack("PING"), told.append)
+    link.release()
