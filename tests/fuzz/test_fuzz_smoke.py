@@ -52,21 +52,9 @@ def test_a_broken_property_is_noticed(sanitized: Path) -> None:
 
 
 def test_the_proxy_survives_hostile_clients_and_nodes(sanitized: Path) -> None:
-    """Every round, in two proxies at once: most of the last ones is waiting for nodes that say nothing."""
-
-    async def fuzz() -> list[dict[str, int]]:
-        last = len(engine.ROUNDS) - 2
-        halves = ((0, last), (last, 2))
-        return await asyncio.gather(
-            *(
-                engine.fuzz("asan", seconds=600, rounds=rounds, seed=1, first=first)
-                for first, rounds in halves
-            )
-        )
-
-    counts = asyncio.run(fuzz())
-    assert sum(each["rounds"] for each in counts) == len(engine.ROUNDS)
-    assert all(each["witnessed"] for each in counts)
+    counts = asyncio.run(engine.fuzz("asan", seconds=600, rounds=len(engine.ROUNDS), seed=1))
+    assert counts["rounds"] == len(engine.ROUNDS)
+    assert counts["witnessed"] > 0
 
 
 def test_it_ends_while_connections_of_one_node_are_being_made(sanitized: Path) -> None:
