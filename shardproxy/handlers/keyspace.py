@@ -170,20 +170,17 @@ def flushed(server: Server) -> None:
 @handles("swapdb")
 async def swapdb(server: Server, call: "Call") -> bytes:
     """SWAPDB index1 index2: by all or none, as far as that can be; for a moment by some."""
-    if len(server.reactor.placed()) < len(server.topology.pools[0].shards):
-        return reply.error(errors.SWAP_OUT)
-    ready = await ask_all(server, call, "PING", write=False)
-    missing = [answer for answer in ready if answer.failed]
-    if missing:
-        return missing[0].frame
-    answers = await ask_all(server, call, *call.args)
-    failed = [answer for answer in answers if answer.failed]
-    if not failed:
-        await server.everywhere("flushed")
-        return answers[0].frame
     nodes = {name: node for node, name in server.reactor.placed()}
-    for answer in answers:
-        if not answer.failed and answer.shard in nodes:
-            await ask_apart(server, nodes[answer.shard], *call.args, timeout=-1)  # back again
+    answers = await ask_all(server, call, "PING", write=False)
+    failed = [answer.frame for answer in answers if answer.failed]
+    if len(nodes) < len(server.topology.pools[0].shards):
+        failed = [reply.error(errors.SWAP_OUT)]
+    swapped = list(call.answered)  # in the run of its transaction
+    if not failed:
+        answers = await ask_all(server, call, *call.args)
+        failed = [answer.frame for answer in answers if answer.failed]
+        swapped = [nodes[each.shard] for each in answers if not each.failed and each.shard in nodes]
+    for node in swapped if failed else ():
+        await ask_apart(server, node, *call.args, timeout=-1)  # back again
     await server.everywhere("flushed")
-    return failed[0].frame
+    return failed[0] if failed else answers[0].frame

@@ -1,8 +1,10 @@
 """What concerns all keys, and all nodes: SCAN, KEYS, FLUSHALL, what administrators ask, PROXY NODE."""
 
 import itertools
+import json
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -186,6 +188,30 @@ def test_flushes_and_swapdb(proxy: ProxyProcess, nodes: list[RedisNode]) -> None
         assert raw.ask("FLUSHALL", "NEVER") == b"-ERR syntax error\r\n"
         assert raw.ask("FLUSHALL", "SYNC") == b"+OK\r\n"
         assert raw.value("DBSIZE") == 0
+
+
+def transacted(raw: Raw, *commands: str) -> list[Any]:
+    raw.ask("MULTI")
+    for command in commands:
+        assert raw.ask(*command.split()) == b"+QUEUED\r\n"
+    found: list[Any] = raw.value("EXEC")
+    return found
+
+
+def test_swapdb_in_a_transaction_swaps_where_it_stands_and_on_all_nodes_or_none() -> None:
+    with redis_nodes(2) as nodes, ProxyProcess(toml(shards_of(nodes))) as proxy, proxy.raw() as raw:
+        fill(raw, [f"key:{number}" for number in range(20)])
+        one = "key:0"
+        assert transacted(raw, f"SET {one} new", "SWAPDB 0 1", f"GET {one}") == ["OK", "OK", None]
+        assert raw.value("DBSIZE") == 0
+        raw.ask("SELECT", 1)
+        assert raw.value("DBSIZE") == 20
+        home = json.loads(raw.value("PROXY", "LOCATE", one))["shard"]
+        nodes["ba".index(home)].kill()
+        found = transacted(raw, f"GET {one}", "SWAPDB 0 1")
+        assert found[0] == "new"
+        assert "SHARDDOWN" in str(found[1])
+        assert raw.value("GET", one) == "new"
 
 
 def test_scan_refuses_what_redis_refuses(pair: tuple[Raw, Raw]) -> None:
