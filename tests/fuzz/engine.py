@@ -59,7 +59,7 @@ client_output_hard = "16mb"
 client_output_soft = "%s"
 client_requests = %d
 """
-POOL = 'timeout = "5s"\nconnect_timeout = "2s"\nconnections_per_node = %d\npartial = "%s"'
+POOL = 'timeout = "5s"\nreset_after = "5s"\nconnect_timeout = "2s"\nconnections_per_node = %d\npartial = "%s"'
 END = encode(b"PING") + encode(b"RESET")  # CLIENT REPLY SKIP takes the PING's reply, RESET undoes the rest
 BAD_LOG = re.compile(
     r"AddressSanitizer|runtime error:|handler_failed|Traceback|Exception ignored|invalid (read|write)", re.I
