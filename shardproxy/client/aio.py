@@ -29,7 +29,7 @@ from redis.exceptions import LockError, ResponseError, WatchError
 from shardproxy.client.aio_asking import AsyncAsker
 from shardproxy.client.aio_connection import Lost
 from shardproxy.client.base import Batch
-from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
+from shardproxy.client.errors import PartialError, refusal
 from shardproxy.client.follower import AsyncFollower, settings_of
 from shardproxy.client.following import Following, read_url
 from shardproxy.client.health import Transition
@@ -37,6 +37,7 @@ from shardproxy.client.naming import async_redis_of
 from shardproxy.client.settings import Settings
 from shardproxy.client.sync import CACHE_LOCK, EMPTY_RESPONSE, NEVER_DECODE, OURS, Located, observed
 from shardproxy.config import Config
+from shardproxy.core.errors import not_supported
 from shardproxy.core.topology import Topology
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ class AsyncShardedRedis(AsyncRedisModuleCommands, AsyncCoreCommands):  # type: i
         """redis-py's, of the only shard's node. Raises ResponseError where there are several."""
         shards = self.asker.layout.shards
         if len(shards) > 1:
-            raise refusal(NOT_SUPPORTED.format("MONITOR", "on_shard(name).monitor() shows one shard's node"))
+            raise refusal(not_supported("monitor", "on_shard(name).monitor() shows one shard's node"))
         return Monitor(self.on_shard(shards[0].name).connection_pool)
 
     def pubsub(self, **options: Any) -> "AsyncShardedPubSub":

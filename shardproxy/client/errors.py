@@ -19,7 +19,6 @@ NOT_ASKED = "TIMEOUT shard '{}' at {} could not be asked within {} ms; the comma
 TIMED_OUT = "TIMEOUT shard '{}' at {} did not answer within {} ms; the command may still run"
 UNKNOWN = "UNKNOWN outcome: shard '{}' at {} was lost before it answered ({}); the command may have run"
 CROSS_SHARD = "CROSSSLOT Keys in request don't hash to the same slot"
-NOT_SUPPORTED = "ERR '{}' is not supported yet: {}"
 PATTERN = "ERR '{}' with a BY or GET pattern reads keys of other shards: not supported"
 NO_KEY = "ERR '{}' without a key is not supported yet: it says no shard"
 UNKNOWN_COMMAND = "ERR unknown command '{}', with args beginning with: "

@@ -18,7 +18,7 @@ from shardproxy.client.everywhere import Everywhere
 from shardproxy.client.wire import Coding
 from shardproxy.core.command_rows import Row
 from shardproxy.core.commands import CommandTable
-from shardproxy.core.errors import unknown_subcommand, wrong_arity
+from shardproxy.core.errors import not_supported, unknown_subcommand, wrong_arity
 from shardproxy.core.shares import share, spread
 from shardproxy.core.topology import Pool
 
@@ -295,11 +295,11 @@ class Router:
         return command.row.in_multi or (command.nodes and len(self.names) == 1)
 
     def _why(self, row: Row) -> str:
-        name = row.name.upper().replace("|", " ")
         if row.kind == "multi":
-            return errors.NOT_SUPPORTED.format(name, "use pipeline(), or transaction()")
-        why = row.why or "the client's connections are shared: on_shard(name) has one shard's alone"
-        return errors.NOT_SUPPORTED.format(name, why)
+            return not_supported(row.name, "use pipeline(), or transaction()")
+        return not_supported(
+            row.name, row.why or "the client's connections are shared: on_shard(name) has one shard's alone"
+        )
 
 
 def _script_name(row: Row, items: Sequence[bytes]) -> bytes:

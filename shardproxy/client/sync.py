@@ -26,10 +26,11 @@ from redis.lock import Lock
 
 from shardproxy.client.asking import Asker
 from shardproxy.client.base import Batch
-from shardproxy.client.errors import NOT_SUPPORTED, PartialError, refusal
+from shardproxy.client.errors import PartialError, refusal
 from shardproxy.client.health import Transition
 from shardproxy.client.settings import Settings
 from shardproxy.config import Config
+from shardproxy.core.errors import not_supported
 from shardproxy.core.topology import State, Topology
 
 if TYPE_CHECKING:
@@ -365,7 +366,7 @@ class ShardedRedis(RedisModuleCommands, CoreCommands):
         """redis-py's, of the only shard's node. Raises ResponseError where there are several."""
         shards = self.asker.layout.shards
         if len(shards) > 1:
-            raise refusal(NOT_SUPPORTED.format("MONITOR", "on_shard(name).monitor() shows one shard's node"))
+            raise refusal(not_supported("monitor", "on_shard(name).monitor() shows one shard's node"))
         return Monitor(self.on_shard(shards[0].name).connection_pool)  # type: ignore[no-untyped-call]
 
     def pubsub(self, **options: Any) -> "ShardedPubSub":

@@ -115,7 +115,7 @@ def test_refused_in_the_proxys_words(args: tuple[Any, ...], text: str) -> None:
 
 
 def test_what_this_library_says_of_shards_the_proxy_says_too() -> None:
-    for name in ("DOWN", "NO_PLACE", "NOT_ASKED", "TIMED_OUT", "UNKNOWN", "CROSS_SHARD", "NOT_SUPPORTED"):
+    for name in ("DOWN", "NO_PLACE", "NOT_ASKED", "TIMED_OUT", "UNKNOWN", "CROSS_SHARD"):
         assert getattr(errors, name) in texts.ENGINE
     for name in ("PATTERN", "NO_KEY", "UNKNOWN_COMMAND"):
         assert getattr(errors, name) in texts.ENGINE
