@@ -171,16 +171,18 @@ def flushed(server: Server) -> None:
 async def swapdb(server: Server, call: "Call") -> bytes:
     """SWAPDB index1 index2: by all or none, as far as that can be; for a moment by some."""
     nodes = {name: node for node, name in server.reactor.placed()}
-    answers = await ask_all(server, call, "PING", write=False)
-    failed = [answer.frame for answer in answers if answer.failed]
+    swapped = list(call.answered)  # in the run of its transaction
     if len(nodes) < len(server.topology.pools[0].shards):
         failed = [reply.error(errors.SWAP_OUT)]
-    swapped = list(call.answered)  # in the run of its transaction
+    else:
+        answers = await ask_all(server, call, "PING", write=False)
+        failed = [answer.frame for answer in answers if answer.failed]
     if not failed:
         answers = await ask_all(server, call, *call.args)
         failed = [answer.frame for answer in answers if answer.failed]
         swapped = [nodes[each.shard] for each in answers if not each.failed and each.shard in nodes]
     for node in swapped if failed else ():
         await ask_apart(server, node, *call.args, timeout=-1)  # back again
-    await server.everywhere("flushed")
+    if swapped:
+        await server.everywhere("flushed")
     return failed[0] if failed else answers[0].frame

@@ -62,6 +62,8 @@ def test_the_last_values_read_are_served(nodes: list[RedisNode], policy: str) ->
         assert raw.frames(3) == [b"$3\r\nnew\r\n"] * 3
         missing = b"$-1\r\n" if policy == "miss" else b"-SHARDDOWN"
         assert raw.ask("HGET", a, "f").startswith(missing)
+        assert raw.ask("SWAPDB", 0, 1).startswith(b"-SHARDDOWN")
+        assert raw.ask("GET", a) == b"$3\r\nnew\r\n"
         assert raw.ask("SET", a, "3").startswith(b"-SHARDDOWN")
         nodes[0].start()
         until(lambda: node_of(raw, "a")["state"] == "up", "the node is back")
