@@ -137,20 +137,25 @@ def test_workers_killed_again_and_again(nodes: list[RedisNode]) -> None:
             until(lambda: counters(raw)["clients"] == 1)
 
 
+def one_on_each(proxy: ProxyProcess) -> tuple[dict[int, Raw], dict[int, int]]:
+    """Of its two workers, by number: a client, and the process."""
+    until(lambda: len(proxy.events("worker_ready")) == 2)
+    crowd: dict[int, Raw] = {}
+
+    def both() -> bool:
+        raw = proxy.raw()
+        crowd.setdefault(worker_of(raw), raw)
+        return len(crowd) == 2
+
+    until(both)
+    return crowd, {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
+
+
 def test_a_stopped_worker_does_not_stop_the_other(nodes: list[RedisNode]) -> None:
     """SIGSTOP, not death: questions that concern all workers are answered without it."""
     with ProxyProcess(toml(shards_of(nodes), top="workers = 2")) as proxy:
-        until(lambda: len(proxy.events("worker_ready")) == 2)
-        crowd: dict[int, Raw] = {}  # one client of each worker
-
-        def both() -> bool:
-            raw = proxy.raw()
-            crowd.setdefault(worker_of(raw), raw)
-            return len(crowd) == 2
-
-        until(both)
+        crowd, pids = one_on_each(proxy)
         frozen, other = sorted(crowd)
-        pids = {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
         os.kill(pids[frozen], signal.SIGSTOP)
         try:
             assert crowd[other].ask("SET", "key", "value") == b"+OK\r\n"
@@ -174,11 +179,7 @@ health = { interval = "100ms", timeout = "200ms", successes = 1000 }"""
         redis_nodes(2) as (a, b),
         ProxyProcess(toml(shards_of([a, b]), top="workers = 2", pool=pool)) as proxy,
     ):
-        until(lambda: len(proxy.events("worker_ready")) == 2)
-        pids = {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
-        crowd: dict[int, Raw] = {}
-        while len(crowd) < 2:
-            crowd.setdefault(worker_of(raw := proxy.raw()), raw)
+        crowd, pids = one_on_each(proxy)
         serving, frozen = crowd[0], crowd[1]
         until(lambda: node_of(serving, "a")["state"] == "up")
         key = key_on(serving, "a")
@@ -212,11 +213,7 @@ def test_what_a_dead_worker_had_sent_does_not_run_over_what_came_later() -> None
     with RedisNode() as node, FaultProxy(node.port) as network:
         pool = 'health = { interval = "1h" }'
         with ProxyProcess(toml({"a": network.address}, top="workers = 2", pool=pool)) as proxy:
-            until(lambda: len(proxy.events("worker_ready")) == 2)
-            pids = {event["worker"]: event["pid"] for event in proxy.events("worker_ready")}
-            crowd: dict[int, Raw] = {}
-            while len(crowd) < 2:
-                crowd.setdefault(worker_of(raw := proxy.raw()), raw)
+            crowd, pids = one_on_each(proxy)
             victim, other = crowd[0], crowd[1]
             assert victim.ask("SET", "key", "first") == b"+OK\r\n"
             assert other.ask("GET", "key") == b"$5\r\nfirst\r\n"
