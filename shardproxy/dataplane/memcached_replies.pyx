@@ -13,6 +13,7 @@ from libc.string cimport memchr, memcmp, strlen
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release
 from shardproxy.core.memcached_wire cimport scan_meta
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, put_number
+from shardproxy.dataplane.connecting cimport say, upstream_ready
 from shardproxy.dataplane.counters cimport ERROR_REPLIES
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
@@ -22,7 +23,7 @@ from shardproxy.dataplane.links cimport ask_forget, link_frame
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.replies cimport answered, quoted
 from shardproxy.dataplane.slots cimport slot_at
-from shardproxy.dataplane.upstreams cimport fit, say, upstream_ready
+from shardproxy.dataplane.upstreams cimport fit
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *p, size_t n, const void *what, size_t size)
