@@ -640,7 +640,7 @@ def test_system_checks(changed: dict[str, Any], ids: set[str]) -> None:
     webapps.set_up_django()
     from django.test.utils import override_settings
 
-    from shardproxy.sessions.django import check_settings
+    from shardproxy.sessions.django_settings import check_settings
 
     with override_settings(**{"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore()}, **changed}):
         assert {each.id.partition(".")[2] for each in check_settings()} == ids
