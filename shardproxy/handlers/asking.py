@@ -17,7 +17,8 @@ from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.dataplane.links import Link
     from shardproxy.handlers.base import Server
 
