@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.core.script_store cimport Script
 from shardproxy.dataplane.absence cimport flushed, wrote
-from shardproxy.dataplane.calls cimport ClientHandle, client_handle
+from shardproxy.dataplane.client_handle cimport ClientHandle, client_handle
 from shardproxy.dataplane.counters cimport BUCKETS, COUNTERS
 from shardproxy.dataplane.engine cimport (
     MOVE, OF_LISTENER, PAUSE_ALL, PAUSE_WRITES, UP, Client, Engine, Node, Upstream, monotonic_us,

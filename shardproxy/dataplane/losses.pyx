@@ -12,6 +12,7 @@ from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release, queue_free
 from shardproxy.dataplane.answers cimport UNBLOCKED
+from shardproxy.dataplane.connecting cimport failed
 from shardproxy.dataplane.counters cimport (
     RETRIES, RETRY_BUDGET_EMPTY, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_LOSSES, UPSTREAM_RESETS,
 )
@@ -27,7 +28,7 @@ from shardproxy.dataplane.private cimport private_lost
 from shardproxy.dataplane.scripts cimport precede_again, unlearn
 from shardproxy.dataplane.sending cimport send_again
 from shardproxy.dataplane.waiting cimport time_left, wait_again
-from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
+from shardproxy.dataplane.upstreams cimport fit, shrink, upstream_leave
 
 cdef enum:
     SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it

@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memset
 from shardproxy.core.buffers cimport buf_head
 from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_UNSEEN, Row
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request
-from shardproxy.dataplane.calls cimport address_text
+from shardproxy.dataplane.addresses cimport address_text
 from shardproxy.dataplane.engine cimport Client, Engine
 
 

@@ -7,7 +7,8 @@ from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
-from shardproxy.dataplane.calls import Call, ClientHandle
+from shardproxy.dataplane.calls import Call
+from shardproxy.dataplane.client_handle import ClientHandle
 from shardproxy.dataplane.links import Link
 
 class Reactor:

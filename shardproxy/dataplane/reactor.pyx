@@ -16,6 +16,7 @@ from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.script_store cimport scripts_new
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.clients cimport client_readable, client_resume
+from shardproxy.dataplane.connecting cimport upstream_writable
 from shardproxy.dataplane.console cimport Console
 from shardproxy.dataplane.counters cimport BUFFER_BYTES, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
@@ -35,7 +36,7 @@ from shardproxy.dataplane.system cimport (
     EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, tag, timerfd_create,
 )
-from shardproxy.dataplane.upstreams cimport upstream_flush, upstreams_free, upstream_writable, upstreams_due
+from shardproxy.dataplane.upstreams cimport upstream_flush, upstreams_due, upstreams_free
 from shardproxy.dataplane.waiting cimport follow_keys
 
 from shardproxy.dataplane.counters import PAGE_BYTES

@@ -11,6 +11,7 @@ from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame, usual_frame
+from shardproxy.dataplane.connecting cimport shake
 from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
@@ -28,7 +29,7 @@ from shardproxy.dataplane.memcached_replies cimport meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
-from shardproxy.dataplane.upstreams cimport shake, upstream_done
+from shardproxy.dataplane.upstreams cimport upstream_done
 from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 cdef extern from "<string.h>" nogil:

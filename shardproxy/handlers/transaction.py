@@ -17,7 +17,8 @@ from shardproxy.handlers.base import Answer, BadReply, Server, dispatch, handles
 
 if TYPE_CHECKING:
     from shardproxy.core.command_rows import Row
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 QUEUED = b"+QUEUED\r\n"
 
