@@ -12,7 +12,6 @@ from libc.string cimport memchr, memcmp, strlen
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release
 from shardproxy.core.memcached_wire cimport scan_meta
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, put_number
-from shardproxy.dataplane.connecting cimport say, upstream_ready
 from shardproxy.dataplane.counters cimport ERROR_REPLIES
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (

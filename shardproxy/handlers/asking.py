@@ -7,7 +7,7 @@ or more than one node, `holds` (command_policy), so that its client's later comm
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
@@ -242,6 +242,12 @@ def memcached_node(server: "Server", node: int) -> memcached.Node:
     return memcached.Node(time.time, ahead or 0.0, limit, name, address)
 
 
+def _answered(call: "Call", args: Sequence[Argument]) -> Mapping[int, bytes]:
+    """What the run of its transaction has brought, if this is what was asked there."""
+    first = args[0] if isinstance(args[0], bytes) else str(args[0]).encode()
+    return call.answered if first.lower() == call.args[0].lower() else {}
+
+
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
@@ -249,7 +255,7 @@ async def ask_all(
 
     A memcached is asked only what is about all keys, and refuses it.
     """
-    client, answered = call.client, call.answered
+    client, answered = call.client, _answered(call, args)
     places = _places(server, call)
 
     async def one(node: int) -> bytes:
@@ -290,7 +296,8 @@ async def ask_all_apart(
     server: "Server", call: "Call", *args: Argument, timeout: float = LONG
 ) -> list[Answer]:
     """Every shard's node, each on a connection of its own."""
-    places, proto, db, answered = _places(server, call), call.proto, call.client.db, call.answered
+    places, proto, db = _places(server, call), call.proto, call.client.db
+    answered = _answered(call, args)
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db, timeout=timeout)

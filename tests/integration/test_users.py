@@ -103,6 +103,18 @@ AUTH app secret; COPY app:1 other; COPY ro:1 wo:1; COPY wo:1 ro:1; PUBLISH other
 
 AUTH app secret; MULTI; SET x 1; SET app:1 2; EXEC; GET app:1; MULTI; INCR app:1; DISCARD; GET app:9
 
+AUTH admin admin; MULTI; SET x 1; AUTH app secret; SET x 2; SET app:1 3; GET ro:1; SET ro:1 x; FLUSHALL;
+DBSIZE; PUBLISH other m; ACL WHOAMI; SELECT 1; EXEC; GET x; GET app:1; SET app:9 1;
+AUTH admin admin; GET app:9
+
+AUTH admin admin; MULTI; AUTH app wrong; SET x 4; HELLO 3 SETNAME me AUTH app secret; SET x 5; GET app:1;
+AUTH admin admin; SET x 6; EXEC; GET x; ACL WHOAMI
+
+AUTH admin admin; MULTI; HELLO 4 AUTH app secret; SET x 7; EXEC; HELLO 3; MULTI; HELLO 2 AUTH app secret;
+HGETALL x; HGETALL app:h; EXEC; HGETALL app:h
+
+AUTH admin admin; SET x 1; WATCH x; SET x 2; MULTI; AUTH app secret; SET x 3; EXEC; ACL WHOAMI; GET x
+
 AUTH app secret; AUTH admin wrong; ACL WHOAMI; AUTH admin admin; ACL WHOAMI; GET anything;
 ACL GETUSER nobody
 
