@@ -5,7 +5,7 @@ from the FIFO. The bytes of a read stay in the out-buffer until it is answered, 
 written while the node's shard is held. What goes wrong is losses'.
 """
 
-from libc.errno cimport EAGAIN, ECONNREFUSED, EINPROGRESS, EINTR, ENOENT, errno
+from libc.errno cimport EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EINPROGRESS, EINTR, ENOBUFS, ENOENT, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
@@ -77,7 +77,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
         return
     fd = socket(node.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
-        failed(e, u, strerror(errno), False)
+        later(e, u, strerror(errno))        # it is us who lack a descriptor, or memory: no evidence
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
@@ -89,7 +89,10 @@ cdef void start(Engine e, Upstream *u) noexcept:
     if status < 0 and errno != EINPROGRESS:
         status = errno
         close(fd)
-        failed(e, u, strerror(status), refusal(status))
+        if status == EADDRNOTAVAIL or status == ENOBUFS or status == ENOMEM:
+            later(e, u, strerror(status))   # nor when it is a port
+        else:
+            failed(e, u, strerror(status), refusal(status))
         return
     u.fd = fd
     u.state = CONNECTING
@@ -106,6 +109,11 @@ cdef inline bint refusal(int number) noexcept nogil:
 
 
 cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
+    blame(e, e.node_list[u.node], why, refused)
+    later(e, u, why)
+
+
+cdef void later(Engine e, Upstream *u, const char *why) noexcept:
     """A connection that did not come about: the next try is later, and later each time."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
@@ -116,7 +124,6 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
     u.failures += 1
     u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
     set_why(e, u, why)
-    blame(e, e.node_list[u.node], why, refused)
     sift(e, u, why)
 
 
@@ -305,7 +312,6 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
         return NULL
     if node.mode == HOLD:
         e.count[<int>HELD] += 1
-    node.requests += 1
     return u
 
 
@@ -485,7 +491,8 @@ cdef void upstreams_due(Engine e) noexcept:
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
         elif u.state != UP:
-            if e.now > u.progress + e.connect_timeout:
+            # from the end of a lag of our own: what has come meanwhile is only being read
+            if e.now > (u.progress if u.progress > e.lagged else e.lagged) + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)

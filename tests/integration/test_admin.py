@@ -58,14 +58,15 @@ def ready(proxy: ProxyProcess) -> tuple[int, dict[str, Any]]:
 
 
 def metrics(proxy: ProxyProcess) -> dict[str, dict[str, float]]:
-    """Name → shard, process or "" → value; of others the last."""
+    """Name → shard, process or "" → value; of others the sum."""
     status, text = get(proxy, "/metrics")
     assert status == 200
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             label = sample.labels.get("shard") or sample.labels.get("process") or ""
-            found.setdefault(sample.name, {})[label] = sample.value
+            of_name = found.setdefault(sample.name, {})
+            of_name[label] = of_name.get(label, 0) + sample.value
     return found
 
 
