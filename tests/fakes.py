@@ -232,6 +232,7 @@ class FakeWatched:
         self.inherits, self.handed_over = False, asyncio.Event()
         self.mistaken: dict[str, int] = {}
         self.invalidated: dict[str, int] = {}
+        self.silent: dict[str, float] = {}
         self.workers = {0: 100}
         self.parts = {
             0: worker(

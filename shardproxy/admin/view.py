@@ -48,6 +48,7 @@ class NodeView(NamedTuple):
     now: Mapping[str, float]
     latency: Mapping[str, Sequence[int]]  # histograms by command class
     classes: Mapping[str, Mapping[str, int]]  # what is counted by command class: CLASSES
+    silent: float = 0.0  # seconds since it last answered
 
     @property
     def down(self) -> bool:
@@ -57,8 +58,11 @@ class NodeView(NamedTuple):
 
     @property
     def reached(self) -> bool:
+        """It answers; or it is connected, and failing open for a moment, or for who answers requests."""
+        health = self.pool.health
+        recently = self.silent <= health.interval + health.timeout
         state = self.shard.node.state
-        return state == "up" or (state == "unknown" and self.now.get("upstreams", 0) > 0)
+        return state == "up" or (state == "unknown" and recently and self.now.get("upstreams", 0) > 0)
 
 
 class View(NamedTuple):
@@ -239,8 +243,10 @@ class Watch:
                 address = shard.node.address
                 numbers = counted.get(address, {})
                 counts = {name: numbers[name] for name in COUNTED if name in numbers}
-                by_class = (numbers.get(name, {}) for name in BY_CLASS)
-                found.append(NodeView(pool, shard, counts, now_of(seen.get(address, ())), *by_class))
+                by_class = {name: numbers.get(name, {}) for name in BY_CLASS}
+                silent = self._watched.silent.get(address, 0.0)
+                now = now_of(seen.get(address, ()))
+                found.append(NodeView(pool, shard, counts, now, **by_class, silent=silent))
         return found
 
     def _imbalance(self, nodes: Sequence[NodeView]) -> dict[str, float]:

@@ -97,6 +97,7 @@ class Health:
         self.since = now
         self.next_probe = now + jitter * START_SPREAD
         self.trial_at = now  # for who has no probes: when a trial request may go to a node that is out
+        self.heard_at = now  # when it last answered, requests or probes
         self._probed_at = now - URGENT_GAP
         self._window = Window(policy.window, policy.minimum)
         self._cleared_at = now - policy.window  # when a probe last refuted what was held against it
@@ -132,6 +133,8 @@ class Health:
 
     def observe(self, now: float, evidence: Evidence, jitter: float) -> None:
         """Passive evidence. What comes of a node that is out is about what was sent before."""
+        if evidence.ok:
+            self.heard_at = now
         if evidence.refused:
             self._go_out(now, evidence.reason, jitter)
         if self.state == "out":
@@ -162,6 +165,7 @@ class Health:
         """What an active probe found; refused: it could not connect at all."""
         self._probed_at = now
         if ok:
+            self.heard_at = now
             self._failures = self._streak = 0
             self._doubt = ""
             self.look_at_role &= self.state == "out"
@@ -196,6 +200,10 @@ class Health:
         self._probed_at = now
         self._probe_in(QUICK, now, jitter)
 
+    def put_off_trial(self, now: float, jitter: float) -> None:
+        """The next trial request to it is so much later."""
+        self.trial_at = now + self._wait * (0.75 + 0.25 * jitter)
+
     def put_out(self, now: float, reason: str) -> None:
         """It was out before anybody asked it here: it has to return."""
         self.next_probe = now
@@ -223,7 +231,7 @@ class Health:
         flaps = self._admitted_at is not None and now - self._admitted_at < self._wait
         self._wait = min(2 * self._wait, self.policy.wait_most) if flaps else self.policy.wait
         self._refusals = 0
-        self.trial_at = now + self._wait * (0.75 + 0.25 * jitter)
+        self.put_off_trial(now, jitter)
         self._streak = self._failures = 0
         self._doubt = ""
         self._window.clear()

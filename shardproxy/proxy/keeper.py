@@ -102,6 +102,12 @@ class Keeper:
         """How many keys of each node have been deleted because what they held was old."""
         return self._returns.invalidated
 
+    @property
+    def silent(self) -> Mapping[str, float]:
+        """Seconds since each node last answered anybody."""
+        now = self._clock()
+        return {address: now - watch.health.heard_at for address, watch in self._watches.items()}
+
     # --- its life ---
 
     def follow(self, ways: Map) -> None:

@@ -25,6 +25,7 @@ MOST = 16 << 20  # bytes of a reply; COMMAND of Redis 8 has a third of a megabyt
 KEY_LIFE = 60_000  # milliseconds that a probe's key stays when we cannot delete it
 # Of our own: no descriptor, memory or port left to connect with
 OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+FULL = "ERR max number of clients"  # which is no login's fault
 KEYS = 3  # that a probe tries, one after the other, while a node that is full throws them out
 
 
@@ -128,8 +129,9 @@ class Line:
         answer = await self._reply()
         if isinstance(answer, hiredis.ReplyError):
             # only the code: the text may quote what was sent, which is a password
-            code = str(answer).split(" ")[0][:BEGINNING]
-            raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
+            said = str(answer)
+            code = said[:BEGINNING] if said.startswith(FULL) else said.split(" ")[0][:BEGINNING]
+            raise NodeRefuses(f"it refuses the login: {code}", answer=said)
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         assert self._writer is not None

@@ -475,6 +475,10 @@ class Proxy:
         return self.keeper.invalidated if self.keeper else {}
 
     @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent if self.keeper else {}
+
+    @property
     def workers(self) -> Mapping[int, int]:
         return {0: os.getpid()} if self._cron is not None else {}
 

@@ -392,6 +392,10 @@ class Supervisor:
         return self.keeper.invalidated
 
     @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent
+
+    @property
     def workers(self) -> Mapping[int, int]:
         return {slot.number: slot.process.pid for slot in self.slots if slot.process and slot.ready.is_set()}
 

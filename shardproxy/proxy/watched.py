@@ -54,6 +54,10 @@ class Watched(Protocol):
         """How many keys of each node were deleted because they were old."""
 
     @property
+    def silent(self) -> Mapping[str, float]:
+        """Seconds since each node last answered, requests or probes."""
+
+    @property
     def workers(self) -> Mapping[int, int]:
         """The live workers: slot → process id."""
 

@@ -81,6 +81,11 @@ async def test_failing_open_is_degraded_but_ready_while_something_is_connected()
     seen = await look(watched)
     assert seen.status == "degraded"
     assert [node["shard"] for node in ready(seen)["down"]] == ["a", "b", "c"]
+    health = CONFIG.pool["main"].health
+    watched.silent = dict.fromkeys((A, B, C), health.interval + health.timeout + 0.1)
+    assert (await look(watched)).faults == ["no node reachable"], "connected, but nobody has heard of them"
+    watched.silent[B] = 0.3
+    assert (await look(watched)).status == "degraded"
 
 
 async def test_nodes_that_nobody_has_asked_yet_are_not_down() -> None:

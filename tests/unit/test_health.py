@@ -309,6 +309,29 @@ def test_trials_wait_longer_when_it_flaps_up_to_a_bound() -> None:
     assert round(made.trial_at - now - 1000.0) == 30
 
 
+def test_a_trial_that_fails_waits_as_long_again() -> None:
+    made = up()
+    for now in (100.0, 102.0, 104.0):
+        made.observe(now, evidence(refused=True), 0.99)
+        made.admitted(now + 1.0)
+    made.observe(106.0, evidence(refused=True), 1.0)
+    assert made.trial_at == 106.0 + 8 * POLICY.wait
+    made.put_off_trial(400.0, 1.0)
+    assert made.trial_at == 400.0 + 8 * POLICY.wait
+
+
+def test_when_it_was_last_heard_of() -> None:
+    made = up()
+    made.observe(3.0, evidence(ok=1), 0.0)
+    made.observe(4.0, evidence(refused=True), 0.0)
+    made.probed(5.0, False, "no answer", 0.0)
+    assert made.heard_at == 3.0
+    made.observe(6.0, evidence(ok=1), 0.0)
+    assert made.heard_at == 6.0, "out for us, and it answers"
+    made.probed(7.0, True, "", 0.0)
+    assert made.heard_at == 7.0
+
+
 def test_while_it_is_out_probes_become_rarer() -> None:
     made, gaps, now = out(), [], 10.0
     for _ in range(20):
