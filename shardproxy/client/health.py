@@ -158,7 +158,7 @@ class Nodes:
                 was_out = health.state == "out"
                 health.probed(now, False, reason, random.random(), refused)
                 if was_out:
-                    health.trial_at = now + health.policy.wait * (0.75 + 0.25 * random.random())
+                    health.put_off_trial(now, random.random())
             self._settle(old)
         self.wake()
         self._tell()

@@ -4,7 +4,7 @@ Rules: one that does not come about is tried again, later each time; the node is
 What is said in the greeting is greetings'; what goes wrong once it is there is losses'.
 """
 
-from libc.errno cimport ECONNREFUSED, EINPROGRESS, ENOENT, errno
+from libc.errno cimport EADDRNOTAVAIL, ECONNREFUSED, EINPROGRESS, ENOBUFS, ENOENT, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport strlen
@@ -65,7 +65,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
         return
     fd = socket(node.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
-        failed(e, u, strerror(errno), False)
+        later(e, u, strerror(errno))        # it is us who lack a descriptor, or memory: no evidence
         return
     if node.address.ss_family != AF_UNIX:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
@@ -77,7 +77,10 @@ cdef void start(Engine e, Upstream *u) noexcept:
     if status < 0 and errno != EINPROGRESS:
         status = errno
         close(fd)
-        failed(e, u, strerror(status), refusal(status))
+        if status == EADDRNOTAVAIL or status == ENOBUFS or status == ENOMEM:
+            later(e, u, strerror(status))   # nor when it is a port
+        else:
+            failed(e, u, strerror(status), refusal(status))
         return
     u.fd = fd
     u.state = CONNECTING
@@ -94,6 +97,11 @@ cdef inline bint refusal(int number) noexcept nogil:
 
 
 cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
+    blame(e, e.node_list[u.node], why, refused)
+    later(e, u, why)
+
+
+cdef void later(Engine e, Upstream *u, const char *why) noexcept:
     """A connection that did not come about: the next try is later, and later each time."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
@@ -104,7 +112,6 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
     u.failures += 1
     u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
     set_why(e, u, why)
-    blame(e, e.node_list[u.node], why, refused)
     sift(e, u, why)
 
 

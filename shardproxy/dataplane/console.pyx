@@ -324,9 +324,10 @@ cdef class Console(Engine):
             found.append({
                 "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
-                "reason": node.why.decode(errors="replace"), "requests": node.requests,
-                "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
+                "reason": node.why.decode(errors="replace"), "requests": node.requests[0] + node.requests[1],
+                "errors": node.errors[0] + node.errors[1], "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
                 "upstreams": upstreams, "private": node.privates,
+                "classes": {h: {"requests": node.requests[j], "errors": node.errors[j]} for j, h in enumerate(HISTOGRAMS)},
                 "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
             })
         return found

@@ -311,18 +311,19 @@ cdef struct Node:
     Upstream *pool                          # private ones that are nobody's, chained by next_own
     uint32_t privates                       # all private ones
     char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
-    uint64_t requests
-    uint64_t errors
+    uint64_t requests[2]        # of reads and of writes, as the next two
+    uint64_t errors[2]
+    uint64_t latency[2][BUCKETS]
     uint64_t lost
     uint64_t timeouts
     uint64_t retries
-    uint64_t latency[2][BUCKETS]
     # evidence of its health since it was last asked for
     uint64_t ok
     uint64_t failed
     uint64_t slow
     uint64_t streak             # failures since its last success; stays
     uint64_t blamed             # when a deadline was last held against it
+    uint64_t slowed             # when a slow reply was
     bint refused                # a connection was refused
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
@@ -400,7 +401,8 @@ cdef class Engine:
     cdef bint missing                       # upstream_for's NULL: reads find nothing
     cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits
     cdef uint32_t placement                 # counts changes of where keys are
-    cdef bint lagging                       # this loop was late: what looks late now may be our fault
+    cdef uint64_t lag_most                  # us: a loop that is later than this says nothing about nodes
+    cdef uint64_t lagged                    # when it last was: what was asked before may look slow for our own fault
     cdef uint64_t seen                      # when the last tick began
     cdef uint64_t fence_ends
     cdef uint32_t losses                    # counts queues that were gone through

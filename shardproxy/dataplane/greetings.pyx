@@ -136,7 +136,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if answer[0] == c'-':
             # an error may quote what it is about, and that may be a password: only its first word is repeated then
             n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
-            if u.greetings > 3:
+            if u.greetings > 3 and not (n > 25 and memcmp(answer + 1, "ERR max number of clients", 25) == 0):
                 word = <const char *>memchr(answer, c' ', n)
                 n = word - answer - 1 if word != NULL else 0
                 snprintf(text, TEXT, "refuses the login or the protocol: %.*s (`shardproxy check` says more)", <int>n,

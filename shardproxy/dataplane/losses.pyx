@@ -334,7 +334,7 @@ cdef void give_up(Engine e, Upstream *u, Entry *entry) noexcept:
 cdef inline void overdue(Engine e, Upstream *u, const Entry *entry) noexcept:
     """One piece of evidence for all that were waiting when the last one was taken: one slow command holds up many."""
     cdef Node *node = e.node_list[u.node]
-    if u.state == UP and entry.start < u.written and entry.at > node.blamed and not e.lagging:
+    if u.state == UP and entry.start < u.written and entry.at > node.blamed and e.lagged != e.now:
         node.blamed = e.now
         blame(e, node, "it does not answer in time", False)
 

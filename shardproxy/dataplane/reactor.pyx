@@ -95,6 +95,7 @@ cdef class Reactor(Console):
         self.raised = raised
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
+        self.lag_most = self.attempt_timeout // 4
         self.listeners = {}
         self.opening = {}
         self.announced = {}
@@ -182,7 +183,8 @@ cdef class Reactor(Console):
         n = epoll_wait(self.epoll, self.events, EVENTS, 0)
         self.now = monotonic_us()
         # cron comes ten times a second: what is later than that has made others late
-        self.lagging = self.now > self.seen + CRON + self.attempt_timeout // 4
+        if self.now > self.seen + CRON + self.lag_most:
+            self.lagged = self.now
         self.seen = self.now
         if self.retry_tokens > RETRIES_MOST:
             self.retry_tokens = RETRIES_MOST

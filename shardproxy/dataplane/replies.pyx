@@ -144,7 +144,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             unlearn_node(node)
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
-            node.errors += 1
+            node.errors[entry.write] += 1
             if entry.to == TO_NOBODY and entry.part == QUEUED:
                 keep_refusal(u, p, u.scanned)
             elif entry.to == TO_NOBODY and u.proto == 3 and not u.raised and no_hello(p, u.scanned):
@@ -184,10 +184,14 @@ cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry,
     cdef uint64_t us = e.now - entry.at
     u.done += 1
     if not sick:
-        node.ok += 1
         node.streak = 0
         # what may take longer than others, or blocks, is not slow when it does
-        node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
+        if us <= e.slow_call or entry.due > entry.at + e.timeout:
+            node.ok += 1
+        elif entry.at > node.slowed and entry.at > e.lagged:
+            node.slowed = e.now     # all that waits behind it is slow as well: one piece of evidence, as in `overdue`
+            node.ok += 1
+            node.slow += 1
     if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1

@@ -136,7 +136,6 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
         return NULL
     if node.mode == HOLD:
         e.count[<int>HELD] += 1
-    node.requests += 1
     return u
 
 
@@ -318,7 +317,8 @@ cdef void upstreams_due(Engine e) noexcept:
         elif u.state != UP:
             if u.killing and node.memcached:
                 look_again(e, u)
-            if e.now > u.progress + e.connect_timeout:
+            # from the end of a lag of our own: what has come meanwhile is only being read
+            if e.now > (u.progress if u.progress > e.lagged else e.lagged) + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)

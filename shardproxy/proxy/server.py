@@ -471,6 +471,14 @@ class Proxy:
         return self.keeper.mistaken if self.keeper else {}
 
     @property
+    def invalidated(self) -> Mapping[str, int]:
+        return self.keeper.invalidated if self.keeper else {}
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent if self.keeper else {}
+
+    @property
     def workers(self) -> Mapping[int, int]:
         return {0: os.getpid()} if self._cron is not None else {}
 

@@ -250,7 +250,7 @@ class Supervisor:
             bound=bound,
             topology=self.topology.as_json(),
             users=self.users.to_wire(),
-            transitions=list(self.transitions.latest),
+            transitions=self.transitions.kept(),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
@@ -386,6 +386,14 @@ class Supervisor:
     @property
     def mistaken(self) -> Mapping[str, int]:
         return self.keeper.mistaken
+
+    @property
+    def invalidated(self) -> Mapping[str, int]:
+        return self.keeper.invalidated
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent
 
     @property
     def workers(self) -> Mapping[int, int]:
