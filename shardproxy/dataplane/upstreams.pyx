@@ -35,6 +35,13 @@ from shardproxy.dataplane.tls cimport (
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
+
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
@@ -70,6 +77,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     cdef epoll_event ev
     cdef int one = 1, ms, fd, status
+    cdef linger none
     u.wanted = True
     u.progress = e.now
     if not node.resolved:
@@ -85,6 +93,12 @@ cdef void start(Engine e, Upstream *u) noexcept:
         ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
+        if node.memcached:
+            # it has no CLIENT KILL. Closed by RST, also when our process dies: what we or the network have not delivered never
+            # is, and of what a node that hangs has not read yet it runs no more than it takes at once
+            none.l_onoff = 1
+            none.l_linger = 0
+            setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none))
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
         status = errno
@@ -315,6 +329,9 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
+        return False
+    # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
+    if u.again > u.written:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
