@@ -21,6 +21,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.greetings cimport greet, killed
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
+from shardproxy.dataplane.memcached_greetings cimport look_again
 from shardproxy.dataplane.private cimport lease, private_drop
 from shardproxy.dataplane.scripts cimport unlearn
 from shardproxy.dataplane.system cimport (
@@ -94,8 +95,9 @@ cdef void start(Engine e, Upstream *u) noexcept:
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
         if node.memcached:
-            # it has no CLIENT KILL. Closed by RST, also when our process dies: what we or the network have not delivered never
-            # is, and of what a node that hangs has not read yet it runs no more than it takes at once
+            # it has no CLIENT KILL, and is waited for no longer than memcached_greetings' PATIENCE. Closed by RST, also when
+            # our process dies: no byte is sent again by our kernel, and of what a node that hangs has not read yet it runs
+            # no more than it takes at once
             none.l_onoff = 1
             none.l_linger = 0
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none))
@@ -502,6 +504,8 @@ cdef void upstreams_due(Engine e) noexcept:
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
         elif u.state != UP:
+            if u.killing and node.memcached:
+                look_again(e, u)
             if e.now > u.progress + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
