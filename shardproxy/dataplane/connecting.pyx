@@ -26,6 +26,13 @@ from shardproxy.dataplane.tls cimport FAILED, GONE, SHAKEN, Tls, tls_new, tls_re
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
+
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
@@ -58,6 +65,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     cdef epoll_event ev
     cdef int one = 1, ms, fd, status
+    cdef linger none
     u.wanted = True
     u.progress = e.now
     if not node.resolved:
@@ -73,6 +81,13 @@ cdef void start(Engine e, Upstream *u) noexcept:
         ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
+        if node.memcached:
+            # it has no CLIENT KILL, and is waited for no longer than memcached_greetings' PATIENCE. Closed by RST, also when
+            # our process dies: no byte is sent again by our kernel, and of what a node that hangs has not read yet it runs
+            # no more than it takes at once
+            none.l_onoff = 1
+            none.l_linger = 0
+            setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none))
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
         status = errno

@@ -146,6 +146,9 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
     """
     if e.holds and e.now > u.progress + e.timeout // 4:
         return False
+    # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
+    if u.again > u.written:
+        return False
     return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
