@@ -179,13 +179,13 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
 
 cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
     """The FIFO's head has all that it was promised."""
-    cdef uint64_t us = e.now - entry.at
+    cdef uint64_t us = e.now - entry.asked
     u.done += 1
     if not sick:
         node.ok += 1
         node.streak = 0
-        # what may take longer than others, or blocks, is not slow when it does
-        node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
+        # what may take longer than others, or blocks, is not slow when it does; nor is who answers what another did not
+        node.slow += e.now - entry.at > e.slow_call and entry.due <= entry.asked + e.timeout
     if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1

@@ -106,7 +106,7 @@ cdef inline bint refusal(int number) noexcept nogil:
 
 
 cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
-    """A connection that did not come about: the next try is later, and later each time."""
+    """A connection that did not come about: the next try is later, and later each time; all of it is left to chance."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
     for i in range(u.failures if u.failures < 10 else 10):
@@ -114,7 +114,7 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
     if wait > BACKOFF_MOST:
         wait = BACKOFF_MOST
     u.failures += 1
-    u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
+    u.retry_at = e.now + e.random() % (wait + 1)
     set_why(e, u, why)
     blame(e, e.node_list[u.node], why, refused)
     sift(e, u, why)
@@ -129,12 +129,21 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     u.since = u.progress = u.measured = e.now
     u.done = 0
     prune(e, u)
+    try_now(e, u)
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
         e.event("node_up", {"node": node.name.decode(errors="replace")})
     if u.out.len:
         e.mark_upstream(u)
+
+
+cdef void try_now(Engine e, Upstream *u) noexcept nogil:
+    """What has waited until it may be written: how long the node takes counts from now."""
+    cdef uint32_t i = u.tail
+    while i != u.head and u.fifo[(i - 1) & u.mask].start >= u.written:
+        i -= 1
+        u.fifo[i & u.mask].at = e.now
 
 
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:
@@ -314,9 +323,9 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
-    if e.holds and e.now > u.progress + e.timeout // 4:
+    if e.holds and e.now > u.progress + e.patience:
         return False
-    return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
+    return (e.now > u.fifo[u.head & u.mask].at + e.patience
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
@@ -501,7 +510,8 @@ cdef void upstreams_due(Engine e) noexcept:
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
-            if u.head != u.tail or u.done:
+            # while nothing may go out, that nothing comes back says nothing
+            if (u.head != u.tail or u.done) and u.state == UP and node.mode != HOLD:
                 u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
             u.done = 0
             u.measured = e.now
@@ -537,6 +547,7 @@ cdef void release(Engine e, Node *node) noexcept:
     cdef Upstream *u = node.first
     while u != NULL:
         prune(e, u)
+        try_now(e, u)
         e.mark_upstream(u)
         if u.head != u.tail:
             u.progress = e.now

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
-from shardproxy.core.topology import Topology
+from shardproxy.core.health import URGENT_GAP
+from shardproxy.core.topology import Timeouts, Topology
 from shardproxy.proxy import keeper as keepers
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.keeper import RETURNING, Keeper
@@ -363,6 +365,29 @@ def test_while_all_look_down_nobody_is_held_nor_moved(nodes: Nodes) -> None:
         del nodes.found[B]
         await asyncio.sleep(10.0)
         assert (fleet.state(A), fleet.state(B)) == ("suspect", "up")
+
+    run(scene, fleet)
+
+
+@pytest.mark.parametrize(
+    "times", [{"attempt_timeout": 0.1}, {"timeouts": Timeouts(read=0.1, write=5.0, script=0.5)}]
+)
+def test_an_urgent_probe_is_over_before_the_most_impatient_have_to_give_up(
+    nodes: Nodes, times: dict[str, Any]
+) -> None:
+    """A try, and a class of commands, may have less time than the pool's requests have in all."""
+    fleet = FakeFleet()
+    [pool] = fleet.topology.pools
+    fleet.topology = msgspec.structs.replace(fleet.topology, pools=(msgspec.structs.replace(pool, **times),))
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found[A] = 3600.0
+        keeper.observe(late(A))
+        failed = asyncio.get_running_loop().time()
+        while fleet.state(A) != "out":
+            await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - failed < 0.1 + URGENT_GAP
 
     run(scene, fleet)
 
