@@ -87,6 +87,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
 
     @property
+    def shortest(self) -> float:
+        """What the most impatient request may take, or one try of it."""
+        times = (self.attempt_timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
+        return min(self.timeout, *(time for time in times if time))
+
+    @property
     def ring(self) -> Ring:
         """The same object for as long as placement stays the same, over any number of snapshots.
 

@@ -117,7 +117,7 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
 
 
 cdef void later(Engine e, Upstream *u, const char *why) noexcept:
-    """A connection that did not come about: the next try is later, and later each time."""
+    """A connection that did not come about: the next try is later, and later each time; all of it is left to chance."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
     for i in range(u.failures if u.failures < 10 else 10):
@@ -125,7 +125,7 @@ cdef void later(Engine e, Upstream *u, const char *why) noexcept:
     if wait > BACKOFF_MOST:
         wait = BACKOFF_MOST
     u.failures += 1
-    u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
+    u.retry_at = e.now + e.random() % (wait + 1)
     set_why(e, u, why)
     sift(e, u, why)
 
@@ -139,12 +139,21 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     u.since = u.progress = u.measured = e.now
     u.done = 0
     prune(e, u)
+    try_now(e, u)
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
         e.event("node_up", {"node": node.name.decode(errors="replace")})
     if u.out.len:
         e.mark_upstream(u)
+
+
+cdef void try_now(Engine e, Upstream *u) noexcept nogil:
+    """What has waited until it may be written: how long the node takes counts from now."""
+    cdef uint32_t i = u.tail
+    while i != u.head and u.fifo[(i - 1) & u.mask].start >= u.written:
+        i -= 1
+        u.fifo[i & u.mask].at = e.now
 
 
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:

@@ -166,7 +166,8 @@ cdef struct Entry:
     uint8_t trusting            # it calls scripts that its node should know
     uint8_t fault               # the gravest of what a memcached has refused of it: see memcached_replies
     uint32_t frames             # replies still to come
-    uint64_t at                 # when the request was read
+    uint64_t at                 # when this try of it began: when it was read, or could go out (again)
+    uint64_t asked              # when the request was read
     uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
     uint64_t prefix             # bytes of SCRIPT LOADs among these, in front
@@ -452,6 +453,7 @@ cdef class Engine:
     cdef uint64_t timeout                   # us; of the pool, as are the next five
     cdef uint64_t[3] allowed                # a read, a write, a script: until it is due
     cdef uint64_t longest                   # of these
+    cdef uint64_t patience                  # a part of the shortest: a queue that stands for so long is late
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections

@@ -128,6 +128,7 @@ cdef take_policy(Engine e, pool):
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
     e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
     e.longest = int(pool.longest * 1e6) or e.timeout
+    e.patience = min(e.timeout, *e.allowed) // 4
     e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
     e.lag_most = min(e.attempt_timeout, e.allowed[0], e.allowed[1], e.allowed[2]) // 4
     e.connect_timeout = int(pool.connect_timeout * 1e6)

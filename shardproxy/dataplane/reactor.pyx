@@ -106,6 +106,7 @@ cdef class Reactor(Console):
         self.connections = 1
         self.timeout = self.connect_timeout = self.longest = 1000000
         self.allowed = [1000000, 1000000, 1000000]
+        self.patience = 250000
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)

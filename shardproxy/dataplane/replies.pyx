@@ -181,12 +181,12 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
 
 cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
     """The FIFO's head has all that it was promised."""
-    cdef uint64_t us = e.now - entry.at
+    cdef uint64_t us = e.now - entry.asked
     u.done += 1
     if not sick:
         node.streak = 0
-        # what may take longer than others, or blocks, is not slow when it does
-        if us <= e.slow_call or entry.due > entry.at + e.timeout:
+        # what may take longer than others, or blocks, is not slow when it does; nor is who answers what another did not
+        if e.now - entry.at <= e.slow_call or entry.due > entry.asked + e.timeout:
             node.ok += 1
         elif entry.at > node.slowed and entry.at > e.lagged:
             node.slowed = e.now     # all that waits behind it is slow as well: one piece of evidence, as in `overdue`

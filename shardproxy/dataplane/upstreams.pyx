@@ -14,7 +14,7 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release, queue_free
 from shardproxy.core.resp cimport Scan
-from shardproxy.dataplane.connecting cimport pass_on, start, watch
+from shardproxy.dataplane.connecting cimport pass_on, start, try_now, watch
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, SERVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING,
@@ -144,7 +144,7 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
-    if e.holds and e.now > u.progress + e.timeout // 4:
+    if e.holds and e.now > u.progress + e.patience:
         return False
     # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
     if u.again > u.written:
@@ -337,7 +337,8 @@ cdef void upstreams_due(Engine e) noexcept:
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
-            if u.head != u.tail or u.done:
+            # while nothing may go out, that nothing comes back says nothing
+            if (u.head != u.tail or u.done) and u.state == UP and node.mode != HOLD:
                 u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
             u.done = 0
             u.measured = e.now
@@ -373,6 +374,7 @@ cdef void release(Engine e, Node *node) noexcept:
     cdef Upstream *u = node.first
     while u != NULL:
         prune(e, u)
+        try_now(e, u)
         e.mark_upstream(u)
         if u.head != u.tail:
             u.progress = e.now

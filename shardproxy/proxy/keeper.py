@@ -126,9 +126,10 @@ class Keeper:
                     task.cancel()
         for address, (pool, shard) in places.items():
             if (watch := self._watches.get(address)) is None:
-                watch = self._watches[address] = Watch(Health(pool.health, now, self._chance(), pool.timeout))
+                health = Health(pool.health, now, self._chance(), pool.shortest)
+                watch = self._watches[address] = Watch(health)
                 self._begin(address, watch, shard)
-            watch.health.follow(pool.health, pool.timeout)
+            watch.health.follow(pool.health, pool.shortest)
             if shard.returning:
                 watch.health.next_probe = now
             watch.wake.set()
@@ -177,7 +178,7 @@ class Keeper:
 
     async def _tidy_all(self, pool: Pool, addresses: Sequence[str]) -> None:
         started = self._clock()
-        await asyncio.sleep(pool.timeout)  # what was sent before has run
+        await asyncio.sleep(pool.longest)  # what was sent before has run
         await asyncio.gather(*map(self._returns.tidy, addresses))
         del self._tidying[pool.name]
         for address in addresses:
