@@ -52,6 +52,7 @@ YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+STARTING_STEP = 0.01  # seconds between two looks at workers that are just starting
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
@@ -97,6 +98,10 @@ class Supervisor:
         self.transitions = Transitions(self.log, hook_of(config, hidden), hidden=hidden)
         self.credentials, self.users = Credentials.read(config), read_users(config)
         self._lag = LoopLag(PULSE)
+        self._steady = (
+            asyncio.Event()
+        )  # cleared: keys are about to move, and no worker begins with where they were
+        self._steady.set()
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
@@ -238,6 +243,7 @@ class Supervisor:
                 env=_environment(),
             )
         slot.channel = await Channel(lambda name, body: self._answer(slot, name, body)).open(ours)
+        await self._steady.wait()
         order = Order(
             config=config_to_wire(self.config),
             logins=self.credentials.to_wire(),
@@ -325,6 +331,26 @@ class Supervisor:
 
     alone = False  # as a Fleet
 
+    async def hold(self) -> None:
+        """In two steps: one that stands still is found out, and logged, before anybody has to wait for it."""
+        patience = self._patience(self.topology)
+        await self._starting(patience)
+        self._steady.clear()
+        if not await self._send("hold", 0.0, self.topology):
+            await self._send("hold", 2 * patience, self.topology)
+
+    def release(self) -> None:
+        self._steady.set()
+        self._keep(self._send("hold", 0.0, self.topology))
+
+    async def _starting(self, patience: float) -> None:
+        """Who is just starting will serve by the topology that it was given."""
+        limit = time.monotonic() + patience
+        while any(slot.alive and not slot.ready.is_set() for slot in self.slots):
+            if time.monotonic() > limit:
+                return
+            await asyncio.sleep(STARTING_STEP)
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:
@@ -334,6 +360,7 @@ class Supervisor:
         self.transitions.changed(self.topology, topology)
         self.config, self.topology, self.credentials, self.users = config, topology, credentials, users
         told = self._keep(self._send("reload", self._whole(), topology))
+        self._steady.set()
         self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
 
@@ -350,12 +377,14 @@ class Supervisor:
     async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
         """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
-        patience = ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
-        acks = await self.broadcast(name, body, timeout=patience)
+        acks = await self.broadcast(name, body, timeout=self._patience(topology))
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
         return behind
+
+    def _patience(self, topology: Topology) -> float:
+        return ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
 
     async def databases(self) -> set[int]:
         for used in (await self.broadcast("databases")).values():
