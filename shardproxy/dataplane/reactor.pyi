@@ -201,7 +201,7 @@ class Reactor:
 
     def unpause(self) -> None: ...
     def hold(self, seconds: float) -> None:
-        """Before keys move: all clients' next commands wait so long at most; 0: no longer. CLIENT PAUSE is another."""
+        """Before keys move: all clients' next commands wait so long at most; 0: no longer."""
 
     def monitor(self, on_command: Callable[[int, str, str, list[bytes]], None] | None) -> None:
         """MONITOR: gets (database, the client's address, name in the table, arguments) of each command."""

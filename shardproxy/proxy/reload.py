@@ -58,7 +58,7 @@ class Owner(Protocol):
     handed_over: asyncio.Event
 
     async def hold(self) -> None:
-        """Before keys move: no worker takes a command until it has adopted what comes next, or is released."""
+        """Before keys move: no worker takes a command until it has adopted what comes next, or `release`."""
 
     def release(self) -> None:
         """It does not come."""

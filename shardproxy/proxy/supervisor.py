@@ -9,6 +9,7 @@ counts from a base of its own; when the supervisor is gone its channels close, a
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -52,6 +53,7 @@ YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+HOLD_MOST = 5.0  # seconds that workers are waited for before keys move
 STARTING_STEP = 0.01  # seconds between two looks at workers that are just starting
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
@@ -333,19 +335,18 @@ class Supervisor:
 
     async def hold(self) -> None:
         """In two steps: one that stands still is found out, and logged, before anybody has to wait for it."""
-        patience = self._patience(self.topology)
-        await self._starting(patience)
+        await self._starting()
         self._steady.clear()
-        if not await self._send("hold", 0.0, self.topology):
-            await self._send("hold", 2 * patience, self.topology)
+        if not await self._send("hold", 0.0, self.topology, HOLD_MOST):
+            await self._send("hold", 2 * HOLD_MOST, self.topology, HOLD_MOST)
 
     def release(self) -> None:
         self._steady.set()
         self._keep(self._send("hold", 0.0, self.topology))
 
-    async def _starting(self, patience: float) -> None:
-        """Who is just starting will serve by the topology that it was given."""
-        limit = time.monotonic() + patience
+    async def _starting(self) -> None:
+        """Waits for those who are: they will serve by the topology that they were given."""
+        limit = time.monotonic() + HOLD_MOST
         while any(slot.alive and not slot.ready.is_set() for slot in self.slots):
             if time.monotonic() > limit:
                 return
@@ -374,17 +375,15 @@ class Supervisor:
     async def _send_topology(self, topology: Topology) -> bool:
         return not await self._send("topology", topology.as_json(), topology)
 
-    async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
+    async def _send(self, name: str, body: Any, topology: Topology, most: float = math.inf) -> list[int]:
         """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
-        acks = await self.broadcast(name, body, timeout=self._patience(topology))
+        patience = ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
+        acks = await self.broadcast(name, body, timeout=min(patience, most))
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
         return behind
-
-    def _patience(self, topology: Topology) -> float:
-        return ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
 
     async def databases(self) -> set[int]:
         for used in (await self.broadcast("databases")).values():

@@ -1,4 +1,4 @@
-"""Keys that a change of shards moves: no worker reads or writes at their old place what another does at the new."""
+"""Keys that a change of shards moves: no worker uses their old place when another uses the new."""
 
 import contextlib
 import json
@@ -54,8 +54,9 @@ class Team:
         """Of the change that was sent."""
         return json.loads(self.operator.frame().split(b"\r\n", 1)[1])
 
-    def generation(self) -> int:
-        return int(json.loads(self.serving.value("PROXY", "TOPOLOGY"))["generation"])
+    def generation(self, raw: Raw | None = None) -> int:
+        """Of the first worker, or whom this client is with."""
+        return int(json.loads((raw or self.serving).value("PROXY", "TOPOLOGY"))["generation"])
 
     def write(self, raw: Raw, value: str) -> None:
         raw.send(writing(value))
@@ -101,3 +102,22 @@ def test_a_worker_that_lags_behind(nodes: list[RedisNode], change: str) -> None:
         assert team.generation() > generation
         for raw in (team.serving, team.lagging):
             assert set(raw.value("MGET", *KEYS)) <= {"newer", None}
+
+
+def test_a_worker_that_stands_still_holds_nobody_up(nodes: list[RedisNode]) -> None:
+    """It is waited for within limits, while all others serve, and named."""
+    with contextlib.ExitStack() as stack:
+        team = Team(nodes, "300ms", stack)
+        generation = team.generation()
+        with team.stopped():
+            team.reload(0, 1, 2)
+            longest, served, start = 0.0, 0, time.monotonic()
+            while team.generation() == generation:
+                before = time.monotonic()
+                assert team.serving.ask("SET", "key", "value") == b"+OK\r\n"
+                longest, served = max(longest, time.monotonic() - before), served + 1
+                assert time.monotonic() < start + 60
+            assert team.answer()["not_acknowledged"] == ["worker 1"]
+        assert served > 10, longest
+        assert [1] in [event.get("workers") for event in team.proxy.events("worker_silent")]
+        until(lambda: team.generation(team.lagging) > generation, "it to catch up")
