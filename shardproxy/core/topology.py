@@ -271,6 +271,12 @@ def replaced(old: Pool, new: Pool) -> bool:
     )
 
 
+def places(pool: Pool) -> Any:
+    """Where its keys are: what is equal for two pools that look for every key at the same node."""
+    there = {shard.name: (shard.node.address, shard.protocol, pool.elsewhere(shard)) for shard in pool.shards}
+    return pool.ring.fingerprint, there
+
+
 class Topology(msgspec.Struct, frozen=True):
     """A snapshot of everything. Compare generations to tell which of two is newer."""
 
@@ -332,6 +338,11 @@ class Topology(msgspec.Struct, frozen=True):
         )
         new = self._next(pools, known)
         return self if new.pools == self.pools else new
+
+    def moves_keys(self, new: Self) -> bool:
+        """Whether a key of a pool that stays is looked for at another node in the new one."""
+        after = {pool.name: pool for pool in new.pools}
+        return any(pool.name in after and places(pool) != places(after[pool.name]) for pool in self.pools)
 
     @property
     def draining(self) -> dict[str, tuple[str, ...]]:

@@ -136,7 +136,7 @@ cdef struct Client:
     bint tx_mixed               # some of its commands are a handler's: so is its EXEC
     bint tx_replicates          # some of them write, or may
     uint32_t watched            # keys that it has named to WATCH
-    bint paused                 # its next command waits for the end of CLIENT PAUSE
+    bint paused                 # its next command waits for the end of CLIENT PAUSE, or of a hold
     bint monitors               # it is shown what others send
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
@@ -393,6 +393,7 @@ cdef class Engine:
     cdef bint moving                        # some who wait are to wait elsewhere
     cdef uint8_t pausing                    # CLIENT PAUSE
     cdef uint64_t pause_ends
+    cdef uint64_t held_until                # us; 0: no keys are about to move, see observing.hold
     cdef object on_command                  # for MONITOR; None: nobody is shown anything
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict

@@ -302,7 +302,8 @@ cdef bint resolve(str address, Node *node, bint names):
                                     flags=0 if names else sockets.AI_NUMERICHOST)
     except OSError:
         return False
-    family, _, _, _, where = found[0]
+    # of several addresses the one that all workers take, see proxy/resolve.choose
+    family, _, _, _, where = min((each for each in found if each[0] == found[0][0]), key=lambda each: each[4][0])
     text = where[0].encode()
     node.address.ss_family = family
     if family == AF_INET:
