@@ -6,8 +6,9 @@ full, has no room for clients, is paused, or speaks nonsense.
 
 import pytest
 from asking import counters, key_on, node_of, shard_of
-from faults import Behave, FakeNode, FaultProxy, Latency, Talk, obey
+from faults import Behave, FakeNode, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
+from toxics import FaultProxy, Latency
 
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms" }'
 
