@@ -33,9 +33,9 @@ import hiredis
 import psutil
 import pytest
 from asking import nodes_of
-from faults import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 from history import OK, OUTCOMES, UNKNOWN, History, Operation, check, number_in, value_of
 from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
+from toxics import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 
 QUICK = 'timeout = "300ms"\nconnect_timeout = "300ms"\nhealth = { interval = "200ms", timeout = "250ms" }'
 POOLS = {

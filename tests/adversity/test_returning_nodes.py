@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from asking import counters, key_on, node_of, shard_of
-from faults import Behave, FakeNode, FaultProxy, Latency, Link, Send, Talk, Toxic, obey
+from faults import Behave, FakeNode, Talk, obey
 from servers import (
     MemcachedNode,
     Node,
@@ -23,6 +23,7 @@ from servers import (
     until,
     urls_of,
 )
+from toxics import FaultProxy, Latency, Link, Send, Toxic
 
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms" }'
 
