@@ -193,7 +193,7 @@ cdef class Console(Engine):
         found = {}
         for i in range(self.upstream_count):
             u = self.upstreams[i]
-            if u.node < self.node_count and u.state == UP and u.id:     # one that is going has no node
+            if u.node < self.node_count and u.state == UP and (u.id or u.address[0]):     # one that is going has no node
                 found.setdefault(self.node_list[u.node].name.decode(errors="replace"), []).append(named(u))
         return found
 

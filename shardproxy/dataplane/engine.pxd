@@ -267,7 +267,9 @@ cdef struct Upstream:
     bint fenced
     int64_t id                  # CLIENT ID on the node; 0: not known
     char address[64]            # ours, as the node sees it; empty: not known
-    uint32_t killing            # replies to CLIENT KILL still to come, before it is up: of Engine.killed
+    uint32_t killing            # before it is up: of Engine.killed those that are not known to be gone yet
+    uint64_t asked              # us: when a memcached was first asked whether they are
+    bint looking                # it is being asked
     uint64_t since              # when it was connected
     uint64_t measured
     double rate                 # answers a second, when there was something to do

@@ -46,9 +46,10 @@ cdef void blame(Engine e, Node *node, const char *why, bint refused) noexcept:
 
 
 cdef str named(const Upstream *u):
-    """A connection, in the words of CLIENT KILL. A node that has restarted counts anew: its address is ours all the same."""
+    """A connection, in the words of CLIENT KILL; a memcached's has no ID. A node that has restarted counts anew: its address is ours all the same."""
     cdef bytes address = u.address
-    return f"ID {u.id} ADDR {address.decode(errors='replace')}" if address else f"ID {u.id}"
+    words = ([f"ID {u.id}"] if u.id else []) + ([f"ADDR {address.decode(errors='replace')}"] if address else [])
+    return " ".join(words)
 
 
 cdef void ghost(Engine e, Upstream *u) noexcept:
@@ -60,7 +61,7 @@ cdef void ghost(Engine e, Upstream *u) noexcept:
     cdef list known
     if e.node_list[u.node].gone:
         return                  # it never returns
-    if u.id and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
+    if (u.id or u.address[0]) and u.head != u.tail and u.fifo[u.head & u.mask].start < u.written:
         known = e.ghosts.setdefault(address.decode(errors="replace"), [])
         known.append(named(u))
         del known[:-GHOSTS]

@@ -10,8 +10,7 @@ cdef enum Form:
     ARRAY = 5                   # of VALUEs; always a part of a split command, so that a half of it can be taken back
     ALL = 6                     # OK when all said HD
 
-# What an upstream to a memcached has read, its greeting, or replies.
-cdef void meta_greeted(Engine e, Upstream *u) noexcept
+# What an upstream to a memcached has read.
 cdef void meta_replies(Engine e, Upstream *u) noexcept
 # Into e.text: the node's limit.
 cdef void too_large(Engine e, Node *node) noexcept

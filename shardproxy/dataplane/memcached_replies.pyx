@@ -5,9 +5,8 @@ is passed on where it lies. What does not fit the form, and what says that the t
 upstream: nobody can tell whose the next one would be.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport uint8_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport strtoll
 from libc.string cimport memchr, memcmp, strlen
 
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release
@@ -16,16 +15,13 @@ from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, put_number
 from shardproxy.dataplane.counters cimport ERROR_REPLIES
 from shardproxy.dataplane.deliveries cimport deliver
 from shardproxy.dataplane.engine cimport (
-    GREETING, STREAM_ABOVE, TEXT, TO_ASK, TO_CLIENT, TO_PART, UP, Client, Engine, Entry, Node, Upstream, wall_us,
+    STREAM_ABOVE, TEXT, TO_ASK, TO_CLIENT, TO_PART, UP, Client, Engine, Entry, Node, Upstream,
 )
 from shardproxy.dataplane.links cimport ask_forget, link_frame
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.replies cimport answered, quoted
 from shardproxy.dataplane.slots cimport slot_at
-from shardproxy.dataplane.upstreams cimport fit, say, upstream_ready
-
-cdef extern from "<string.h>" nogil:
-    void *memmem(const void *p, size_t n, const void *what, size_t size)
+from shardproxy.dataplane.upstreams cimport fit
 
 cdef enum:
     # Entry.fault, the gravest last
@@ -33,13 +29,7 @@ cdef enum:
     FULL = 2
     REFUSED = 3
 
-cdef enum:
-    OLDEST = 1006               # of the versions that speak the meta protocol: 1.6
-
-cdef int64_t STAT_MOST = <int64_t>1 << 40
-
 cdef const char *MISFIT = "its reply does not fit what was asked:"
-cdef const char *STRANGER = "is not a memcached: it answered"
 
 
 cdef void meta_replies(Engine e, Upstream *u) noexcept:
@@ -248,74 +238,3 @@ cdef void rewind(Engine e, Entry *entry) noexcept:
         if c != NULL and slot_at(c, entry.slot).fan != NULL:
             c.held -= slot_at(c, entry.slot).fan.part[entry.part].reply.len
             buf_release(&slot_at(c, entry.slot).fan.part[entry.part].reply)
-
-
-# --- the greeting ---
-
-cdef void meta_greeted(Engine e, Upstream *u) noexcept:
-    """Replies to `version`, `mn`, `stats settings` and `stats`; where there is a login, before them to `mn`, refused, and to it."""
-    cdef Node *node = e.node_list[u.node]
-    cdef size_t used = 0
-    cdef int status
-    cdef char *p
-    cdef char text[TEXT]
-    while u.greetings and u.inp.len > u.scanned:
-        p = buf_head(&u.inp)
-        status = scan_meta(&u.scan, p + u.scanned, u.inp.len - u.scanned, &used)
-        u.scanned += used
-        if status == SCAN_BAD or u.scanned > STREAM_ABOVE:
-            quoted(e, u, STRANGER)
-            return
-        if status != SCAN_DONE:
-            return
-        text[0] = 0
-        if u.greetings == 6:
-            if says(p, u.scanned, "CLIENT_ERROR unauth"):
-                u.greeted = wall_us()
-                say(e, u, e.greetings[u.node][1][0])
-            else:
-                snprintf(text, TEXT, "it asks for no login, but the configuration gives one")
-        elif u.greetings == 5 and not says(p, u.scanned, "STORED\r"):
-            # what it says may quote the login
-            snprintf(text, TEXT, "refuses the login")
-        elif u.greetings == 4 and not says(p, u.scanned, "VERSION "):
-            if says(p, u.scanned, "CLIENT_ERROR unauth"):
-                snprintf(text, TEXT, "it needs a login: give username and password")
-            else:
-                quoted(e, u, STRANGER)
-        elif u.greetings == 4 and version_of(p + 8) < OLDEST:
-            snprintf(text, TEXT, "is memcached %.*s: a shard's must be 1.6 or newer, which speaks the meta protocol",
-                     <int>(u.scanned - 10 if u.scanned < 42 else 32), p + 8)
-        elif u.greetings == 3 and not says(p, u.scanned, "MN\r"):
-            quoted(e, u, "does not speak memcached's meta protocol: it answered")
-        elif u.greetings == 2:
-            node.item_most = stat_of(p, u.scanned, "STAT item_size_max ")
-        elif u.greetings == 1:
-            node.ahead = stat_of(p, u.scanned, "STAT time ") * 1000000
-            node.clock_known = node.ahead != 0
-            node.ahead -= u.greeted
-        if text[0]:
-            upstream_lost(e, u, text, True)
-        if u.state != GREETING:
-            return
-        buf_consume(&u.inp, u.scanned)
-        u.scanned = 0
-        u.greetings -= 1
-    if u.greetings == 0:
-        upstream_ready(e, u)
-
-
-cdef int version_of(const char *p) noexcept nogil:
-    """Of "1.6.18": 1006; of what is no version: 0. There is a CRLF behind it."""
-    cdef char *end
-    cdef int64_t major = strtoll(p, &end, 10)
-    if end == p or end[0] != c'.' or major < 0 or major > 1000:
-        return 0
-    return <int>(major * 1000 + strtoll(end + 1, NULL, 10) % 1000)
-
-
-cdef int64_t stat_of(const char *p, size_t n, const char *name) noexcept nogil:
-    """A line's number; 0: it is not there, or none that can be. There is a CRLF behind every one."""
-    cdef const char *found = <const char *>memmem(p, n, name, strlen(name))
-    cdef int64_t value = strtoll(found + strlen(name), NULL, 10) if found != NULL else 0
-    return value if 0 < value < STAT_MOST else 0

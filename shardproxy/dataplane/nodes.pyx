@@ -316,15 +316,15 @@ cdef bint resolve(str address, Node *node, bint names):
 
 
 def meta_greeting(username, password):
-    """The same for a memcached: its version, life, limits and clock; and what it is told once it has asked for a login.
+    """The same for a memcached: its version, life, limits, clock and connections; and what it is told once it has asked for a login.
 
     Only then: one that does not ask would keep the password as a value, for everybody to read.
     """
     login = f"{username or ''} {password}".encode() if password else b""
-    asked = b"version\r\nmn\r\nstats settings\r\nstats\r\n"
+    asked = b"version\r\nmn\r\nstats settings\r\nstats\r\nstats conns\r\n"
     if not login:
-        return (asked, 4), (b"", 0)
-    return (b"mn\r\n", 6), (b"set login 0 0 %d\r\n%b\r\n%b" % (len(login), login, asked), 5)
+        return (asked, 5), (b"", 0)
+    return (b"mn\r\n", 7), (b"set login 0 0 %d\r\n%b\r\n%b" % (len(login), login, asked), 6)
 
 
 def greeting(proto, username, password):

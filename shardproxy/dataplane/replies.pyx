@@ -23,7 +23,8 @@ from shardproxy.dataplane.stale cimport stale_put
 from shardproxy.dataplane.system cimport recv
 from shardproxy.dataplane.links cimport link_frame
 from shardproxy.dataplane.losses cimport blame, upstream_lost
-from shardproxy.dataplane.memcached_replies cimport meta_greeted, meta_replies
+from shardproxy.dataplane.memcached_greetings cimport meta_greeted
+from shardproxy.dataplane.memcached_replies cimport meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why

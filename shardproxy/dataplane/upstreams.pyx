@@ -21,6 +21,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.greetings cimport greet, killed
 from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
+from shardproxy.dataplane.memcached_greetings cimport look_again
 from shardproxy.dataplane.private cimport lease, private_drop
 from shardproxy.dataplane.scripts cimport unlearn
 from shardproxy.dataplane.system cimport (
@@ -485,6 +486,8 @@ cdef void upstreams_due(Engine e) noexcept:
         elif u.doomed:
             upstream_lost(e, u, "out of memory", True)
         elif u.state != UP:
+            if u.killing and node.memcached:
+                look_again(e, u)
             if e.now > u.progress + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)

@@ -25,6 +25,7 @@ LEVELS = {
     "node_refuses": "warning",
     "node_not_returned": "warning",
     "not_buried": "warning",
+    "connections_remain": "warning",
     "not_swept": "warning",
     "flush_refused": "warning",
     "fail_open": "error",

@@ -2,9 +2,8 @@
 
 `MetaLine` is a `Line` that takes the few commands of Redis that a return uses (UNLINK, SCAN, FLUSHDB, TIME,
 the sorted set of heartbeats, which is one small value there) and says them in memcached's words; a probe
-asks with `say`. Whatever it answers that does not fit raises NodeRefuses. Connections cannot be killed by
-id there: bytes that were in its socket buffers while it stood still have run before its second probe
-succeeds, and what they wrote is deleted with the rest.
+asks with `say`. Whatever it answers that does not fit raises NodeRefuses. Connections cannot be killed there:
+`kill` waits until it has none of them any more.
 """
 
 import asyncio
@@ -16,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from shardproxy.core import errors
 from shardproxy.core.health import Policy
+from shardproxy.core.memcached import connections as who
 from shardproxy.core.memcached.wire import LISTINGS
 from shardproxy.core.memcached_wire import ProtocolError, Scanner, encode_key
 from shardproxy.proxy.certificates import Way
@@ -25,6 +25,7 @@ OLDEST = (1, 6)  # the meta protocol
 TRIES = 5  # of a compare-and-swap between proxies
 BATCH = 1000  # keys at once
 PAGE = 65536  # bytes of one read
+GONE, GONE_STEP = 2.0, 0.02  # seconds until connections that it still has are waited for no longer
 PATIENCE, PAUSE = 5, 0.1  # askings, and seconds between them, of a crawler that is busy
 
 
@@ -77,6 +78,16 @@ class MetaLine(Line):
     async def stats(self, what: bytes = b"") -> dict[str, str]:
         (answer,) = await self.say(b"stats%b\r\n" % (b" " + what if what else b""))
         return stats_of(answer)
+
+    async def kill(self, connections: Sequence[str]) -> int:
+        """It cannot: waits until it has read them to their end, and so closed them, or for GONE seconds."""
+        names = {each.rpartition(" ")[2] for each in connections}
+        limit = asyncio.get_running_loop().time() + GONE
+        while names := names & who.connections((await self.say(who.REQUEST))[0]).keys():
+            if asyncio.get_running_loop().time() > limit:
+                break
+            await asyncio.sleep(GONE_STEP)
+        return len(names)
 
     # --- in the words of Redis ---
 

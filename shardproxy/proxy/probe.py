@@ -85,6 +85,14 @@ class Line:
         """The replies, in order; errors of the node are in it, as hiredis.ReplyError."""
         return await self._guarded(self._ask(requests), self._timeout if timeout is None else timeout)
 
+    async def kill(self, connections: Sequence[str]) -> int:
+        """What is still on these, "ID 3 ADDR 10.0.0.1:60500", never runs, but for so many of them."""
+        requests = [("CLIENT", "KILL", *each.split(" ")) for each in connections]
+        for reply in await self.ask(*requests) if requests else ():
+            if isinstance(reply, hiredis.ReplyError):
+                raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
+        return 0
+
     async def _guarded(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
         """Whatever happens as NodeRefuses."""
         try:

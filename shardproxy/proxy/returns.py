@@ -289,9 +289,8 @@ class Returns:
         ghosts = sorted(self._ghosts.get(address, ()))
         if not ghosts:
             return
-        for reply in await line.ask(*(("CLIENT", "KILL", *ghost.split(" ")) for ghost in ghosts)):
-            if isinstance(reply, hiredis.ReplyError):
-                raise NodeRefuses(f"it answers CLIENT KILL with {str(reply).split(' ')[0]}")
+        if remain := await line.kill(ghosts):
+            self._log("connections_remain", node=address, connections=remain)
         if address in self._ghosts:
             self._ghosts[address].difference_update(ghosts)
 

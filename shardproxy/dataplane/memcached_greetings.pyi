@@ -1,0 +1,1 @@
+# Compiled; nothing of it is for Python.
