@@ -24,6 +24,9 @@ Mode = Literal["serve", "fail", "miss", "hold", "move"]
 RETURNING = "returning"  # the reason of a node behind the fence
 
 
+FAIL_OPEN = "fail open: "  # begins the reason of such a node's state
+
+
 class Node(msgspec.Struct, frozen=True):
     """One server, at "HOST:PORT", "[IPV6]:PORT" or "/PATH"; `reason` says why it is in its state."""
 
@@ -32,6 +35,11 @@ class Node(msgspec.Struct, frozen=True):
     reason: str = ""
     version: str = ""
     swept: bool = True  # False: its stand-ins may keep old values of its keys, which must not be served again
+
+    @property
+    def stays(self) -> bool:
+        """It looks down and is used on all the same, since most do: no verdict is coming."""
+        return self.state == "unknown" and self.reason.startswith(FAIL_OPEN)
 
 
 class Shard(msgspec.Struct, frozen=True):

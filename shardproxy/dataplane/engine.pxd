@@ -299,6 +299,7 @@ cdef struct Node:
     bint clock_known
     bint gone                   # its shard is no longer in the topology: it only finishes what it has
     bint out                    # no connection is made to it
+    bint stays                  # fail open: no verdict on it is coming, so that nothing is held for it
     uint8_t mode
     uint16_t follows            # the node that had this shard before: its requests in flight are waited for
     sockaddr_storage address

@@ -185,8 +185,10 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     cdef Entry entry
     cdef Buf out
     cdef uint64_t start, end
+    cdef Node *node = e.node_list[u.node]
     # with nowhere else to go, what waits for a node that refuses us is told so
-    cdef bint keep = (u.failures == 0 or e.holds and not e.node_list[u.node].gone) and not e.closed and not e.closing
+    cdef bint keep = u.failures == 0 or e.holds and not node.stays and not node.gone
+    keep = keep and not e.closed and not e.closing
     if u.private:
         private_lost(e, u)
         keep = False

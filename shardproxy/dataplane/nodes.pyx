@@ -156,6 +156,7 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
         e.placement += 1        # a transaction that is being held may belong elsewhere now
     node.mode = mode
     node.out = record.state == "out"
+    node.stays = record.stays
     if mode != SERVE:
         snprintf(node.why, sizeof(node.why), "%s", <const char *>reason)
     elif record.state == "up":

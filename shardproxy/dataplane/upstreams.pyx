@@ -119,7 +119,7 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
             node.shared[proto - 2][k] = u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if u.over or u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
+    if u.over or u.doomed or not (e.holds and not node.stays) and (u.state == DOWN or u.state != UP and u.failures):
         shard_down(e, node, u.why)
         return NULL
     if (u.given - u.written) * (e.shared_count + u.private) > e.budget.queue or u.tail - u.head > MAX_QUEUE:
@@ -144,12 +144,12 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
-    if e.holds and e.now > u.progress + e.patience:
+    if e.holds and not e.node_list[u.node].stays and e.now > u.progress + e.patience:
         return False
     # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
     if u.again > u.written:
         return False
-    return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
+    return (e.now > u.fifo[u.head & u.mask].at + e.patience
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 

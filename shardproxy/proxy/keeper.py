@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from shardproxy.core.health import Evidence, Health, fail_open
-from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
+from shardproxy.core.topology import FAIL_OPEN, RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.owing import CODE, Known
@@ -464,7 +464,7 @@ def shown(watch: Watch, ignored: bool, moving: bool) -> Shown:
     if watch.fenced:
         return Shown("suspect", RETURNING, swept)
     if ignored:
-        return Shown("unknown", f"fail open: {health.reason}", swept)
+        return Shown("unknown", FAIL_OPEN + health.reason, swept)
     return Shown("suspect" if moving and watch.leaving else health.state, health.reason, swept)
 
 
