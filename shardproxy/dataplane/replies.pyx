@@ -189,9 +189,9 @@ cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry,
     if not sick:
         node.streak = 0
         # what may take longer than others, or blocks, is not slow when it does; nor is who answers what another did not
-        if e.now - entry.at <= e.slow_call or entry.due > entry.asked + e.timeout:
+        if e.now - entry.at <= e.slow_call or entry.due > entry.asked + e.timeout or entry.at <= e.lagged:
             node.ok += 1
-        elif entry.at > node.slowed and entry.at > e.lagged:
+        elif entry.at > node.slowed:
             node.slowed = e.now     # all that waits behind it is slow as well: one piece of evidence, as in `overdue`
             node.ok += 1
             node.slow += 1
