@@ -165,7 +165,7 @@ class MetaLine(Line):
         self._writer.write(LISTINGS[how])
 
     async def _beats(self, key: bytes) -> tuple[dict[str, int], bytes]:
-        """Who has used it when, and its CAS value; b"": there is nothing. Raises ReplyError for anything else."""
+        """Who has used it when, and its CAS value; b"": nothing is there. ReplyError: something else is."""
         (answer,) = await self._exchange(b"mg %b v c\r\n" % key, 1)
         if answer.startswith(b"EN"):
             return {}, b""
