@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from shardproxy.handlers.operate import is_local
 from shardproxy.proxy import state
 from shardproxy.proxy.reload import Reloader, change, moved, moves
 from shardproxy.proxy.resolve import choose, numeric, split
+from shardproxy.proxy.supervisor import STARTING_STEP, Supervisor
 from shardproxy.proxy.takeover import deal, door_name
 
 replace = msgspec.structs.replace
@@ -265,6 +267,28 @@ async def test_a_change_that_fails_holds_nobody_back() -> None:
     reloader = Reloader(owner, Credentials({}), Users())  # type: ignore[arg-type]
     assert (await reloader.operate("drain", "a", True)).error == errors.INTERNAL
     assert owner.asked == ["hold", "release", "change_failed"]
+
+
+async def test_keys_do_not_move_while_a_worker_is_starting() -> None:
+    """It was told where they are; one that begins meanwhile is told when they have moved."""
+    supervisor = Supervisor(CONFIG, 2)
+    running: Any = SimpleNamespace(returncode=None)
+    for slot in supervisor.slots:
+        slot.process = running
+    supervisor.slots[0].ready.set()
+    holding = asyncio.create_task(supervisor.hold())
+    done, _ = await asyncio.wait([holding], timeout=3 * STARTING_STEP)
+    assert not done
+    supervisor.slots[1].ready.set()
+    await holding
+    beginning = asyncio.create_task(supervisor._steady.wait())
+    done, _ = await asyncio.wait([beginning], timeout=STARTING_STEP)
+    assert not done
+    supervisor.release()
+    assert await beginning
+    for slot in supervisor.slots:
+        slot.process = None
+    await supervisor.close()
 
 
 def test_the_same_again_has_the_next_generation() -> None:
