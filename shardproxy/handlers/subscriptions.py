@@ -214,7 +214,8 @@ class Subscriptions:
                 found = await asyncio.gather(*(self.said(each, SUBSCRIBE) for each in subscriptions))
         except TimeoutError:
             silent = {number for each in subscriptions for number in each.nodes}
-            behind = [number for number in silent if self.listener(number).waiting]
+            silent = silent or {self.server.reactor.node_of(subscriptions[0].name)}  # all went out meanwhile
+            behind = [each for each in silent if each in self.listeners and self.listeners[each].waiting]
             return self.down(min(behind, default=min(silent)), timeout)
         return next(filter(None, found), b"")
 
