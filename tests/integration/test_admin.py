@@ -131,8 +131,7 @@ def test_all_nodes_hang_and_nobody_asks_anything(nodes: list[RedisNode], workers
         until(lambda: ready(proxy)[1]["status"] == "ready")
         for node in nodes:
             node.pause()
-        until(lambda: ready(proxy)[0] == 503)
-        assert ready(proxy)[1]["faults"] == ["no node reachable"]
+        until(lambda: ready(proxy)[1]["faults"] == ["no node reachable"])
         for node in nodes:
             node.resume()
         until(lambda: ready(proxy)[1]["status"] == "ready")
@@ -143,7 +142,7 @@ def test_workers_that_all_hang_are_none(proxy: ProxyProcess) -> None:
     pids = [event["pid"] for event in proxy.events("worker_ready")]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    until(lambda: ready(proxy)[1]["faults"] == ["no live worker"])
+    until(lambda: "no live worker" in ready(proxy)[1]["faults"])
     assert get(proxy, "/healthz")[0] == 200
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
