@@ -8,6 +8,7 @@ cdef void start(Engine e, Upstream *u) noexcept
 # The next try is later; refused: nobody is there, so that there is no need to ask again to be sure.
 cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept
 cdef void upstream_writable(Engine e, Upstream *u) noexcept
+cdef void try_now(Engine e, Upstream *u) noexcept nogil
 cdef void upstream_ready(Engine e, Upstream *u) noexcept
 # Go on with its TLS handshake; True: it is done, and the greeting is on its way.
 cdef bint shake(Engine e, Upstream *u, bint first) noexcept

@@ -26,6 +26,13 @@ from shardproxy.dataplane.tls cimport FAILED, GONE, SHAKEN, Tls, tls_new, tls_re
 cdef extern from "<string.h>" nogil:
     const char *strerror(int number)
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
+
 cdef enum:
     BACKOFF_FIRST = 50000       # us
     BACKOFF_MOST = 5000000
@@ -58,6 +65,7 @@ cdef void start(Engine e, Upstream *u) noexcept:
     cdef Node *node = e.node_list[u.node]
     cdef epoll_event ev
     cdef int one = 1, ms, fd, status
+    cdef linger none
     u.wanted = True
     u.progress = e.now
     if not node.resolved:
@@ -73,6 +81,13 @@ cdef void start(Engine e, Upstream *u) noexcept:
         ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
         keep_alive(e, fd)
+        if node.memcached:
+            # it has no CLIENT KILL, and is waited for no longer than memcached_greetings' PATIENCE. Closed by RST, also when
+            # our process dies: no byte is sent again by our kernel, and of what a node that hangs has not read yet it runs
+            # no more than it takes at once
+            none.l_onoff = 1
+            none.l_linger = 0
+            setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none))
     status = connect(fd, <const sockaddr *>&node.address, node.address_size)
     if status < 0 and errno != EINPROGRESS:
         status = errno
@@ -102,7 +117,7 @@ cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
 
 
 cdef void later(Engine e, Upstream *u, const char *why) noexcept:
-    """A connection that did not come about: the next try is later, and later each time."""
+    """A connection that did not come about: the next try is later, and later each time; all of it is left to chance."""
     cdef uint64_t wait = BACKOFF_FIRST
     cdef int i
     for i in range(u.failures if u.failures < 10 else 10):
@@ -110,7 +125,7 @@ cdef void later(Engine e, Upstream *u, const char *why) noexcept:
     if wait > BACKOFF_MOST:
         wait = BACKOFF_MOST
     u.failures += 1
-    u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
+    u.retry_at = e.now + e.random() % (wait + 1)
     set_why(e, u, why)
     sift(e, u, why)
 
@@ -124,12 +139,21 @@ cdef void upstream_ready(Engine e, Upstream *u) noexcept:
     u.since = u.progress = u.measured = e.now
     u.done = 0
     prune(e, u)
+    try_now(e, u)
     e.count[<int>UPSTREAM_CONNECTS] += 1
     if node.why[0]:
         node.why[0] = 0
         e.event("node_up", {"node": node.name.decode(errors="replace")})
     if u.out.len:
         e.mark_upstream(u)
+
+
+cdef void try_now(Engine e, Upstream *u) noexcept nogil:
+    """What has waited until it may be written: how long the node takes counts from now."""
+    cdef uint32_t i = u.tail
+    while i != u.head and u.fifo[(i - 1) & u.mask].start >= u.written:
+        i -= 1
+        u.fifo[i & u.mask].at = e.now
 
 
 cdef void upstream_writable(Engine e, Upstream *u) noexcept:

@@ -22,7 +22,7 @@ from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance
 from shardproxy.dataplane.permissions cimport install_users
-from shardproxy.dataplane.observing cimport pause, unpause
+from shardproxy.dataplane.observing cimport hold, pause, unpause
 from shardproxy.dataplane.scripts cimport all_scripts, forget_scripts, script_find, teach
 from shardproxy.dataplane.sending cimport node_of
 from shardproxy.dataplane.sieve cimport sieve
@@ -182,6 +182,11 @@ cdef class Console(Engine):
 
     def unpause(self):
         unpause(self)
+        self.wake()
+
+    def hold(self, double seconds):
+        self.now = self.now if self.in_tick else monotonic_us()
+        hold(self, self.now + <uint64_t>(seconds * 1e6) if seconds else 0)
         self.wake()
 
     def monitor(self, on_command):

@@ -201,6 +201,9 @@ class Reactor:
         """CLIENT PAUSE: clients' next commands, all or what may write, wait so long, or as before."""
 
     def unpause(self) -> None: ...
+    def hold(self, seconds: float) -> None:
+        """Before keys move: all clients' next commands wait so long at most; 0: no longer."""
+
     def monitor(self, on_command: Callable[[int, str, str, list[bytes]], None] | None) -> None:
         """MONITOR: gets (database, the client's address, name in the table, arguments) of each command."""
 

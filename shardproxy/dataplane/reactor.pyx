@@ -26,7 +26,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport tell
 from shardproxy.dataplane.openings cimport openings_due, wake_listeners
-from shardproxy.dataplane.observing cimport unpause
+from shardproxy.dataplane.observing cimport hold, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time, part
@@ -106,6 +106,7 @@ cdef class Reactor(Console):
         self.connections = 1
         self.timeout = self.connect_timeout = self.longest = 1000000
         self.allowed = [1000000, 1000000, 1000000]
+        self.patience = 250000
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
@@ -357,6 +358,8 @@ cdef class Reactor(Console):
         self.in_tick = True
         if self.pausing and (self.now >= self.pause_ends or self.draining):
             unpause(self)
+        if self.held_until and (self.now >= self.held_until or self.draining):
+            hold(self, 0)
         if self.moving:
             follow_keys(self)
         wake_listeners(self)

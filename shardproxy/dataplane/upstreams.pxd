@@ -19,7 +19,7 @@ cdef inline void keep_lane(Engine e, Client *c) noexcept nogil:
 cdef inline bint at_ease(Engine e, const Upstream *u) noexcept nogil:
     cdef uint32_t waiting = u.tail - u.head
     return (u.state == UP and not u.doomed and (u.given - u.written) * e.shared_count <= e.budget.queue
-            and (waiting <= ALWAYS or waiting <= MAX_QUEUE and e.now <= u.fifo[u.head & u.mask].at + e.timeout // 4))
+            and (waiting <= ALWAYS or waiting <= MAX_QUEUE and e.now <= u.fifo[u.head & u.mask].at + e.patience))
 
 # The upstream that this client's commands for that node, due then, travel on; NULL: e.text is the error line, e.missing says whether
 # reads find nothing instead, e.crowded whether a client that has requests in flight should rather wait.
@@ -63,7 +63,7 @@ cdef inline int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint
     entry.tries = 0 if u.private else tries     # what it has been told before is lost with it
     entry.form = entry.trusting = entry.fault = 0
     entry.frames = frames
-    entry.at = e.now
+    entry.at = entry.asked = e.now
     entry.start = u.given
     entry.prefix = 0
     entry.loads = entry.skip = 0

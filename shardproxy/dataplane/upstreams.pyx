@@ -14,7 +14,7 @@ from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release, queue_free
 from shardproxy.core.resp cimport Scan
-from shardproxy.dataplane.connecting cimport pass_on, start, watch
+from shardproxy.dataplane.connecting cimport pass_on, start, try_now, watch
 from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT
 from shardproxy.dataplane.engine cimport (
     CACHING_YES, CONNECTING, DOWN, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, SERVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING,
@@ -119,7 +119,7 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
             node.shared[proto - 2][k] = u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if u.over or u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
+    if u.over or u.doomed or not (e.holds and not node.stays) and (u.state == DOWN or u.state != UP and u.failures):
         shard_down(e, node, u.why)
         return NULL
     if (u.given - u.written) * (e.shared_count + u.private) > e.budget.queue or u.tail - u.head > MAX_QUEUE:
@@ -144,9 +144,12 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
-    if e.holds and e.now > u.progress + e.timeout // 4:
+    if e.holds and not e.node_list[u.node].stays and e.now > u.progress + e.patience:
         return False
-    return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
+    # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
+    if u.again > u.written:
+        return False
+    return (e.now > u.fifo[u.head & u.mask].at + e.patience
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
@@ -334,7 +337,8 @@ cdef void upstreams_due(Engine e) noexcept:
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
-            if u.head != u.tail or u.done:
+            # while nothing may go out, that nothing comes back says nothing
+            if (u.head != u.tail or u.done) and u.state == UP and node.mode != HOLD:
                 u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
             u.done = 0
             u.measured = e.now
@@ -370,6 +374,7 @@ cdef void release(Engine e, Node *node) noexcept:
     cdef Upstream *u = node.first
     while u != NULL:
         prune(e, u)
+        try_now(e, u)
         e.mark_upstream(u)
         if u.head != u.tail:
             u.progress = e.now

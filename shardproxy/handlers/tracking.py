@@ -10,6 +10,7 @@ pushes, so the node redirects to a connection of ours.
 """
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -112,7 +113,12 @@ class Tracker:
         self.stop()
         self.setups.clear()
         self.begin()
-        self.home.keep(self.start())
+        self.home.keep(self.start_again())
+
+    async def start_again(self) -> None:
+        """What cannot be connected in time is connected later: Trackers.tend."""
+        with contextlib.suppress(TimeoutError):
+            await self.start()
 
     def lost(self, number: int) -> None:
         self.links.pop(number, None)
