@@ -3,13 +3,14 @@
 Bounded: beyond its room a key is not remembered, and everything is looked through instead.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 CODE = ("functions", "scripts")  # what a node may have missed changes of
 PER_KEY = 64  # bytes that a remembered key costs beside its own
+KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 
 
 class Taken(NamedTuple):
@@ -60,3 +61,15 @@ class Owed:
 
     def merge(self, other: "Owed") -> None:
         self.add(other.keys, other.everything)
+
+
+def in_parts(kind: str, address: str, owed: Owed) -> Iterator[Known]:
+    """Small ones; a key that is too long for one is as one that is not remembered."""
+    keys = [key for key in owed.keys if len(key) <= KNOWN_BYTES]
+    yield Known(kind, address, [], owed.everything or len(keys) < len(owed.keys))
+    while keys:
+        part, size = 0, 0
+        while part < len(keys) and (size := size + len(keys[part]) + 8) <= 2 * KNOWN_BYTES:
+            part += 1
+        yield Known(kind, address, keys[:part])
+        keys = keys[part:]

@@ -28,19 +28,16 @@ import hiredis
 
 from shardproxy.core.topology import Pool, Shard, Topology
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.heartbeats import HEARTBEATS, ensure_unused, tell_use
 from shardproxy.proxy.memcached import MetaLine
-from shardproxy.proxy.owing import Known, Owed, Taken
+from shardproxy.proxy.owing import Known, Owed, Taken, in_parts
 from shardproxy.proxy.probe import Line, NodeRefuses
 
-HEARTBEATS = b"shardproxy:heartbeats"  # a sorted set on each node: run_id → when it last used the node
 OURS = (HEARTBEATS, b"shardproxy:probe:")  # keys of these beginnings are no client's
-KEPT = 86400  # seconds that heartbeats stay
-USED = 2.5  # probe intervals: who uses a node says so at least once in these
 BATCH = 1000  # keys in one UNLINK or SCAN
 SETTLE_STEP = 0.02  # seconds between looks at what is unanswered
 RETRY, RETRY_MOST = 0.5, 30.0  # seconds between tries to sweep a stand-in
 GHOSTS = 1000  # connections to one node that are remembered, of workers that have died
-KNOWN_BYTES = 32 << 10  # a key, and half a part, for the process that takes over
 
 
 class Fleet(Protocol):
@@ -142,14 +139,7 @@ class Returns:
         ]
         for kind, table in (("owed", self._owed), ("unswept", self._unswept), ("debts", self._debts)):
             for address, owed in table.items():
-                keys = [key for key in owed.keys if len(key) <= KNOWN_BYTES]
-                found.append(Known(kind, address, [], owed.everything or len(keys) < len(owed.keys)))
-                while keys:
-                    part, size = 0, 0
-                    while part < len(keys) and (size := size + len(keys[part]) + 8) <= 2 * KNOWN_BYTES:
-                        part += 1
-                    found.append(Known(kind, address, keys[:part]))
-                    keys = keys[part:]
+                found += in_parts(kind, address, owed)
         return found
 
     def inherit(self, known: Known) -> None:
@@ -226,7 +216,7 @@ class Returns:
                     await call(line, ("FLUSHDB", "ASYNC"))
                     self.invalidated[address] += size if isinstance(size, int) else 0
             if pool.removes:
-                await self._tell_use(line)
+                await tell_use(line, self._run_id)
             while self._to_delete(pool, address, deleted):
                 await self._delete(line, pool, address, deleted)
         self._debts.pop(address, None)
@@ -376,48 +366,20 @@ class Returns:
             self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
             raise
 
-    # --- who else uses the node ---
-
     async def _unused(self, line: Line, pool: Pool, address: str) -> bool:
         """Whether its database may be emptied: no other proxy has used it since it was out for us."""
         try:
-            now, before = await self._others(line)
-            if any(when > now - USED * pool.health.interval for when in before.values()):
-                # fresh, but maybe from before the node was lost for them as well
-                await asyncio.sleep(USED * pool.health.interval)
-                _, after = await self._others(line)
-                if any(when > before.get(who, 0.0) for who, when in after.items()):
-                    raise ValueError("other proxies have been using it meanwhile")
+            await ensure_unused(line, self._run_id, pool.health.interval)
         except ValueError as error:
             self._log("flush_refused", node=address, reason=str(error))
             return False
         return True
 
-    async def _others(self, line: Line) -> tuple[float, dict[bytes, float]]:
-        """The node's time, and when others have used it. Raises ValueError."""
-        now, beats = await line.ask(("TIME",), ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"))
-        if not isinstance(now, list) or not isinstance(beats, list):
-            raise ValueError("it does not tell who else uses it")
-        found = {who: float(when) for who, when in zip(beats[::2], beats[1::2], strict=True)}
-        found.pop(self._run_id, None)
-        return float(now[0]), found
-
     async def beat(self, address: str) -> None:
         """Says on the node that we use it."""
         with contextlib.suppress(NodeRefuses):
             async with self._line(address) as line:
-                await self._tell_use(line)
-
-    async def _tell_use(self, line: Line) -> None:
-        (now,) = await line.ask(("TIME",))
-        if isinstance(now, list):
-            when = int(now[0])
-            # errors are its own: with a key of another type there, nobody empties it
-            await line.ask(
-                ("ZADD", HEARTBEATS, when, self._run_id),
-                ("ZREMRANGEBYSCORE", HEARTBEATS, "-inf", when - KEPT),
-                ("EXPIRE", HEARTBEATS, KEPT),
-            )
+                await tell_use(line, self._run_id)
 
     # --- afterwards ---
 

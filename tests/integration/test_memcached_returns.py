@@ -11,10 +11,10 @@ from test_returns import Fleet, homed
 
 from shardproxy.core.memcached_wire import encode_key
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.heartbeats import HEARTBEATS
 from shardproxy.proxy.memcached import MetaLine
 from shardproxy.proxy.owing import Known
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import HEARTBEATS
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ async def test_what_another_proxy_uses_is_not_flushed(
     nodes: list[MemcachedNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heartbeats are one small value there, which proxies change by compare-and-swap."""
-    monkeypatch.setattr("shardproxy.proxy.returns.USED", 8)  # they are whole seconds
+    monkeypatch.setattr("shardproxy.proxy.heartbeats.USED", 8)  # they are whole seconds
     fleet = Fleet(nodes, "flush")
     mine = homed(fleet, "a", 5)
     put(nodes[:1], *mine)

@@ -15,9 +15,10 @@ from shardproxy.core.health import Policy
 from shardproxy.core.topology import State, Topology
 from shardproxy.proxy import probe
 from shardproxy.proxy.certificates import Way
+from shardproxy.proxy.heartbeats import HEARTBEATS
 from shardproxy.proxy.owing import Taken
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import HEARTBEATS, Returns
+from shardproxy.proxy.returns import Returns
 
 RUN_ID = "f" * 40
 
@@ -200,7 +201,7 @@ async def test_what_another_proxy_uses_is_not_flushed(nodes: list[RedisNode]) ->
                 await asyncio.sleep(0.05)
 
     with pytest.MonkeyPatch.context() as patch:  # heartbeats are whole seconds
-        patch.setattr("shardproxy.proxy.returns.USED", 8)
+        patch.setattr("shardproxy.proxy.heartbeats.USED", 8)
         task = asyncio.create_task(other())
         await asyncio.sleep(0.1)
         await fleet.back(nodes[0])

@@ -11,10 +11,11 @@ from keeping import A, B, C, FakeFleet, Nodes, NoLogins, VirtualLoop, fake_retur
 from shardproxy.core.health import URGENT_GAP
 from shardproxy.core.topology import Timeouts
 from shardproxy.proxy import keeper as keepers
+from shardproxy.proxy.heartbeats import USED
 from shardproxy.proxy.keeper import RETURNING, Keeper
-from shardproxy.proxy.owing import Known, Owed
+from shardproxy.proxy.owing import Known
 from shardproxy.proxy.probe import NodeRefuses
-from shardproxy.proxy.returns import USED, Returns, misplaced
+from shardproxy.proxy.returns import Returns
 
 
 @pytest.fixture
@@ -383,65 +384,3 @@ def test_a_bug_in_a_probe_is_logged_and_the_node_is_watched_on(
         assert fleet.state(A) == "up"
 
     assert "keeper_failed" in [event for event, _ in run(scene, fleet)]
-
-
-def test_what_is_owed_is_bounded() -> None:
-    owed = Owed(1000)
-    assert not owed
-    owed.add([b"one", b"two", b"one"])
-    assert owed and owed.keys == {b"one", b"two"}
-    owed.add(b"key %d" % number for number in range(100))
-    assert owed.everything and not owed.keys
-    other = Owed(1000)
-    other.merge(owed)
-    assert other.everything
-
-
-def test_misplaced_keys() -> None:
-    fleet = FakeFleet()
-    pool = fleet.topology.pools[0]
-    keys = [b"key %d" % number for number in range(300)]
-    for shard in pool.shards:
-        for key in keys:
-            assert misplaced(pool, shard, key) == (pool.home(key).name != shard.name)
-        # of all that begins like ours only what is ours is left alone
-        for ours in (b"shardproxy:heartbeats", b"shardproxy:probe:1:2"):
-            assert not misplaced(pool, shard, ours)
-        for key in (b"shardproxy:", b"shardproxy:mine", b"shardproxy:heart", b"shardproxy:prob"):
-            assert misplaced(pool, shard, key) == (pool.home(key).name != shard.name)
-    for state in ("out", "suspect"):
-        pool = fleet.topology.with_node_state(A, state).pools[0]  # type: ignore[arg-type]
-        for key in keys:
-            places = [shard.name for shard in pool.shards if not misplaced(pool, shard, key)]
-            if (home := pool.home(key)).name == "a":
-                stand_in = pool.stand_in(key)
-                assert stand_in is not None and set(places) == {"a", stand_in.name}
-            else:
-                assert places == [home.name]
-
-
-@pytest.mark.parametrize("state", ["up", "suspect", "out"])
-def test_what_stand_ins_keep_of_one_that_is_being_swept_is_misplaced_however_it_is_doing(state: str) -> None:
-    fleet = FakeFleet()
-    pool = fleet.topology.with_node_state(A, state, swept=False).pools[0]  # type: ignore[arg-type]
-    drained = pool.with_draining(["a"])
-    for key in (b"key %d" % number for number in range(300)):
-        if pool.owner(key).name != "a":
-            continue
-        for shard in pool.shards:
-            assert misplaced(pool, shard, key) == (shard.name != "a")
-            assert misplaced(pool, shard, key, "a") or shard.name == "a"
-        for shard in drained.shards[1:]:
-            assert misplaced(drained, shard, key, "a")
-
-
-def test_guests_of_one_that_is_out_again_and_not_swept_are_with_nobody() -> None:
-    """a is out; b, which stood in for it, has been out as well, and c then: what c keeps is old."""
-    topology = FakeFleet().topology.with_node_state(A, "out")
-    pool = topology.with_node_state(B, "out", swept=False).pools[0]
-    a, b, c = pool.shards
-    assert (pool.mode(a), pool.mode(b), pool.mode(c)) == ("miss", "miss", "serve")
-    for key in (b"key %d" % number for number in range(100)):
-        assert misplaced(pool, c, key) == (pool.owner(key).name != "c")
-    swept = topology.with_node_state(B, "out", swept=True).pools[0]
-    assert [swept.mode(shard) for shard in swept.shards] == ["move", "move", "serve"]
