@@ -95,6 +95,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
 
     @property
+    def shortest(self) -> float:
+        """What the most impatient request may take, or one try of it."""
+        times = (self.attempt_timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
+        return min(self.timeout, *(time for time in times if time))
+
+    @property
     def ring(self) -> Ring:
         """The same object for as long as placement stays the same, over any number of snapshots.
 
@@ -273,6 +279,12 @@ def replaced(old: Pool, new: Pool) -> bool:
     )
 
 
+def places(pool: Pool) -> Any:
+    """Where its keys are: what is equal for two pools that look for every key at the same node."""
+    there = {shard.name: (shard.node.address, shard.protocol, pool.elsewhere(shard)) for shard in pool.shards}
+    return pool.ring.fingerprint, there
+
+
 class Topology(msgspec.Struct, frozen=True):
     """A snapshot of everything. Compare generations to tell which of two is newer."""
 
@@ -334,6 +346,11 @@ class Topology(msgspec.Struct, frozen=True):
         )
         new = self._next(pools, known)
         return self if new.pools == self.pools else new
+
+    def moves_keys(self, new: Self) -> bool:
+        """Whether a key of a pool that stays is looked for at another node in the new one."""
+        after = {pool.name: pool for pool in new.pools}
+        return any(pool.name in after and places(pool) != places(after[pool.name]) for pool in self.pools)
 
     @property
     def draining(self) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,8 @@ from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.dataplane.links import Link
     from shardproxy.handlers.base import Server
 
@@ -204,6 +205,7 @@ async def ask_in_steps(
             if moved():
                 raise Moved
             wrote = wrote or step.writes
+            replies: list[memcached.Reply] = []
             try:
                 frames = await ask_memcached(
                     server,
@@ -215,13 +217,16 @@ async def ask_in_steps(
                     keys=keys,
                     timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
                 )
+                replies = [memcached.parse(frame) for frame in frames]
             except NoAnswer as error:
                 if moved() and error.line.startswith(b"-SHARDDOWN"):  # this step has not run
                     raise Moved from None
                 if not step.spare:
                     raise
-                frames = []
-            step = program.send([memcached.parse(frame) for frame in frames])
+            except ValueError as error:
+                if not step.spare:
+                    program.throw(memcached.OfNode(errors.memcached_said(str(error))))  # its end
+            step = program.send(replies)
     except StopIteration as done:
         return memcached.encode(done.value, proto)
     except NoAnswer as error:

@@ -14,7 +14,8 @@ from shardproxy.handlers.asking import ask, redis_places
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 INT64 = range(-(1 << 63), 1 << 63)
 INT32 = range(-(1 << 31), 1 << 31)

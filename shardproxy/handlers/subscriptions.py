@@ -22,7 +22,7 @@ from shardproxy.handlers.receivers import Receivers
 
 if TYPE_CHECKING:
     from shardproxy.core.acl import Users
-    from shardproxy.dataplane.calls import ClientHandle
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.handlers.base import Server
 
 NOTIFICATIONS = (b"__keyspace@", b"__keyevent@")

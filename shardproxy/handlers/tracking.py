@@ -22,7 +22,8 @@ from shardproxy.handlers.client import all_clients
 from shardproxy.handlers.connection import integer_in
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.dataplane.links import Link
 
 TEND = 0.5  # seconds between looks at what is not connected

@@ -22,7 +22,8 @@ from shardproxy.handlers.connection import login_in, may_log_in
 
 if TYPE_CHECKING:
     from shardproxy.core.command_rows import Row
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 QUEUED = b"+QUEUED\r\n"
 MOST_LOGINS = 8  # in one transaction: each costs a digest, and a table of what its user may do
