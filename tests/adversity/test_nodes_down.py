@@ -200,8 +200,8 @@ def test_partial_nil_of_a_shard_that_is_slow() -> None:
 
 def test_many_shards_down_of_many() -> None:
     """Sixty shards, all but one down: MGET over all of them has that one's values and nil for the rest."""
-    ports = free_ports(59)
-    with FakeNode() as node:
+    with FakeNode() as node:  # first: it must not get one of the ports that are to be free
+        ports = free_ports(59)
         shards = {f"down{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports)} | {
             "up": node.address
         }
