@@ -192,7 +192,7 @@ class Nodes:
 
     def _fill(self, now: float) -> None:
         pool = self.pool
-        deadline = pool.attempt_timeout
+        deadline = pool.shortest
         addresses = self._topology.nodes
         self._healths = {
             address: self._healths.get(address) or Health(pool.health, now, random.random(), deadline)

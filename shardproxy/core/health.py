@@ -87,7 +87,7 @@ class Window:
 
 
 class Health:
-    """One node. `deadline`: seconds that a request to it has."""
+    """One node. `deadline`: seconds that the most impatient request to it has, or one try."""
 
     def __init__(self, policy: Policy, now: float, jitter: float, deadline: float) -> None:
         self.policy = policy

@@ -14,11 +14,12 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from shardproxy.core.buffers cimport buf_consume, buf_head
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
+from shardproxy.dataplane.connecting cimport say, start, upstream_ready
 from shardproxy.dataplane.engine cimport STREAM_ABOVE, TEXT, TRACKING, Client, Engine, Upstream, wall_us
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.private cimport owner_of, tracking_setup
 from shardproxy.dataplane.replies cimport quoted
-from shardproxy.dataplane.upstreams cimport say, start, upstream_leave, upstream_ready
+from shardproxy.dataplane.upstreams cimport upstream_leave
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *p, size_t n, const void *what, size_t size)

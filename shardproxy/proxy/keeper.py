@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from shardproxy.core.health import Evidence, Health, fail_open
-from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
+from shardproxy.core.topology import FAIL_OPEN, RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.owing import CODE, Known
@@ -126,9 +126,10 @@ class Keeper:
                     task.cancel()
         for address, (pool, shard) in places.items():
             if (watch := self._watches.get(address)) is None:
-                watch = self._watches[address] = Watch(Health(pool.health, now, self._chance(), pool.timeout))
+                health = Health(pool.health, now, self._chance(), pool.shortest)
+                watch = self._watches[address] = Watch(health)
                 self._begin(address, watch, shard)
-            watch.health.follow(pool.health, pool.timeout)
+            watch.health.follow(pool.health, pool.shortest)
             if shard.returning:
                 watch.health.next_probe = now
             watch.wake.set()
@@ -177,7 +178,7 @@ class Keeper:
 
     async def _tidy_all(self, pool: Pool, addresses: Sequence[str]) -> None:
         started = self._clock()
-        await asyncio.sleep(pool.timeout)  # what was sent before has run
+        await asyncio.sleep(pool.longest)  # what was sent before has run
         await asyncio.gather(*map(self._returns.tidy, addresses))
         del self._tidying[pool.name]
         for address in addresses:
@@ -463,7 +464,7 @@ def shown(watch: Watch, ignored: bool, moving: bool) -> Shown:
     if watch.fenced:
         return Shown("suspect", RETURNING, swept)
     if ignored:
-        return Shown("unknown", f"fail open: {health.reason}", swept)
+        return Shown("unknown", FAIL_OPEN + health.reason, swept)
     return Shown("suspect" if moving and watch.leaving else health.state, health.reason, swept)
 
 

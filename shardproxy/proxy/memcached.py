@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
+import hiredis
+
 from shardproxy.core import errors
 from shardproxy.core.health import Policy
 from shardproxy.core.memcached import connections as who
@@ -92,7 +94,13 @@ class MetaLine(Line):
     # --- in the words of Redis ---
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
-        return [await self._spoken[str(name)](self, *args) for name, *args in requests]
+        return [await self._answer(str(name), *args) for name, *args in requests]
+
+    async def _answer(self, name: str, *args: str | bytes | int) -> Any:
+        try:
+            return await self._spoken[name](self, *args)
+        except hiredis.ReplyError as error:  # one that a Redis would have answered
+            return error
 
     async def _unlink(self, *keys: bytes) -> int:
         names = [name for key in keys if (name := encode_key(key)) is not None]
@@ -156,17 +164,17 @@ class MetaLine(Line):
         assert self._writer is not None
         self._writer.write(LISTINGS[how])
 
-    async def _beats(self, key: bytes) -> tuple[dict[str, float], bytes]:
-        """Who has used it when, and its CAS value; b"": there is nothing."""
+    async def _beats(self, key: bytes) -> tuple[dict[str, int], bytes]:
+        """Who has used it when, and its CAS value; b"": nothing is there. ReplyError: something else is."""
         (answer,) = await self._exchange(b"mg %b v c\r\n" % key, 1)
         if answer.startswith(b"EN"):
             return {}, b""
         head, _, value = answer.partition(b"\r\n")
         try:
             found = json.loads(value)
-            return {str(who): float(when) for who, when in found.items()}, head.rpartition(b" c")[2]
-        except (ValueError, AttributeError):
-            raise NodeRefuses("it has something else where heartbeats are kept") from None
+            return {str(who): int(when) for who, when in found.items()}, head.rpartition(b" c")[2]
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            raise hiredis.ReplyError("WRONGTYPE it has something else where heartbeats are kept") from None
 
     async def _zrange(self, key: bytes, *_: object) -> list[bytes]:
         beats = (await self._beats(key))[0]

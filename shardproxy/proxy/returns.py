@@ -327,6 +327,8 @@ class Returns:
     async def _make_up(self, line: Line, pool: Pool, address: str) -> None:
         """For what it missed: its code is made that of the others."""
         missed = self._missed.get(address, set())
+        if isinstance(line, MetaLine):
+            missed.clear()  # it has no code
         if "scripts" in missed:
             await call(line, ("SCRIPT", "FLUSH"))
             missed.discard("scripts")

@@ -291,6 +291,12 @@ class Proxy:
         limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
         return msgspec.structs.replace(users, limits=limits)
 
+    async def hold(self) -> None:
+        """As a `reload.Owner` of one worker: there is nobody who would ask meanwhile."""
+
+    def release(self) -> None:
+        """There is no hold."""
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:

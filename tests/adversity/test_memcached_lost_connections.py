@@ -4,13 +4,16 @@ It cannot be killed there; it is waited for. Or else what it holds would run ove
 """
 
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from asking import key_on, node_of
-from faults import FaultProxy, Held
 from servers import MemcachedNode, ProxyProcess, pack, toml, until
+from toxics import FaultProxy, Held
 
 from shardproxy.core.memcached.connections import connections
 
@@ -90,3 +93,27 @@ def test_a_node_returns_when_it_is_gone(stage: Stage) -> None:
     until(lambda: stage.held.gone)
     until(lambda: stage.connections <= 3, "the node to have read what the network held")
     assert stage.value is None
+
+
+def ends_here(port: int) -> dict[str, str]:
+    """This machine's sockets that are connected to a port: own address → state, in hexadecimal."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {here: state for _, here, there, state, *_ in rows if there.endswith(f":{port:04X}")}
+
+
+def test_nothing_of_a_process_that_has_died_is_delivered_any_more() -> None:
+    """Nobody waits for its connections; what the kernel had not delivered might come minutes later."""
+    pool = 'timeout = "1h"\nattempt_timeout = "1h"\nhealth = { interval = "1h" }'
+    with MemcachedNode() as node, ProxyProcess(toml({"a": node.url}, pool=pool)) as proxy:
+        with proxy.raw() as raw, proxy.raw() as other:
+            until(lambda: raw.ask("SET", "key", "first") == b"+OK\r\n")
+            until(lambda: node_of(other, "a")["state"] == "up")
+            node.pause()
+            raw.send(pack("SET", "key", "late") * 10)
+            until(lambda: node_of(other, "a")["in_flight"] == 10)
+            ours = {end for end, state in ends_here(node.port).items() if state == "01"}
+            assert ours
+            os.kill(proxy.pid, signal.SIGKILL)
+            proxy.wait()
+        until(lambda: not ours & ends_here(node.port).keys(), "them to be gone, without a handshake of FINs")
+        node.resume()

@@ -16,7 +16,9 @@ from test_outages import (  # noqa: F401  # they are tests and fixtures of this 
     test_killed_a_client_that_only_reads_sees_no_error,
     test_killed_in_the_middle_of_a_pipeline_of_reads,
     test_miss_reads_find_nothing_and_writes_are_refused,
+    test_only_the_keys_of_the_node_move_and_they_spread,
     test_stopped_for_a_moment_ten_times_nothing_moves,
+    test_two_of_three_out_the_third_holds_all,
 )
 
 KINDS = {
@@ -26,17 +28,30 @@ KINDS = {
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms", probe = "deep" }'
 
 
-@pytest.fixture(params=["mixed"])
-def kinds(request: pytest.FixtureRequest) -> Sequence[type[RedisNode | MemcachedNode]]:
-    return KINDS[request.param]
+MIXED_TOO = (
+    "test_a_stand_in",
+    "test_a_write_that",
+    "test_killed_a_client",
+    "test_hung",
+)  # else it is one stand-in
 
 
 @pytest.fixture
-def workers() -> int:
-    return 1
+def kinds(ring: str) -> Sequence[type[RedisNode | MemcachedNode]]:
+    return KINDS[ring]
 
 
-@pytest.mark.parametrize("kinds", KINDS, indirect=True)
+@pytest.fixture
+def workers(ring: str) -> int:
+    return 2 if ring == "memcached" else 1
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "ring" in metafunc.fixturenames:
+        rings = [*KINDS] if metafunc.function.__name__.startswith(MIXED_TOO) else ["memcached"]
+        metafunc.parametrize("ring", rings)
+
+
 def test_a_stand_in_speaks_the_same_protocol(stage: Stage) -> None:  # noqa: F811  # the fixture
     """Keys of `a` go to memcacheds; with all of these gone they are refused, never put on a Redis."""
     mine = stage.keys_of("a")

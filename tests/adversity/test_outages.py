@@ -4,6 +4,7 @@ Counts are asserted, never times. What a returning node means is in test_returni
 """
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,22 @@ def test_killed_in_the_middle_of_a_pipeline_of_reads(stage: Stage) -> None:
                 assert reply == f"${len(key)}\r\n{key}\r\n".encode()
         stage.nodes["a"].start()
         stage.becomes("a", "up")
+
+
+def test_killed_where_the_others_have_had_little_to_do() -> None:
+    """How few requests they have answered says nothing of how many they can: none is OVERLOADED."""
+    with contextlib.ExitStack() as stack:
+        nodes = {shard: stack.enter_context(RedisNode()) for shard in "abc"}
+        config = toml({shard: node.url for shard, node in nodes.items()}, pool=f'{REHASH}\ntimeout = "3s"')
+        with ProxyProcess(config) as proxy, proxy.raw() as raw:
+            mine = [key for key in KEYS if shard_of(raw, key) == "a"]
+            for shard in "abc":
+                until(lambda shard=shard: node_of(raw, shard)["state"] == "up")
+            nodes["a"].pause()
+            raw.send(b"".join(pack("GET", key) for key in mine))
+            time.sleep(1)  # they are late, by a quarter of the deadline
+            nodes["a"].kill()
+            assert raw.frames(len(mine)) == [b"$-1\r\n"] * len(mine)
 
 
 def test_hung_two_errors_at_most(stage: Stage) -> None:

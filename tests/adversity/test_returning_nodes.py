@@ -1,13 +1,29 @@
 """A node that returns, or answers strangely: no old value is served, and nothing is taken for its death.
 
-The nine steps of twemproxy's issue #604, and the same over two outages; a node that loads, is read-only, is
-full, has no room for clients, is paused, or speaks nonsense.
+The nine steps of twemproxy's issue #604, and the same over two outages, of Redis nodes and of memcacheds; a
+node that loads, is read-only, is full, has no room for clients, is paused, or speaks nonsense.
 """
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import pytest
 from asking import counters, key_on, node_of, shard_of
-from faults import Behave, FakeNode, FaultProxy, Latency, Talk, obey
-from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
+from faults import Behave, FakeNode, Talk, obey
+from servers import (
+    MemcachedNode,
+    Node,
+    ProxyProcess,
+    Raw,
+    RedisNode,
+    pack,
+    redis_nodes,
+    shards_of,
+    toml,
+    until,
+    urls_of,
+)
+from toxics import FaultProxy, Latency, Link, Send, Toxic
 
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms" }'
 
@@ -23,11 +39,42 @@ def becomes(raw: Raw, shard: str, state: str) -> None:
     )
 
 
-def goes(node: RedisNode, raw: Raw, shard: str, key: str) -> None:
+def goes(node: Node, raw: Raw, shard: str, key: str) -> None:
     """Hangs, with its content, until it is out."""
     node.pause()
     raw.ask("GET", key)
     becomes(raw, shard, "out")
+
+
+@pytest.fixture(params=[RedisNode, MemcachedNode], ids=["redis", "memcached"])
+def kind(request: pytest.FixtureRequest) -> type[RedisNode | MemcachedNode]:
+    found: type[RedisNode | MemcachedNode] = request.param
+    return found
+
+
+@contextlib.contextmanager
+def nodes_of_kind(
+    kind: type[RedisNode | MemcachedNode], count: int
+) -> Iterator[Sequence[RedisNode | MemcachedNode]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(kind()) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def client_elsewhere(proxy: ProxyProcess, raw: Raw, workers: int) -> Iterator[Raw]:
+    """Of another worker than this one's, if there are several."""
+
+    def worker_of(client: Raw) -> int:
+        return int(client.value("CLIENT", "ID")) >> 32
+
+    until(lambda: workers == 1 or len(proxy.events("worker_ready")) == workers)
+    with contextlib.ExitStack() as stack:
+
+        def found() -> Raw | None:
+            client = stack.enter_context(proxy.raw())  # the kernel spreads them
+            return client if workers == 1 or worker_of(client) != worker_of(raw) else None
+
+        yield until(found, "a client of another worker")
 
 
 # --- #604 ---
@@ -35,28 +82,35 @@ def goes(node: RedisNode, raw: Raw, shard: str, key: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("on_return", ["invalidate", "flush", "keep"])
-def test_twemproxy_604(on_return: str, workers: int) -> None:
+def test_twemproxy_604(kind: type[RedisNode | MemcachedNode], on_return: str, workers: int) -> None:
     """With "keep" the old values do come back: these steps can fail."""
     old = on_return == "keep"
-    with redis_nodes(3) as nodes:
-        config = toml(shards_of(nodes), top=f"workers = {workers}", pool=rehash(on_return))
-        with ProxyProcess(config) as proxy, proxy.raw() as raw, proxy.raw() as other:
+    with nodes_of_kind(kind, 3) as nodes:
+        config = toml(urls_of(nodes), top=f"workers = {workers}", pool=rehash(on_return))
+        with (
+            ProxyProcess(config) as proxy,
+            proxy.raw() as raw,
+            client_elsewhere(proxy, raw, workers) as other,
+        ):
             for shard in "abc":
                 becomes(raw, shard, "up")
             key = key_on(raw, "a")
             assert raw.ask("SET", key, "first") == b"+OK\r\n"  # 1. k is on A
             assert other.value("GET", key) == "first"  # 2.
             goes(nodes[0], raw, "a", key)  # 3. A is out
+            becomes(other, "a", "out")
             assert other.value("GET", key) is None  # 4. a stand-in is asked
             assert other.ask("SET", key, "second") == b"+OK\r\n"  # 5. k changes there
             assert raw.value("GET", key) == "second"  # 6.
             nodes[0].resume()  # 7. A returns
-            becomes(raw, "a", "up")  # 8.
+            for client in (raw, other):
+                becomes(client, "a", "up")  # 8.
             for client in (raw, other):
                 assert client.value("GET", key) == ("first" if old else None)  # 9. not A's old value
             # the second outage: what the stand-in has kept of the first must not be seen either
             assert raw.ask("SET", key, "third") == b"+OK\r\n"
             goes(nodes[0], raw, "a", key)
+            becomes(other, "a", "out")
             for client in (raw, other):
                 assert client.value("GET", key) == ("second" if old else None)
             assert other.ask("DEL", key) == (b":1\r\n" if old else b":0\r\n")
@@ -66,19 +120,26 @@ def test_twemproxy_604(on_return: str, workers: int) -> None:
 
 
 @pytest.mark.parametrize("on_return", ["invalidate", "flush"])
-def test_bytes_in_a_hung_nodes_sockets_do_not_run_over_what_came_later(on_return: str) -> None:
-    """A write that was sent to a node when it hung; written elsewhere; the node wakes."""
-    with redis_nodes(3) as nodes:
-        config = toml(shards_of(nodes), pool=rehash(on_return))
+def test_bytes_in_a_hung_nodes_sockets_do_not_run_over_what_came_later(
+    kind: type[RedisNode | MemcachedNode], on_return: str
+) -> None:
+    """Writes, some megabytes, that were sent to a node when it hung; written elsewhere; the node wakes."""
+    with nodes_of_kind(kind, 3) as nodes:
+        config = toml(urls_of(nodes), pool=rehash(on_return))
         with ProxyProcess(config) as proxy, proxy.raw() as raw:
             for shard in "abc":
                 becomes(raw, shard, "up")
             keys = [key for number in range(300) if shard_of(raw, key := f"key:{number}") == "a"]
+            raw.send(b"".join(pack("SET", key, "before") for key in keys))
+            assert raw.frames(len(keys)) == [b"+OK\r\n"] * len(keys)
             nodes[0].pause()
-            raw.send(b"".join(pack("SET", key, "old") for key in keys))
-            assert all(
-                frame.startswith((b"-TIMEOUT", b"-UNKNOWN", b"+OK")) for frame in raw.frames(len(keys))
-            )
+            raw.send(b"".join(pack("SET", key, "old" * 10_000) for key in keys))
+            frames = raw.frames(len(keys))
+            for frame in frames:
+                assert frame.startswith((b"-TIMEOUT", b"-UNKNOWN", b"-OVERLOADED", b"-SHARDDOWN", b"+OK")), (
+                    frame
+                )
+            assert any(b"may still run" in frame or b"may have run" in frame for frame in frames)
             becomes(raw, "a", "out")
             raw.send(b"".join(pack("SET", key, "new") for key in keys))
             assert raw.frames(len(keys)) == [b"+OK\r\n"] * len(keys)
@@ -88,11 +149,13 @@ def test_bytes_in_a_hung_nodes_sockets_do_not_run_over_what_came_later(on_return
             assert set(raw.value("MGET", *keys)) <= {"new", None}
 
 
-def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> None:
+def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in(
+    kind: type[RedisNode | MemcachedNode],
+) -> None:
     """It was given up, and runs after the shard is back; the next outage must not serve it."""
-    with redis_nodes(2) as nodes, FaultProxy(nodes[1].port) as network:
-        config = toml({"a": nodes[0].address, "b": f"127.0.0.1:{network.port}"}, pool=rehash("invalidate"))
-        with ProxyProcess(config) as proxy, proxy.raw() as raw, nodes[1].raw() as stand_in:
+    with nodes_of_kind(kind, 2) as nodes, FaultProxy(nodes[1].port) as network:
+        shards = {"a": nodes[0].url, "b": f"{kind.scheme}://{network.address}"}
+        with ProxyProcess(toml(shards, pool=rehash("invalidate"))) as proxy, proxy.raw() as raw:
             for shard in "ab":
                 becomes(raw, shard, "up")
             key = key_on(raw, "a")
@@ -104,25 +167,39 @@ def test_a_write_that_a_slow_network_holds_does_not_survive_on_a_stand_in() -> N
             network.remove(slow)  # what comes now, on other connections, is quicker than what it holds
             nodes[0].resume()
             becomes(raw, "a", "up")
-            assert stand_in.ask("GET", key) == b"$-1\r\n"
+            assert key not in nodes[1].keys("key")
             assert raw.ask("SET", key, "last") == b"+OK\r\n"
             goes(nodes[0], raw, "a", key)
             assert raw.value("GET", key) is None
             nodes[0].resume()
 
 
+class Undeleting(Toxic):
+    """What has one of these words in it never arrives, and its connection ends."""
+
+    side = "up"
+
+    async def chunk(self, link: Link, data: bytes, send: Send) -> None:
+        if any(word in data for word in (b"UNLINK", b"SCAN", b"md ", b"lru_crawler")):
+            link.close()
+        else:
+            await send(data)
+
+
 @pytest.mark.parametrize("on_return", ["invalidate", "flush"])
-def test_an_outage_before_the_last_one_is_swept_shows_nothing_of_it(on_return: str) -> None:
-    """What b keeps of a's keys could not be deleted yet when a goes again."""
-    with redis_nodes(2) as nodes, nodes[1].raw() as stand_in:
-        config = toml(shards_of(nodes), pool=rehash(on_return))
-        with ProxyProcess(config) as proxy, proxy.raw() as raw:
+def test_an_outage_before_the_last_one_is_swept_shows_nothing_of_it(
+    kind: type[RedisNode | MemcachedNode], on_return: str
+) -> None:
+    """What b keeps of a's keys could not be deleted when a goes again: they are read and written nowhere."""
+    with nodes_of_kind(kind, 2) as nodes, FaultProxy(nodes[1].port) as network:
+        shards = {"a": nodes[0].url, "b": f"{kind.scheme}://{network.address}"}
+        with ProxyProcess(toml(shards, pool=rehash(on_return))) as proxy, proxy.raw() as raw:
             for shard in "ab":
                 becomes(raw, shard, "up")
             key = key_on(raw, "a")
             goes(nodes[0], raw, "a", key)
             assert raw.ask("SET", key, "first") == b"+OK\r\n"
-            stand_in.ask("CONFIG", "SET", "min-replicas-to-write", 1)
+            refusing = network.add(Undeleting())
             nodes[0].resume()
             until(lambda: proxy.events("not_swept"))
             assert raw.ask("SET", key, "last") == b"+OK\r\n"
@@ -130,9 +207,14 @@ def test_an_outage_before_the_last_one_is_swept_shows_nothing_of_it(on_return: s
             raw.ask("GET", key)
             until(lambda: node_of(raw, "a")["state"] == "out")
             assert raw.value("GET", key) is None
-            stand_in.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+            assert raw.ask("SET", key, "nowhere").startswith(b"-SHARDDOWN shard 'a' at ")
+            assert key in nodes[1].keys("key")
+            network.remove(refusing)
             becomes(raw, "a", "out")
             assert raw.value("GET", key) is None
+            assert key not in nodes[1].keys("key")
+            assert raw.ask("SET", key, "here") == b"+OK\r\n"
+            assert key in nodes[1].keys("key")
             nodes[0].resume()
 
 
@@ -273,6 +355,26 @@ def test_a_node_without_room_for_clients() -> None:
                 client.close()
             becomes(raw, "a", "up")
             until(lambda: raw.ask("SET", key, "1") == b"+OK\r\n")
+
+
+def test_what_asks_a_node_that_fail_open_keeps_is_told_why_at_once() -> None:
+    """One of three is out, and its keys are elsewhere; on the next one that dies no verdict is coming."""
+    with (
+        redis_nodes(3) as nodes,
+        ProxyProcess(toml(shards_of(nodes), pool=rehash("keep"))) as proxy,
+        proxy.raw() as raw,
+    ):
+        for shard in "abc":
+            becomes(raw, shard, "up")
+        b = key_on(raw, "b")
+        nodes[0].kill()
+        becomes(raw, "a", "out")
+        nodes[1].kill()
+        becomes(raw, "b", "unknown")
+        assert raw.ask("GET", b).startswith(b"-SHARDDOWN shard 'b'")
+        nodes[1].start()
+        becomes(raw, "b", "up")
+        assert raw.ask("SET", b, "1") == b"+OK\r\n"
 
 
 def test_most_nodes_look_down_none_is_put_out_of_those_that_have_not_moved() -> None:

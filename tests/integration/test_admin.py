@@ -357,6 +357,7 @@ def test_the_port_goes_to_the_successor(nodes: list[RedisNode], workers: int) ->
         until(lambda: _answers(old))
         with ProxyProcess(config, "--takeover") as new:
             until(lambda: new.events("admin_listening"), "the port of who went before")
+            assert new.events("admin_waits")
             until(lambda: ready(new)[1]["status"] == "ready")
             assert client.ask("PING") == b"+PONG\r\n", "who was connected is served by the old one"
             client.close()

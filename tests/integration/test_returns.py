@@ -3,12 +3,12 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import pytest
-from servers import Raw, RedisNode, pack, redis_nodes, shards_of
+from servers import Node, Raw, RedisNode, pack, redis_nodes, urls_of
 
 from shardproxy.config import Config, HealthConfig, PoolConfig, ShardConfig
 from shardproxy.core.health import Policy
@@ -23,9 +23,9 @@ RUN_ID = "f" * 40
 
 
 class Fleet:
-    def __init__(
-        self, nodes: list[RedisNode], on_return: str = "invalidate", remember: int = 1 << 20
-    ) -> None:
+    """Shards a, b, c of one pool."""
+
+    def __init__(self, nodes: Sequence[Node], on_return: str = "invalidate", remember: int = 1 << 20) -> None:
         config = Config(
             pool={
                 "main": PoolConfig(
@@ -34,10 +34,7 @@ class Fleet:
                     on_return=on_return,  # type: ignore[arg-type]
                     remember=remember,
                     health=HealthConfig(interval=0.2),
-                    shards={
-                        name: ShardConfig(primary=f"redis://{address}")
-                        for name, address in shards_of(nodes).items()
-                    },
+                    shards={name: ShardConfig(primary=url) for name, url in urls_of(nodes).items()},
                 )
             }
         )
@@ -47,7 +44,7 @@ class Fleet:
         self.logged: list[tuple[str, dict[str, Any]]] = []
         self.returns = Returns(
             self,  # type: ignore[arg-type]  # it needs no more of a fleet
-            lambda _: Way(),
+            lambda _: Way(memcached=nodes[0].scheme == "memcached"),
             RUN_ID,
             lambda event, **fields: self.logged.append((event, fields)),
         )
@@ -58,13 +55,13 @@ class Fleet:
     async def take(self, address: str) -> list[Taken]:
         return self.taken.pop(address, [])
 
-    def put(self, node: RedisNode, state: State) -> None:
+    def put(self, node: Node, state: State) -> None:
         self.topology = self.topology.with_node_state(node.address, state)
 
-    def wrote(self, node: RedisNode, *keys: bytes, overflow: bool = False) -> None:
+    def wrote(self, node: Node, *keys: bytes, overflow: bool = False) -> None:
         self.taken.setdefault(node.address, []).append(Taken([], keys, overflow))
 
-    async def back(self, node: RedisNode, *late: bytes) -> None:
+    async def back(self, node: Node, *late: bytes) -> None:
         """All of it; `late`: keys that are written until the fence is closed."""
 
         async def fence() -> bool:

@@ -4,9 +4,12 @@ import asyncio
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from keeping import A, B, C, FakeFleet, Nodes, NoLogins, VirtualLoop, fake_returns, late, refusal, run
 
+from shardproxy.core.health import URGENT_GAP
+from shardproxy.core.topology import Timeouts
 from shardproxy.proxy import keeper as keepers
 from shardproxy.proxy.keeper import RETURNING, Keeper
 from shardproxy.proxy.owing import Known, Owed
@@ -216,6 +219,29 @@ def test_while_all_look_down_nobody_is_held_nor_moved(nodes: Nodes) -> None:
         del nodes.found[B]
         await asyncio.sleep(10.0)
         assert (fleet.state(A), fleet.state(B)) == ("suspect", "up")
+
+    run(scene, fleet)
+
+
+@pytest.mark.parametrize(
+    "times", [{"attempt_timeout": 0.1}, {"timeouts": Timeouts(read=0.1, write=5.0, script=0.5)}]
+)
+def test_an_urgent_probe_is_over_before_the_most_impatient_have_to_give_up(
+    nodes: Nodes, times: dict[str, Any]
+) -> None:
+    """A try, and a class of commands, may have less time than the pool's requests have in all."""
+    fleet = FakeFleet()
+    [pool] = fleet.topology.pools
+    fleet.topology = msgspec.structs.replace(fleet.topology, pools=(msgspec.structs.replace(pool, **times),))
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        nodes.found[A] = 3600.0
+        keeper.observe(late(A))
+        failed = asyncio.get_running_loop().time()
+        while fleet.state(A) != "out":
+            await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - failed < 0.1 + URGENT_GAP
 
     run(scene, fleet)
 
