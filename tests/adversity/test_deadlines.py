@@ -316,7 +316,10 @@ def test_order_of_writes_over_timeouts_and_a_protocol_switch(stage: Stage) -> No
                     assert node.value("GET", stage.slow) == f"{turn} new"
 
 
-CLASSES = 'timeout = "10s"\nconnect_timeout = "1m"\ntimeouts = { read = "300ms", write = "1200ms" }\nreset_after = "1h"' + ALONE
+CLASSES = (
+    'timeout = "10s"\nconnect_timeout = "1m"\nreset_after = "1h"\n'
+    'timeouts = { read = "300ms", write = "1200ms" }' + ALONE
+)
 
 
 def test_each_class_has_its_own_deadline() -> None:
