@@ -1,4 +1,4 @@
-"""What is done on memcacheds when one of them returns, on real ones; test_returns has the same of Redis nodes."""
+"""What is done on memcacheds when one of them returns, on real ones; test_returns has the same of Redis."""
 
 import asyncio
 import json
