@@ -188,7 +188,14 @@ NO_TIMES = [0] * BUCKET_COUNT
 
 def node_record(address: str, requests: int = 0, up: int = 0, **more: Any) -> dict[str, Any]:
     """As Reactor.nodes()."""
-    upstream = {"protocol": 2, "state": "up", "in_flight": 2, "queue_bytes": 100, "failures": 5}
+    upstream = {
+        "protocol": 2,
+        "database": 7,
+        "state": "up",
+        "in_flight": 2,
+        "queue_bytes": 100,
+        "failures": 5,
+    }
     return {
         "shard": "?",
         "address": address,
@@ -199,6 +206,10 @@ def node_record(address: str, requests: int = 0, up: int = 0, **more: Any) -> di
         "lost": 0,
         "upstreams": [upstream] * up,
         "latency": {"read": NO_TIMES, "write": NO_TIMES},
+        "classes": {
+            "read": {"requests": requests, "errors": 0},
+            "write": {"requests": 0, "errors": 1},
+        },
         **more,
     }
 
@@ -220,6 +231,8 @@ class FakeWatched:
         self.listening, self.draining = True, False
         self.inherits, self.handed_over = False, asyncio.Event()
         self.mistaken: dict[str, int] = {}
+        self.invalidated: dict[str, int] = {}
+        self.silent: dict[str, float] = {}
         self.workers = {0: 100}
         self.parts = {
             0: worker(

@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from shardproxy import __version__
-from shardproxy.admin.view import COUNTED, NOW, NodeView, View
+from shardproxy.admin.view import CLASSES, COUNTED, NOW, NodeView, View
 from shardproxy.core.topology import State
 from shardproxy.dataplane.counters import BUCKET_COUNT, TABLE, bucket, bucket_start
 
@@ -116,13 +116,22 @@ def _nodes(view: View) -> Iterator[Metric]:
     mistaken = counter(
         "node_false_positives", "times that a node was put out and its next probe succeeded", NODE
     )
+    invalidated = counter("node_invalidated", "keys deleted of a node because what they held was old", NODE)
     for node in view.nodes:
         mistaken.add_metric(of(node), view.mistaken.get(of(node)[2], 0))
+        invalidated.add_metric(of(node), view.invalidated.get(of(node)[2], 0))
         for each in STATES:
             state.add_metric((*of(node), each), each == node.shard.node.state)
             moved.add_metric((*of(node), each), view.transition_counts.get((of(node)[2], each), 0))
-    yield from (state, moved, mistaken)
-    yield from numbers(counter, COUNTED, lambda node: node.counted)
+    yield from (state, moved, mistaken, invalidated)
+    for name in CLASSES:
+        family = counter(f"node_{name}", f"{COUNTED[name]}, by command class", (*NODE, "command_class"))
+        for node in view.nodes:
+            for kind, counts in node.classes.items():
+                family.add_metric((*of(node), kind), counts[name])
+        yield family
+    helps = {name: help for name, help in COUNTED.items() if name not in CLASSES}
+    yield from numbers(counter, helps, lambda node: {name: node.counted.get(name, 0) for name in helps})
     yield from numbers(gauge, NOW, lambda node: node.now)
     yield from _histogram(
         "node_request_duration_seconds",

@@ -110,6 +110,10 @@ class Server(uvicorn.Server):
 async def admin(watched: Watched) -> AsyncIterator[None]:
     """Serves on `config.admin` within the block. Raises StartError."""
     bound = bind(watched)
+    if bound is None:
+        watched.log(
+            "admin_waits", address=watched.config.admin, reason="another listens there: the one before?"
+        )
     config = uvicorn.Config(
         application(watched),
         http=Connection,

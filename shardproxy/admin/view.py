@@ -24,17 +24,19 @@ STEP, STEPS = 10.0, 7  # imbalance is over the last minute
 # What an engine counts of a node since its start; every other number that it tells is how things are now
 COUNTED = {
     "requests": "requests that a node was sent",
-    "errors": "requests of a node that failed",
+    "errors": "error replies of a node",
     "lost": "connections to a node that were lost",
     "timeouts": "requests of a node that passed their deadline",
     "retries": "requests that were sent to a node again",
 }
+BY_CLASS = ("latency", "classes")  # the same: records of it, a command class
 NOW = {
     "upstreams": "connections to a node that are up",
     "in_flight": "requests that a node has not answered yet",
     "queue_bytes": "bytes that wait to be written to a node",
 }
-NOT_SHOWN = {"protocol", "failures"}  # of an upstream: sums of them say nothing
+CLASSES = ("requests", "errors")  # of these it tells by command class, too
+NOT_SHOWN = {"protocol", "database", "failures"}  # of an upstream: sums of them say nothing
 
 
 class NodeView(NamedTuple):
@@ -45,6 +47,8 @@ class NodeView(NamedTuple):
     counted: Mapping[str, int]
     now: Mapping[str, float]
     latency: Mapping[str, Sequence[int]]  # histograms by command class
+    classes: Mapping[str, Mapping[str, int]]  # what is counted by command class: CLASSES
+    silent: float = 0.0  # seconds since it last answered
 
     @property
     def down(self) -> bool:
@@ -54,8 +58,11 @@ class NodeView(NamedTuple):
 
     @property
     def reached(self) -> bool:
+        """It answers; or it is connected, and failing open for a moment, or for who answers requests."""
+        health = self.pool.health
+        recently = self.silent <= health.interval + health.timeout
         state = self.shard.node.state
-        return state == "up" or (state == "unknown" and self.now.get("upstreams", 0) > 0)
+        return state == "up" or (state == "unknown" and recently and self.now.get("upstreams", 0) > 0)
 
 
 class View(NamedTuple):
@@ -73,7 +80,8 @@ class View(NamedTuple):
     workers: int  # that live: who answers
     transitions: Sequence[Transition]  # the newest first
     transition_counts: Mapping[tuple[str, State], int]  # by node and new state
-    mistaken: Mapping[str, int]  # by node
+    mistaken: Mapping[str, int]  # by node, as the next
+    invalidated: Mapping[str, int]
     imbalance: Mapping[str, float]  # by pool
 
     @property
@@ -119,7 +127,7 @@ class Totals:
 
 
 def counted_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: node[name] for name in COUNTED if name in node} | {"latency": node["latency"]}
+    return {name: node[name] for name in (*COUNTED, *BY_CLASS) if name in node}
 
 
 def sums(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -132,12 +140,15 @@ def sums(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str
                 found[address] = dict(record)
                 continue
             for name, value in record.items():
-                if name == "latency":
-                    both = (so_far["latency"], value)
-                    so_far["latency"] = {kind: add([each[kind] for each in both]) for kind in value}
-                else:
-                    so_far[name] = so_far.get(name, 0) + value
+                so_far[name] = total(so_far[name], value) if name in so_far else value
     return found
+
+
+def total(one: Any, other: Any) -> Any:
+    """The sum of two numbers, histograms, or records of these."""
+    if isinstance(one, Mapping):
+        return {name: total(one[name], value) for name, value in other.items()}
+    return add([one, other]) if isinstance(one, Sequence) else one + other
 
 
 def now_of(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -215,6 +226,7 @@ class Watch:
             transitions=list(reversed(watched.transitions.latest)),
             transition_counts=dict(watched.transitions.counts),
             mistaken=watched.mistaken,
+            invalidated=watched.invalidated,
             imbalance=self._imbalance(nodes),
         )
 
@@ -230,9 +242,11 @@ class Watch:
             for shard in pool.shards:
                 address = shard.node.address
                 numbers = counted.get(address, {})
-                latency = numbers.get("latency", {})
-                numbers = {name: value for name, value in numbers.items() if name != "latency"}
-                found.append(NodeView(pool, shard, numbers, now_of(seen.get(address, ())), latency))
+                counts = {name: numbers[name] for name in COUNTED if name in numbers}
+                by_class = {name: numbers.get(name, {}) for name in BY_CLASS}
+                silent = self._watched.silent.get(address, 0.0)
+                now = now_of(seen.get(address, ()))
+                found.append(NodeView(pool, shard, counts, now, **by_class, silent=silent))
         return found
 
     def _imbalance(self, nodes: Sequence[NodeView]) -> dict[str, float]:

@@ -17,10 +17,9 @@ from typing import Any
 import hiredis
 
 from shardproxy.client.aio_connection import CLOSED, Connection
-from shardproxy.client.memcached import heard
 from shardproxy.client.wire import NOTHING
 from shardproxy.core.commands import CommandTable
-from shardproxy.core.memcached import Ask, Failure, Frames, Node, Reply, Value, encode, start
+from shardproxy.core.memcached import Ask, Failure, Frames, Node, Reply, Value, encode, parse, start
 
 NO_TRANSACTIONS = "ERR transactions are not possible on a memcached shard ('{}')"
 LOOK = b"stats\r\nstats settings\r\n"
@@ -171,7 +170,7 @@ class Translator(asyncio.Protocol, asyncio.Transport):
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._frames.feed(data):
-                self._heard(heard(frame))
+                self._heard(parse(frame))
         except (ValueError, IndexError) as error:
             self._above.close(f"it does not speak memcached's protocol ({type(error).__name__})", fault=True)
             return

@@ -158,7 +158,7 @@ class Nodes:
                 was_out = health.state == "out"
                 health.probed(now, False, reason, random.random(), refused)
                 if was_out:
-                    health.trial_at = now + health.policy.wait * (0.75 + 0.25 * random.random())
+                    health.put_off_trial(now, random.random())
             self._settle(old)
         self.wake()
         self._tell()
@@ -192,7 +192,7 @@ class Nodes:
 
     def _fill(self, now: float) -> None:
         pool = self.pool
-        deadline = pool.attempt_timeout
+        deadline = pool.shortest
         addresses = self._topology.nodes
         self._healths = {
             address: self._healths.get(address) or Health(pool.health, now, random.random(), deadline)

@@ -94,7 +94,7 @@ class MemcachedConnection(Connection):
             if not data:
                 raise ConnectionResetError(CLOSED)
             with _sense():
-                self._replies.extend(map(heard, self._frames.feed(data)))
+                self._replies.extend(map(parse, self._frames.feed(data)))
         return self._replies.popleft()
 
     def _send(self, data: bytes) -> None:
@@ -167,14 +167,6 @@ class MemcachedConnection(Connection):
     def read_many(self, count: int, into: list[Any]) -> None:
         for _ in range(count):
             into.append(self.read())
-
-
-def heard(frame: bytes) -> Reply:
-    """`parse`, but what is nothing of a memcached ends the connection. ValueError."""
-    reply = parse(frame)
-    if reply.code == "VA?":
-        raise ValueError(reply)
-    return reply
 
 
 @contextlib.contextmanager

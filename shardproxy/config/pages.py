@@ -26,8 +26,9 @@ SAMPLE = Config(
 
 def default_text() -> str:
     """A complete commented file: every option with its help and default, and three shards."""
-    return "# shardproxy.toml: every option, with its default. Keep what you change.\n\n" + tables.toml(
-        SAMPLE, commented=True
+    return (
+        "# shardproxy.toml: every option, with its default; behind a #, an example. Keep what you change.\n\n"
+        + tables.toml(SAMPLE, commented=True)
     )
 
 

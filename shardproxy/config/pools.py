@@ -88,9 +88,12 @@ class HealthConfig(Record, frozen=True, kw_only=True):
         0.0
     )
     window: Annotated[Timeout, "what the rates are taken over"] = 10.0
-    minimum: Annotated[Count, "with fewer requests in `window` rates say nothing"] = 20
+    minimum: Annotated[
+        Count, "with fewer requests rates say nothing; until there are so many, up to 6 windows count"
+    ] = 20
     wait: Annotated[
-        Timeout, "a node that is out gets no trial requests for so long; longer when it flaps"
+        Timeout,
+        "clients of the library: a node that is out gets no trial request for so long; longer when it flaps",
     ] = 30.0
     wait_most: Annotated[Timeout, "the longest that `wait` grows to"] = 300.0
     fail_open_ratio: Annotated[
@@ -98,7 +101,8 @@ class HealthConfig(Record, frozen=True, kw_only=True):
         "when more than this part of the nodes looks down, the fault is likely ours: none is put out",
     ] = 0.5
     max_memory_percent: Annotated[
-        Fraction, "deep: used memory, as a part of maxmemory, below which a node is well"
+        Fraction,
+        "deep: used memory, as a part of maxmemory, up to which a node is well; 1.0: or which evicts",
     ] = 1.0
 
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -39,7 +39,9 @@ class SessionsConfig(Record, frozen=True, kw_only=True):
 
     pool: Annotated[str | None, Meta(examples=["main"]), "the durable pool that holds them; none: off"] = None
     secrets_env: Annotated[
-        text.Variable | None, "the environment variable that holds them, the newest first, spaces between"
+        text.Variable | None,
+        Meta(examples=["SESSION_SECRETS"]),
+        "the environment variable that holds them, the newest first, spaces between",
     ] = None
     secrets_file: Annotated[
         text.FilePath | None,

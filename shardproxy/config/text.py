@@ -263,9 +263,10 @@ Ciphers = Annotated[
     str,
     Meta(extra=matching(r"[!-~]+", "a list of OpenSSL's, such as ECDHE+AESGCM"), examples=["ECDHE+AESGCM"]),
 ]
-PemPath = Annotated[
-    str, Meta(extra=matching(r"/[^\0]+", "an absolute path"), examples=["/etc/shardproxy/tls.pem"])
-]
+PATH = matching(r"/[^\0]+", "an absolute path")
+PemPath = Annotated[str, Meta(extra=PATH, examples=["/etc/shardproxy/tls.pem"])]
+KeyPath = Annotated[str, Meta(extra=PATH, examples=["/etc/shardproxy/tls.key"])]
+CaPath = Annotated[str, Meta(extra=PATH, examples=["/etc/shardproxy/ca.pem"])]
 Hook = Annotated[
     str,
     Meta(
@@ -287,13 +288,8 @@ Username = Annotated[str, Meta(extra=matching(r"\S+", "a name, no spaces"), exam
 Password = Annotated[
     Secret, Meta(extra={"read": read_secret, "write": lambda _: "...", "allowed": PASSWORD}, examples=["..."])
 ]
-Variable = Annotated[
-    str,
-    Meta(
-        extra=matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable"),
-        examples=["REDIS_PASSWORD"],
-    ),
-]
-FilePath = Annotated[
-    str, Meta(extra=matching(r"/[^\0]+", "an absolute path"), examples=["/run/secrets/redis"])
-]
+VARIABLE = matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")
+Variable = Annotated[str, Meta(extra=VARIABLE, examples=["REDIS_PASSWORD"])]
+KeyVariable = Annotated[str, Meta(extra=VARIABLE, examples=["TLS_KEY_PASSWORD"])]
+FilePath = Annotated[str, Meta(extra=PATH, examples=["/run/secrets/redis"])]
+KeyFilePath = Annotated[str, Meta(extra=PATH, examples=["/run/secrets/tls_key"])]

@@ -17,19 +17,19 @@ class KeyConfig(Record, frozen=True, kw_only=True):
     """A certificate for clients that ask for this host name."""
 
     cert: Annotated[text.PemPath, "PEM: the certificate, and those between it and its CA"]
-    key: Annotated[text.PemPath, "PEM: its private key"]
-    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
-    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
+    key: Annotated[text.KeyPath, "PEM: its private key"]
+    key_password_env: Annotated[text.KeyVariable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.KeyFilePath | None, KEY_FILE] = None
 
 
 class TlsConfig(Record, frozen=True, kw_only=True):
     """TLS of clients, on the addresses in `listen` that begin with tls://."""
 
     cert: Annotated[text.PemPath | None, "PEM: the certificate, and those between it and its CA"] = None
-    key: Annotated[text.PemPath | None, "PEM: its private key"] = None
-    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
-    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
-    ca: Annotated[text.PemPath | None, "PEM: the CAs that clients' certificates may be from"] = None
+    key: Annotated[text.KeyPath | None, "PEM: its private key"] = None
+    key_password_env: Annotated[text.KeyVariable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.KeyFilePath | None, KEY_FILE] = None
+    ca: Annotated[text.CaPath | None, "PEM: the CAs that clients' certificates may be from"] = None
     verify: Annotated[
         Literal["none", "optional", "required"], "whether clients must show a certificate of `ca`"
     ] = "none"
@@ -73,11 +73,11 @@ class TlsConfig(Record, frozen=True, kw_only=True):
 class NodeTlsConfig(Record, frozen=True, kw_only=True):
     """TLS to the nodes whose addresses begin with rediss://."""
 
-    ca: Annotated[text.PemPath | None, "PEM: the CAs of the nodes' certificates; none: the system's"] = None
+    ca: Annotated[text.CaPath | None, "PEM: the CAs of the nodes' certificates; none: the system's"] = None
     cert: Annotated[text.PemPath | None, "PEM: the certificate that we show"] = None
-    key: Annotated[text.PemPath | None, "PEM: its private key"] = None
-    key_password_env: Annotated[text.Variable | None, KEY_ENV] = None
-    key_password_file: Annotated[text.FilePath | None, KEY_FILE] = None
+    key: Annotated[text.KeyPath | None, "PEM: its private key"] = None
+    key_password_env: Annotated[text.KeyVariable | None, KEY_ENV] = None
+    key_password_file: Annotated[text.KeyFilePath | None, KEY_FILE] = None
     verify: Annotated[
         Literal["full", "ca", "none"], "of nodes' certificates: CA and name; the CA alone; nothing"
     ] = "full"

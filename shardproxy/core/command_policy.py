@@ -119,8 +119,8 @@ DECISIONS: list[tuple[str, dict[str, Any]]] = [
     ("auth hello", LOCAL | {"barrier": True, "holds": True}),  # what follows a login waits for it
     ("reset", SUBSCRIBES),
     # Asked of all nodes, and merged: handlers/keyspace, handlers/scripts, handlers/nodewide
-    ("scan randomkey", ASKS),
-    ("keys flushall flushdb swapdb", ASKS | {"spread": True}),
+    ("scan", ASKS),
+    ("keys randomkey flushall flushdb swapdb", ASKS | {"spread": True}),
     ("script function", ASKS),
     ("script|load script|exists script|flush", ASKS | {"spread": True}),
     ("function|load function|delete function|flush function|restore", ASKS | {"spread": True}),

@@ -3,7 +3,7 @@
 Facts (arity, flags, ACL categories, key specs, tips) are Redis 7.0.15's own and live in commands.json, one
 line a command; a test compares every one with a live server. Decisions are ours and live in
 command_policy.py. This module joins the two into `Row` records and knows how key specs are written. Pure:
-it looks nothing up and finds no keys; core/commands.pyx does that.
+it looks nothing up and finds no keys; commands.pyx and command_keys.pyx do that.
 
 A line of commands.json:
     [name, arity, flags, ACL categories, key specs, tips, group, since, summary]
@@ -128,7 +128,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):  # hundreds, and
     why: str = (
         ""  # why it is refused, or why a form of it is: XREAD BLOCK, SORT BY pattern, EVAL without keys
     )
-    walk: str = ""  # finds keys by walking its options, where key specs are not exact: see commands.pyx
+    walk: str = ""  # finds keys by walking its options, where key specs are not exact: see command_keys.pyx
     in_multi: bool = False  # may stand between MULTI and EXEC
     keyless: bool = False  # answered here, but inside MULTI it goes to the node with the others
     spread: bool = (

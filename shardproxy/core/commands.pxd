@@ -1,5 +1,7 @@
 cimport cython
-from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from shardproxy.core.command_keys cimport Found, Search, Spec
 
 cdef enum Kind:
     KIND_FORWARD = 0    # its keys share a shard: request and reply pass untouched
@@ -48,29 +50,10 @@ cdef struct Row:
     int16_t last            # position of the last key; negative counts from the end
     int16_t step            # keys are `step` arguments apart (MSET: 2)
 
-# A key spec, as command_rows.KeySpec says it
-cdef struct Spec:
-    uint8_t begin           # 0: at `index`; 1: after `keyword`, looked for from `index` on; 2: unknown
-    uint8_t find            # 0: range; 1: keynum; 2: unknown
-    uint8_t is_key          # 0: it only looks like a key (a channel)
-    uint8_t size            # of `keyword`
-    uint8_t access          # what is done with its keys: 1 they are read, 2 written (as acl.READ and acl.WRITE)
-    int16_t index
-    int16_t last
-    int16_t step
-    int16_t limit
-    int16_t count
-    int16_t first
-    char keyword[24]        # lower case
-
 # What a row needs beyond its one cache line
 cdef struct Rest:
     uint16_t offset         # where a subcommand's own name begins in Row.name
-    uint16_t spec           # index of its first Spec
-    uint8_t specs
-    uint8_t walk            # finds the keys by walking the options; 0: by key specs
-    uint8_t mandatory       # 0: may have no keys at all (EVAL)
-    uint8_t learned
+    Search keys
 
 # A name in lower case, folded into two words that tell all names of up to 16 bytes apart
 cdef struct Name:
@@ -88,13 +71,6 @@ cdef struct Index:
     Entry *entries
     uint32_t mask
 
-# Where keys go as they are found
-cdef struct Found:
-    int *out
-    int *which              # NULL: not wanted
-    int room
-    int n                   # found so far, also past `room`
-
 @cython.final
 cdef class CommandTable:
     """Immutable; a changed table is a new object."""
@@ -110,6 +86,7 @@ cdef class CommandTable:
     cdef int count
     cdef object examine(self, args, bint wants_positions)
     cdef const Row *look(self, const Index *index, uint32_t container, const char *name, size_t n) noexcept nogil
+    # As command_keys.find_keys, of a command with this number of arguments.
     cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                     Found *found) noexcept nogil
     # As keys(), but never -2 or -3, and -1 for learned commands too; `which` (NULL: not wanted) gets the number

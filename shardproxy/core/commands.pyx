@@ -1,50 +1,23 @@
 """The command table, compiled: which command is this, and where are its keys?
 
-Owns the lookup by name and the search for keys in a command's arguments; the rows themselves, facts and
-decisions, come from command_rows and command_policy. Rules: a table never changes after it was made; the
-functions of the fast path touch no Python object, allocate nothing, and read no argument beyond argc,
-whatever the row and the arguments say.
-
-Keys are found as Redis finds them, by key specs (https://redis.io/docs/reference/key-specs/), except where
-the published specs are incomplete, or can be led astray by a value that looks like a keyword (a consumer
-group called "streams"): there `walk_*` reads the options one by one, as the command itself does.
+Owns the lookup by name; the rows themselves, facts and decisions, come from command_rows and command_policy,
+and command_keys looks for keys. Rules: a table never changes after it was made; the functions of the fast
+path touch no Python object and allocate nothing.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy
+from libc.string cimport memcpy
+
+from shardproxy.core.command_keys cimport BAD, fill_search, fill_spec, find_keys, same
 
 from shardproxy.core import command_policy, command_rows
-
-cdef enum:
-    BAD = -1            # see keys() in the .pxd
-    PATTERN = -2
-    WOULD_BLOCK = -3
 
 cdef dict KINDS = {
     "forward": KIND_FORWARD, "fanout": KIND_FANOUT, "local": KIND_LOCAL, "multi": KIND_MULTI, "refused": KIND_REFUSED,
 }
 cdef dict MERGES = {"none": MERGE_NONE, "array": MERGE_ARRAY, "sum": MERGE_SUM, "ok": MERGE_OK}
 cdef dict CALLS = {"": 0, "text": FLAG_TEXT, "sha": FLAG_SHA, "function": FLAG_FUNCTION}
-cdef dict BEGINS = {"index": 0, "keyword": 1, "unknown": 2}
-cdef dict FINDS = {"range": 0, "keynum": 1, "unknown": 2}
-cdef enum:
-    WALK_SPECS = 0
-    WALK_SORT = 1
-    WALK_XREAD = 2
-    WALK_GEORADIUS = 3
-    WALK_GEOMEMBER = 4
-    WALK_MIGRATE = 5
-    WALK_SORT_RO = 6
-cdef dict WALKS = {
-    "": WALK_SPECS,
-    "sort": WALK_SORT,
-    "sort_ro": WALK_SORT_RO,
-    "xread": WALK_XREAD,
-    "georadius": WALK_GEORADIUS,
-    "georadiusbymember": WALK_GEOMEMBER,
-    "migrate": WALK_MIGRATE,
-}
 
 cdef enum:
     ANY = 0xFFFF        # find(): a command has no container
@@ -84,188 +57,6 @@ cdef inline uint32_t hash_of(Name name, size_t n, uint32_t container) noexcept n
     return <uint32_t> ((mixed * 0x9E3779B97F4A7C15ULL) >> 40)
 
 
-cdef inline bint same(const char *text, const char *lower, size_t n) noexcept nogil:
-    cdef size_t i
-    cdef unsigned char c
-    for i in range(n):
-        c = text[i]
-        if c'A' <= c <= c'Z':
-            c += 32
-        if c != <unsigned char> lower[i]:
-            return False
-    return True
-
-
-cdef inline bint is_word(const char *text, size_t n, const char *word, size_t size) noexcept nogil:
-    return n == size and same(text, word, n)
-
-
-cdef inline int64_t number(const char *text, size_t n) noexcept nogil:
-    # Redis's string2ll, for counts: digits without sign or leading zero; -1 for everything else
-    cdef int64_t value = 0
-    cdef size_t i
-    if n == 0 or n > 9 or (text[0] == c'0' and n > 1):
-        return -1
-    for i in range(n):
-        if not c'0' <= text[i] <= c'9':
-            return -1
-        value = value * 10 + (text[i] - c'0')
-    return value
-
-
-cdef inline void put(Found *found, int position, int spec) noexcept nogil:
-    if found.n < found.room:
-        found.out[found.n] = position
-        if found.which != NULL:
-            found.which[found.n] = spec
-    found.n += 1
-
-
-cdef int by_spec(const Spec *spec, int number_of, const Rest *rest, int argc, const char *const *argv,
-                 const size_t *argl, Found *found) noexcept nogil:
-    """0, or BAD."""
-    cdef int begin = 0, i, stop, way
-    cdef int64_t last
-    cdef int64_t n
-    if spec.begin == 0:
-        begin = spec.index
-    elif spec.begin == 1:
-        if spec.index > 0:      # as Redis: the last argument is no keyword, for no key would follow it
-            i, stop, way = spec.index, argc - 1, 1
-        else:
-            i, stop, way = argc + spec.index, 1, -1
-        while 1 <= i < argc and (i < stop if way == 1 else i > stop):
-            if is_word(argv[i], argl[i], spec.keyword, spec.size):
-                begin = i + 1
-                break
-            i += way
-        if begin == 0:
-            return 0
-    else:
-        return 0
-    if begin < 1:
-        return BAD
-    if spec.find == 0:
-        if spec.last >= 0:
-            last = begin + spec.last
-        elif spec.limit == 0:
-            last = argc + spec.last
-        else:
-            last = begin + (argc - begin) // spec.limit + spec.last
-        if spec.last < 0 and last < begin:
-            return 0        # PFMERGE key, without sources. GETKEYS calls that invalid; PFMERGE runs
-        # The last group must be whole (MSET k v k): Redis notices when it executes, a split would not
-        if spec.step > 1 and spec.last < 0 and not rest.learned and (last - begin + 1) % spec.step != 0:
-            return BAD
-    elif spec.find == 1:
-        if begin + spec.count >= argc:
-            return BAD
-        n = number(argv[begin + spec.count], argl[begin + spec.count])
-        if n == 0 and not rest.mandatory:
-            return 0
-        begin += spec.first
-        if n <= 0 or n > argc:
-            return BAD
-        last = begin + (n - 1) * spec.step
-    else:
-        return 0
-    if begin >= argc or last < begin or last >= argc:
-        return BAD
-    i = begin
-    while i <= last:
-        put(found, i, number_of)
-        i += spec.step
-    return 0
-
-
-cdef int walk_sort(int argc, const char *const *argv, const size_t *argl, bint stores, Found *found) noexcept nogil:
-    """SORT[_RO] key [BY pattern] [LIMIT offset count] [GET pattern ...] [ASC|DESC] [ALPHA] [STORE key]"""
-    cdef int i = 2, store = 0, status = 0
-    put(found, 1, 0)
-    while i < argc:
-        if is_word(argv[i], argl[i], b"limit", 5):
-            i += 3
-        elif is_word(argv[i], argl[i], b"by", 2) or is_word(argv[i], argl[i], b"get", 3):
-            # Without a "*" Redis reads no other key: BY nosort, GET #
-            if i + 1 < argc and memchr(argv[i + 1], c'*', argl[i + 1]) != NULL:
-                status = PATTERN
-            i += 2
-        elif stores and is_word(argv[i], argl[i], b"store", 5) and i + 1 < argc:
-            store = i + 1       # the last one counts
-            i += 2
-        else:
-            i += 1
-    if store:
-        put(found, store, 2)
-    return status
-
-
-cdef int walk_xread(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
-    """XREAD[GROUP GROUP group consumer] [COUNT n] [BLOCK ms] [NOACK] STREAMS key ... id ...
-
-    A word that is none of these may be an option of a newer Redis: it is passed over, and BLOCK counts wherever it is.
-    """
-    cdef int i = 1, j, status = 0
-    while i < argc:
-        if is_word(argv[i], argl[i], b"count", 5):
-            i += 2
-        elif is_word(argv[i], argl[i], b"block", 5):
-            status = WOULD_BLOCK
-            i += 2
-        elif is_word(argv[i], argl[i], b"group", 5):
-            i += 3
-        elif is_word(argv[i], argl[i], b"noack", 5):
-            i += 1
-        elif is_word(argv[i], argl[i], b"streams", 7):
-            i += 1
-            if i == argc or (argc - i) % 2 != 0:
-                return status if status else BAD
-            for j in range(i, i + (argc - i) // 2):
-                put(found, j, 0)
-            return status
-        else:
-            i += 1
-    return status if status else BAD
-
-
-cdef int walk_georadius(int argc, const char *const *argv, const size_t *argl, int options,
-                        Found *found) noexcept nogil:
-    """GEORADIUS key lon lat radius unit | GEORADIUSBYMEMBER key member radius unit, [COUNT n] [STORE key] ..."""
-    cdef int i = options
-    put(found, 1, 0)
-    while i < argc:
-        if is_word(argv[i], argl[i], b"count", 5):
-            i += 2
-        elif is_word(argv[i], argl[i], b"store", 5) or is_word(argv[i], argl[i], b"storedist", 9):
-            if i + 1 >= argc:
-                return BAD
-            put(found, i + 1, 1 if argl[i] == 5 else 2)
-            i += 2
-        else:
-            i += 1
-    return 0
-
-
-cdef int walk_migrate(int argc, const char *const *argv, const size_t *argl, Found *found) noexcept nogil:
-    """MIGRATE host port key|"" db timeout [COPY] [REPLACE] [AUTH password] [AUTH2 user password] [KEYS key ...]"""
-    cdef int i = 6, j
-    while i < argc:
-        if is_word(argv[i], argl[i], b"auth", 4):
-            i += 2
-        elif is_word(argv[i], argl[i], b"auth2", 5):
-            i += 3
-        elif is_word(argv[i], argl[i], b"keys", 4):
-            if argl[3] != 0 or i + 1 >= argc:
-                return BAD
-            for j in range(i + 1, argc):
-                put(found, j, 1)
-            return 0
-        else:
-            i += 1
-    put(found, 3, 0)
-    return 0
-
-
 cdef class CommandTable:
     """Commands by name. Immutable; a changed table is a new object.
 
@@ -299,7 +90,8 @@ cdef class CommandTable:
         container = at = 0
         for number_of, row in enumerate(self.records):
             fill_row(&self.table[number_of], number_of, row)
-            fill_rest(&self.rest[number_of], at, row)
+            self.rest[number_of].offset = row.name.find("|") + 1
+            fill_search(&self.rest[number_of].keys, at, row)
             at += len(row.key_specs)
             if "|" in row.name:
                 enter(&self.sub, container, number_of, row.name.partition("|")[2].encode())
@@ -343,32 +135,15 @@ cdef class CommandTable:
 
     cdef int search(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                     Found *found) noexcept nogil:
-        """0, BAD, PATTERN or WOULD_BLOCK; the positions are in `found`, except when BAD."""
-        cdef const Rest *rest = &self.rest[row.id]
-        cdef int i
         if argc < (row.arity if row.arity > 0 else -row.arity) or (row.arity > 0 and argc != row.arity):
             return BAD
-        if rest.walk == WALK_SPECS:
-            for i in range(rest.specs):
-                if self.specs[rest.spec + i].is_key and by_spec(
-                        &self.specs[rest.spec + i], i, rest, argc, argv, argl, found) != 0:
-                    return BAD
-            if found.n > argc:      # specs of a stranger may name arguments again and again
-                return BAD
-            return BAD if found.n == 0 and rest.mandatory else 0
-        if rest.walk == WALK_SORT or rest.walk == WALK_SORT_RO:
-            return walk_sort(argc, argv, argl, rest.walk == WALK_SORT, found)
-        if rest.walk == WALK_XREAD:
-            return walk_xread(argc, argv, argl, found)
-        if rest.walk == WALK_GEORADIUS or rest.walk == WALK_GEOMEMBER:
-            return walk_georadius(argc, argv, argl, 6 if rest.walk == WALK_GEORADIUS else 5, found)
-        return walk_migrate(argc, argv, argl, found)
+        return find_keys(self.specs, &self.rest[row.id].keys, argc, argv, argl, found)
 
     cdef int keys(self, const Row *row, int argc, const char *const *argv, const size_t *argl,
                   int *out, int room) noexcept nogil:
         cdef Found found = Found(out, NULL, room, 0)
         cdef int status = self.search(row, argc, argv, argl, &found)
-        if status == BAD and self.rest[row.id].learned:
+        if status == BAD and self.rest[row.id].keys.learned:
             return 0    # it is not known that the node refuses such arguments
         return status if status < 0 else found.n
 
@@ -439,7 +214,7 @@ cdef class CommandTable:
             if not wants_positions:
                 return self.keys(row, argc, argv, argl, out, room)
             n = self.positions(row, argc, argv, argl, out, out + room, room)
-            if n < 0 and not self.rest[row.id].mandatory:
+            if n < 0 and not self.rest[row.id].keys.mandatory:
                 return []       # as Redis says of EVAL, whatever its arguments are
             if n < 0:
                 raise ValueError("Invalid arguments specified for command")
@@ -494,37 +269,6 @@ cdef int fill_row(Row *row, int number_of, record) except -1:
         | (FLAG_UNSEEN if "admin" in flags else 0)
     )
     row.arity = record.arity
-    return 0
-
-
-cdef int fill_spec(Spec *spec, record) except -1:
-    cdef bytes keyword = record.keyword.lower().encode()
-    if len(keyword) > 24:
-        raise ValueError(f"a keyword of a key spec is at most 24 bytes: {record.keyword!r}")
-    spec.begin = BEGINS[record.begin]
-    spec.find = FINDS[record.find]
-    spec.is_key = record.is_key
-    spec.access = record.access
-    memcpy(spec.keyword, <const char *> keyword, len(keyword))
-    spec.size = len(keyword)
-    spec.index = record.index
-    spec.last = record.last
-    spec.step = record.step
-    spec.limit = record.limit
-    spec.count = record.count
-    spec.first = record.first
-    if spec.step < 1 or spec.limit < 0 or spec.count < 0 or spec.first < 0:
-        raise ValueError(f"an impossible key spec: {record}")
-    return 0
-
-
-cdef int fill_rest(Rest *rest, int spec, record) except -1:
-    rest.offset = record.name.find("|") + 1
-    rest.spec = spec
-    rest.specs = len(record.key_specs)
-    rest.walk = WALKS[record.walk]
-    rest.learned = record.learned
-    rest.mandatory = record.has_keys and "no_mandatory_keys" not in record.flags
     return 0
 
 

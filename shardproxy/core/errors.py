@@ -45,6 +45,16 @@ ACL_NO_FILE = (
 ACL_NOT_SAVED = (
     "ERR There was an error trying to save the ACLs. Please check the server logs for more information"
 )
+EXEC_NOPERM = (
+    "NOPERM ACLs rules changed between the moment the transaction was accumulated and the EXEC call. "
+    "This command is no longer allowed for the following reason: "
+)
+EXEC_REASONS = {  # by core/permit's verdict
+    "command": "no permission to execute the command or subcommand",
+    "key": "no permission to touch the specified keys",
+    "channel": "no permission to access one of the channels used as arguments",
+}
+EXEC_LOGINS = "EXECABORT Transaction discarded because of: more logins in it than shardproxy follows"
 ACL_DEFAULT_STAYS = "ERR The 'default' user cannot be removed"
 ACL_NAME = "ERR Usernames can't contain spaces or null characters"
 ACL_TOO_MANY = "ERR too many users: their rules together would be larger than shardproxy keeps"
@@ -103,6 +113,11 @@ def wrong_use(container: str, sub: bytes) -> str:
 
 def too_many_of_user(user: str) -> str:
     return f"ERR max number of clients of user '{user}' reached"
+
+
+def exec_denied(verdict: str) -> str:
+    """To who has logged in between MULTI and EXEC, and may not run what follows. verdict: of core/permit."""
+    return EXEC_NOPERM + EXEC_REASONS.get(verdict, "no permission")
 
 
 def acl_category(name: bytes) -> str:

@@ -21,6 +21,8 @@ URGENT_GAP = 0.1  # seconds between probes that failures ask for
 URGENT_PART = 0.8  # of the deadline: an urgent probe has no longer
 START_SPREAD = 0.1  # seconds over which the first probes are spread
 BUCKETS = 10  # of the window; the oldest is dropped as a whole
+RARE = 6  # windows: so far back looks who needs that for `minimum` requests
+READ_ONLY = "it is read-only"  # the engine's words: the one failure of which a PING knows nothing
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,30 +57,37 @@ class Evidence(NamedTuple):
 
 
 class Window:
-    """Counts over the last so many seconds, however many there are of them."""
+    """Counts over the last so many seconds, however many there are of them.
 
-    def __init__(self, seconds: float) -> None:
-        self._width = seconds / BUCKETS
+    minimum: while there are fewer it looks further back, so that it says something of who is asked rarely.
+    """
+
+    def __init__(self, seconds: float, minimum: int) -> None:
+        self._width, self._minimum = seconds / BUCKETS, minimum
         self._buckets: deque[list[int]] = deque()  # [number, ok, failed, slow]
 
     def add(self, now: float, evidence: Evidence) -> tuple[int, int, int]:
         """Returns how many there were in all, failed, and slow."""
         number = int(now / self._width)
-        while self._buckets and self._buckets[0][0] <= number - BUCKETS:
+        while self._buckets and self._buckets[0][0] <= number - RARE * BUCKETS:
             self._buckets.popleft()
         if not self._buckets or self._buckets[-1][0] != number:
             self._buckets.append([number, 0, 0, 0])
         for at, count in enumerate((evidence.ok, evidence.failed, evidence.slow), 1):
             self._buckets[-1][at] += count
-        _, ok, failed, slow = map(sum, zip(*self._buckets, strict=True))
-        return ok + failed, failed, slow
+        total = all_failed = all_slow = 0
+        for when, ok, failed, slow in reversed(self._buckets):
+            if when <= number - BUCKETS and total >= self._minimum:
+                break
+            total, all_failed, all_slow = total + ok + failed, all_failed + failed, all_slow + slow
+        return total, all_failed, all_slow
 
     def clear(self) -> None:
         self._buckets.clear()
 
 
 class Health:
-    """One node. `deadline`: seconds that a request to it has."""
+    """One node. `deadline`: seconds that the most impatient request to it has, or one try."""
 
     def __init__(self, policy: Policy, now: float, jitter: float, deadline: float) -> None:
         self.policy = policy
@@ -88,14 +97,23 @@ class Health:
         self.since = now
         self.next_probe = now + jitter * START_SPREAD
         self.trial_at = now  # for who has no probes: when a trial request may go to a node that is out
+        self.heard_at = now  # when it last answered, requests or probes
         self._probed_at = now - URGENT_GAP
-        self._window = Window(policy.window)
+        self._window = Window(policy.window, policy.minimum)
+        self._cleared_at = now - policy.window  # when a probe last refuted what was held against it
         self._streak = 0  # failures since the last success or good probe, over all workers
         self._doubt = ""  # why it is in doubt: a failure that neither success nor good probe has followed
+        self.look_at_role = False  # probes are to, however deep they are: it has refused to write
         self._failures = self._successes = 0  # probes, in a row
         self._wait = policy.wait
         self._admitted_at: float | None = None
         self._refusals = 0  # in a row: it was well and could not be admitted
+
+    def follow(self, policy: Policy, deadline: float) -> None:
+        """The configuration may have changed."""
+        if (policy.window, policy.minimum) != (self.policy.window, self.policy.minimum):
+            self._window = Window(policy.window, policy.minimum)
+        self.policy, self.deadline = policy, deadline
 
     @property
     def urgent(self) -> bool:
@@ -115,6 +133,8 @@ class Health:
 
     def observe(self, now: float, evidence: Evidence, jitter: float) -> None:
         """Passive evidence. What comes of a node that is out is about what was sent before."""
+        if evidence.ok:
+            self.heard_at = now
         if evidence.refused:
             self._go_out(now, evidence.reason, jitter)
         if self.state == "out":
@@ -123,16 +143,17 @@ class Health:
             self._streak = 0
             self._doubt = ""
         total, failed, slow = self._window.add(now, evidence)
+        self.look_at_role |= evidence.failed > 0 and evidence.reason == READ_ONLY
         if evidence.streak:
             self._streak += min(evidence.streak, evidence.failed) if evidence.ok else evidence.failed
             self._doubt = evidence.reason or "requests fail"
         why = ""
         if self._streak >= self.policy.consecutive:
             why = f"{self._streak} requests in a row failed: {evidence.reason}"
-        elif total >= self.policy.minimum:
-            if failed and failed >= self.policy.failure_rate * total:
+        elif total >= self.policy.minimum and now >= self._cleared_at + self.policy.window:
+            if evidence.failed and failed >= self.policy.failure_rate * total:
                 why = f"{failed} of {total} requests failed: {evidence.reason}"
-            elif slow and slow >= self.policy.slow_rate * total:
+            elif evidence.slow and slow >= self.policy.slow_rate * total:
                 why = f"{slow} of {total} requests took over {self.policy.slow_call:g} s"
         if why and self.state != "suspect":
             self._doubt = self._doubt or why
@@ -144,13 +165,17 @@ class Health:
         """What an active probe found; refused: it could not connect at all."""
         self._probed_at = now
         if ok:
+            self.heard_at = now
             self._failures = self._streak = 0
             self._doubt = ""
+            self.look_at_role &= self.state == "out"
             if self.state == "out":
                 self._successes += 1
                 self._probe_in(QUICK, now, jitter)
                 return
             if self.state != "up":
+                if self.state == "suspect":
+                    self._cleared_at = now
                 self._window.clear()
                 self._become("up", now, "")
             self._probe_in(self.policy.interval, now, jitter)
@@ -170,6 +195,15 @@ class Health:
         else:
             self._probe_in(QUICK, now, jitter)
 
+    def not_probed(self, now: float, jitter: float) -> None:
+        """We could not ask it, for a reason of our own."""
+        self._probed_at = now
+        self._probe_in(QUICK, now, jitter)
+
+    def put_off_trial(self, now: float, jitter: float) -> None:
+        """The next trial request to it is so much later."""
+        self.trial_at = now + self._wait * (0.75 + 0.25 * jitter)
+
     def put_out(self, now: float, reason: str) -> None:
         """It was out before anybody asked it here: it has to return."""
         self.next_probe = now
@@ -178,6 +212,7 @@ class Health:
     def admitted(self, now: float) -> None:
         """Its keys have come back to it."""
         self._successes = self._refusals = 0
+        self.look_at_role = False
         self._admitted_at = now
         self._become("up", now, "")
 
@@ -196,7 +231,7 @@ class Health:
         flaps = self._admitted_at is not None and now - self._admitted_at < self._wait
         self._wait = min(2 * self._wait, self.policy.wait_most) if flaps else self.policy.wait
         self._refusals = 0
-        self.trial_at = now + self._wait * (0.75 + 0.25 * jitter)
+        self.put_off_trial(now, jitter)
         self._streak = self._failures = 0
         self._doubt = ""
         self._window.clear()

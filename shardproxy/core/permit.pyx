@@ -12,14 +12,13 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp
 
 from shardproxy.core import acl_rules
-from shardproxy.core.commands cimport CommandTable, Found, Rest, Row
+from shardproxy.core.command_keys cimport BAD, PATTERN, Found, Search, is_word
+from shardproxy.core.commands cimport CommandTable, Row
 from shardproxy.core.glob cimport glob_match
 
 VERDICTS = ("allowed", "command", "key", "auth", "channel", "by", "get", "script")
 
 cdef enum:
-    BAD = -1                # as CommandTable.search
-    PATTERN = -2
     HERE = 64               # so many arguments are looked at without allocating
 
 # What is special about a command, by its name
@@ -39,16 +38,6 @@ SPECIAL = {
     "eval": SCRIPT, "eval_ro": SCRIPT, "evalsha": SCRIPT, "evalsha_ro": SCRIPT, "fcall": SCRIPT, "fcall_ro": SCRIPT,
     "subscribe": CHANNELS, "ssubscribe": CHANNELS, "psubscribe": PATTERNS, "publish": CHANNEL, "spublish": CHANNEL,
 }
-
-
-cdef bint is_word(const char *text, size_t n, const char *word, size_t size) noexcept nogil:
-    cdef size_t i
-    if n != size:
-        return False
-    for i in range(n):
-        if (text[i] + 32 if c'A' <= text[i] <= c'Z' else text[i]) != word[i]:
-            return False
-    return True
 
 
 cdef class Permit:
@@ -155,7 +144,7 @@ cdef class Permit:
                        int *keys, int *which, int *status) noexcept nogil:
         """How many there are; those of malformed arguments as far as Redis would find them."""
         cdef Found found = Found(keys, which, argc, 0)
-        cdef const Rest *rest = &self.table.rest[row.id]
+        cdef const Search *how = &self.table.rest[row.id].keys
         cdef int last, at
         status[0] = self.table.search(row, argc, argv, argl, &found)
         if status[0] != BAD:
@@ -163,7 +152,7 @@ cdef class Permit:
                 status[0] = PATTERN     # Redis forbids GET # as well
             return found.n if found.n <= argc else argc
         found.n = 0
-        if rest.specs == 1 and self.table.specs[rest.spec].find == 0 and row.first > 0:    # MSET k v k
+        if how.specs == 1 and self.table.specs[how.spec].find == 0 and row.first > 0:    # MSET k v k
             last = row.last if row.last >= 0 else argc + row.last
             at = row.first
             while at <= last and at < argc:
@@ -171,7 +160,7 @@ cdef class Permit:
                 which[found.n] = 0
                 found.n += 1
                 at += row.step
-        elif rest.learned:
+        elif how.learned:
             return -2
         return found.n
 
@@ -211,7 +200,7 @@ cdef class Permit:
                     return 3
                 i += size
             return 1
-        return self.table.specs[self.table.rest[row.id].spec + spec].access
+        return self.table.specs[self.table.rest[row.id].keys.spec + spec].access
 
     def examine(self, args):
         cdef list items = [bytes(arg) for arg in args]

@@ -24,6 +24,9 @@ Mode = Literal["serve", "fail", "miss", "hold", "move"]
 RETURNING = "returning"  # the reason of a node behind the fence
 
 
+FAIL_OPEN = "fail open: "  # begins the reason of such a node's state
+
+
 class Node(msgspec.Struct, frozen=True):
     """One server, at "HOST:PORT", "[IPV6]:PORT" or "/PATH"; `reason` says why it is in its state."""
 
@@ -32,6 +35,11 @@ class Node(msgspec.Struct, frozen=True):
     reason: str = ""
     version: str = ""
     swept: bool = True  # False: its stand-ins may keep old values of its keys, which must not be served again
+
+    @property
+    def stays(self) -> bool:
+        """It looks down and is used on all the same, since most do: no verdict is coming."""
+        return self.state == "unknown" and self.reason.startswith(FAIL_OPEN)
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -85,6 +93,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     def longest(self) -> float:
         """What any request may take in all."""
         return max(self.timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
+
+    @property
+    def shortest(self) -> float:
+        """What the most impatient request may take, or one try of it."""
+        times = (self.attempt_timeout, self.timeouts.read, self.timeouts.write, self.timeouts.script)
+        return min(self.timeout, *(time for time in times if time))
 
     @property
     def ring(self) -> Ring:
@@ -265,6 +279,12 @@ def replaced(old: Pool, new: Pool) -> bool:
     )
 
 
+def places(pool: Pool) -> Any:
+    """Where its keys are: what is equal for two pools that look for every key at the same node."""
+    there = {shard.name: (shard.node.address, shard.protocol, pool.elsewhere(shard)) for shard in pool.shards}
+    return pool.ring.fingerprint, there
+
+
 class Topology(msgspec.Struct, frozen=True):
     """A snapshot of everything. Compare generations to tell which of two is newer."""
 
@@ -326,6 +346,11 @@ class Topology(msgspec.Struct, frozen=True):
         )
         new = self._next(pools, known)
         return self if new.pools == self.pools else new
+
+    def moves_keys(self, new: Self) -> bool:
+        """Whether a key of a pool that stays is looked for at another node in the new one."""
+        after = {pool.name: pool for pool in new.pools}
+        return any(pool.name in after and places(pool) != places(after[pool.name]) for pool in self.pools)
 
     @property
     def draining(self) -> dict[str, tuple[str, ...]]:

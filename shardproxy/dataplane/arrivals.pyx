@@ -11,6 +11,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 from posix.unistd cimport close
 
+from shardproxy.dataplane.connecting cimport keep_alive
 from shardproxy.dataplane.counters cimport ACCEPT_FAILURES, CLIENTS, CLIENTS_ACCEPTED, CLIENTS_REFUSED
 from shardproxy.dataplane.engine cimport OF_CLIENT, Client, Engine, Origin, sockaddr_storage
 from shardproxy.dataplane.openings cimport Entrance, may_open, opening_begins, refusal
@@ -21,7 +22,6 @@ from shardproxy.dataplane.system cimport (
     SOCK_NONBLOCK, TCP_NODELAY, accept4, epoll_ctl, epoll_event, send, setsockopt, sockaddr, sockaddr_in,
     sockaddr_in6, tag,
 )
-from shardproxy.dataplane.upstreams cimport keep_alive
 
 cdef enum:
     ACCEPTS = 64                # connections taken a tick

@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from shardproxy.core.commands cimport CommandTable
 from shardproxy.core.script_store cimport Script
 from shardproxy.dataplane.absence cimport flushed, wrote
-from shardproxy.dataplane.calls cimport ClientHandle, client_handle
+from shardproxy.dataplane.client_handle cimport ClientHandle, client_handle
 from shardproxy.dataplane.counters cimport BUCKETS, COUNTERS
 from shardproxy.dataplane.engine cimport (
     MOVE, OF_LISTENER, PAUSE_ALL, PAUSE_WRITES, UP, Client, Engine, Node, Upstream, monotonic_us,
@@ -22,7 +22,7 @@ from shardproxy.dataplane.memcached cimport install_ops
 from shardproxy.dataplane.nodes cimport answered, install, move, settled
 from shardproxy.dataplane.openings cimport Entrance
 from shardproxy.dataplane.permissions cimport install_users
-from shardproxy.dataplane.observing cimport pause, unpause
+from shardproxy.dataplane.observing cimport hold, pause, unpause
 from shardproxy.dataplane.scripts cimport all_scripts, forget_scripts, script_find, teach
 from shardproxy.dataplane.sending cimport node_of
 from shardproxy.dataplane.sieve cimport sieve
@@ -184,6 +184,11 @@ cdef class Console(Engine):
         unpause(self)
         self.wake()
 
+    def hold(self, double seconds):
+        self.now = self.now if self.in_tick else monotonic_us()
+        hold(self, self.now + <uint64_t>(seconds * 1e6) if seconds else 0)
+        self.wake()
+
     def monitor(self, on_command):
         self.on_command = on_command
 
@@ -324,9 +329,10 @@ cdef class Console(Engine):
             found.append({
                 "shard": node.shard.decode(errors="replace"), "address": node.name.decode(errors="replace"),
                 "state": "out" if node.why[0] else "up" if best == UP else "unknown",
-                "reason": node.why.decode(errors="replace"), "requests": node.requests,
-                "errors": node.errors, "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
+                "reason": node.why.decode(errors="replace"), "requests": node.requests[0] + node.requests[1],
+                "errors": node.errors[0] + node.errors[1], "lost": node.lost, "timeouts": node.timeouts, "retries": node.retries,
                 "upstreams": upstreams, "private": node.privates,
+                "classes": {h: {"requests": node.requests[j], "errors": node.errors[j]} for j, h in enumerate(HISTOGRAMS)},
                 "latency": {h: [node.latency[j][k] for k in range(BUCKETS)] for j, h in enumerate(HISTOGRAMS)},
             })
         return found

@@ -136,7 +136,7 @@ cdef struct Client:
     bint tx_mixed               # some of its commands are a handler's: so is its EXEC
     bint tx_replicates          # some of them write, or may
     uint32_t watched            # keys that it has named to WATCH
-    bint paused                 # its next command waits for the end of CLIENT PAUSE
+    bint paused                 # its next command waits for the end of CLIENT PAUSE, or of a hold
     bint monitors               # it is shown what others send
     uint32_t tx_placement       # Engine.placement at its first key
     uint64_t tx_allowed         # us: the longest of its commands' times
@@ -166,7 +166,8 @@ cdef struct Entry:
     uint8_t trusting            # it calls scripts that its node should know
     uint8_t fault               # the gravest of what a memcached has refused of it: see memcached_replies
     uint32_t frames             # replies still to come
-    uint64_t at                 # when the request was read
+    uint64_t at                 # when this try of it began: when it was read, or could go out (again)
+    uint64_t asked              # when the request was read
     uint64_t due                # when it is answered TIMEOUT: dues.NEVER for some
     uint64_t start              # of its bytes in all that this upstream was given
     uint64_t prefix             # bytes of SCRIPT LOADs among these, in front
@@ -298,6 +299,7 @@ cdef struct Node:
     bint clock_known
     bint gone                   # its shard is no longer in the topology: it only finishes what it has
     bint out                    # no connection is made to it
+    bint stays                  # fail open: no verdict on it is coming, so that nothing is held for it
     uint8_t mode
     uint16_t follows            # the node that had this shard before: its requests in flight are waited for
     sockaddr_storage address
@@ -311,18 +313,19 @@ cdef struct Node:
     Upstream *pool                          # private ones that are nobody's, chained by next_own
     uint32_t privates                       # all private ones
     char why[TEXT]              # why it cannot be reached; empty: it can, as far as known
-    uint64_t requests
-    uint64_t errors
+    uint64_t requests[2]        # of reads and of writes, as the next two
+    uint64_t errors[2]
+    uint64_t latency[2][BUCKETS]
     uint64_t lost
     uint64_t timeouts
     uint64_t retries
-    uint64_t latency[2][BUCKETS]
     # evidence of its health since it was last asked for
     uint64_t ok
     uint64_t failed
     uint64_t slow
     uint64_t streak             # failures since its last success; stays
     uint64_t blamed             # when a deadline was last held against it
+    uint64_t slowed             # when a slow reply was
     bint refused                # a connection was refused
     bint failing                # this tick has said so already
     char failure[TEXT]          # the last one
@@ -391,6 +394,7 @@ cdef class Engine:
     cdef bint moving                        # some who wait are to wait elsewhere
     cdef uint8_t pausing                    # CLIENT PAUSE
     cdef uint64_t pause_ends
+    cdef uint64_t held_until                # us; 0: no keys are about to move, see observing.hold
     cdef object on_command                  # for MONITOR; None: nobody is shown anything
     cdef bint displacing                    # some keys are not at home
     cdef bint holds                         # the pool rehashes: what cannot be sent waits for the verdict
@@ -400,7 +404,8 @@ cdef class Engine:
     cdef bint missing                       # upstream_for's NULL: reads find nothing
     cdef bint crowded                       # upstream_for's NULL: OVERLOADED, and a client's own pipeline waits
     cdef uint32_t placement                 # counts changes of where keys are
-    cdef bint lagging                       # this loop was late: what looks late now may be our fault
+    cdef uint64_t lag_most                  # us: a loop that is later than this says nothing about nodes
+    cdef uint64_t lagged                    # when it last was: what was asked before may look slow for our own fault
     cdef uint64_t seen                      # when the last tick began
     cdef uint64_t fence_ends
     cdef uint32_t losses                    # counts queues that were gone through
@@ -450,6 +455,7 @@ cdef class Engine:
     cdef uint64_t timeout                   # us; of the pool, as are the next five
     cdef uint64_t[3] allowed                # a read, a write, a script: until it is due
     cdef uint64_t longest                   # of these
+    cdef uint64_t patience                  # a part of the shortest: a queue that stands for so long is late
     cdef uint64_t connect_timeout
     cdef uint64_t reset_after
     cdef int connections

@@ -14,11 +14,12 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from shardproxy.core.buffers cimport buf_consume, buf_head
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame
+from shardproxy.dataplane.connecting cimport say, start, upstream_ready
 from shardproxy.dataplane.engine cimport STREAM_ABOVE, TEXT, TRACKING, Client, Engine, Upstream, wall_us
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.private cimport owner_of, tracking_setup
 from shardproxy.dataplane.replies cimport quoted
-from shardproxy.dataplane.upstreams cimport say, start, upstream_leave, upstream_ready
+from shardproxy.dataplane.upstreams cimport upstream_leave
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *p, size_t n, const void *what, size_t size)
@@ -135,7 +136,7 @@ cdef void greeted(Engine e, Upstream *u) noexcept:
         if answer[0] == c'-':
             # an error may quote what it is about, and that may be a password: only its first word is repeated then
             n = u.scanned - 3 if u.scanned < 200 else 200       # of a line: its "-" and its CRLF are there
-            if u.greetings > 3:
+            if u.greetings > 3 and not (n > 25 and memcmp(answer + 1, "ERR max number of clients", 25) == 0):
                 word = <const char *>memchr(answer, c' ', n)
                 n = word - answer - 1 if word != NULL else 0
                 snprintf(text, TEXT, "refuses the login or the protocol: %.*s (`shardproxy check` says more)", <int>n,

@@ -6,11 +6,12 @@ line as a client would get it.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
+from shardproxy.dataplane.connecting cimport start
 from shardproxy.dataplane.counters cimport PUSHES_DROPPED
 from shardproxy.dataplane.engine cimport KEPT, TEXT, TO_ASK, UP, Client, Engine, Upstream, monotonic_us
 from shardproxy.dataplane.private cimport private_drop, private_new, private_of, unlease
 from shardproxy.dataplane.scripts cimport precede_run
-from shardproxy.dataplane.upstreams cimport give, promise, start
+from shardproxy.dataplane.upstreams cimport give, promise
 
 ASK_MOST = 1 << 29              # bytes of one reply, as Redis's longest bulk
 

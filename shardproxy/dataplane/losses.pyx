@@ -12,6 +12,7 @@ from libc.string cimport memset
 
 from shardproxy.core.buffers cimport Buf, buf_append, buf_head, buf_release, queue_free
 from shardproxy.dataplane.answers cimport UNBLOCKED
+from shardproxy.dataplane.connecting cimport failed
 from shardproxy.dataplane.counters cimport (
     RETRIES, RETRY_BUDGET_EMPTY, SHARD_DOWN, TIMEOUTS, UNKNOWN_OUTCOMES, UPSTREAM_LOSSES, UPSTREAM_RESETS,
 )
@@ -27,7 +28,7 @@ from shardproxy.dataplane.private cimport private_lost
 from shardproxy.dataplane.scripts cimport precede_again, unlearn
 from shardproxy.dataplane.sending cimport send_again
 from shardproxy.dataplane.waiting cimport time_left, wait_again
-from shardproxy.dataplane.upstreams cimport failed, fit, shrink, upstream_leave
+from shardproxy.dataplane.upstreams cimport fit, shrink, upstream_leave
 
 cdef enum:
     SETTLED = 1000000           # a connection that has lasted so long was a good one, even if nothing was asked on it
@@ -184,8 +185,10 @@ cdef void sift(Engine e, Upstream *u, const char *reason) noexcept:
     cdef Entry entry
     cdef Buf out
     cdef uint64_t start, end
+    cdef Node *node = e.node_list[u.node]
     # with nowhere else to go, what waits for a node that refuses us is told so
-    cdef bint keep = (u.failures == 0 or e.holds and not e.node_list[u.node].gone) and not e.closed and not e.closing
+    cdef bint keep = u.failures == 0 or e.holds and not node.stays and not node.gone
+    keep = keep and not e.closed and not e.closing
     if u.private:
         private_lost(e, u)
         keep = False
@@ -311,7 +314,7 @@ cdef void deadlines(Engine e, Upstream *u) noexcept:
     elif u.late == u.head and u.head != u.tail and e.attempt_timeout < e.timeout:
         entry = &u.fifo[u.head & u.mask]
         # of what may take longer than others, nothing is known so soon
-        if entry.at + e.attempt_timeout <= e.now and entry.due <= entry.at + e.timeout:
+        if entry.at + e.attempt_timeout <= e.now and entry.due <= entry.asked + e.timeout:
             overdue(e, u, entry)
 
 
@@ -325,7 +328,7 @@ cdef void give_up(Engine e, Upstream *u, Entry *entry) noexcept:
     e.text_size = snprintf(
         e.text, TEXT, "-TIMEOUT shard '%.80s' at %.80s could not be asked within %llu ms; the command has not run\r\n"
         if unsent else "-TIMEOUT shard '%.80s' at %.80s did not answer within %llu ms; the command may still run\r\n",
-        node.shard, node.name, <unsigned long long>((entry.due - entry.at) // 1000))
+        node.shard, node.name, <unsigned long long>((entry.due - entry.asked) // 1000))
     deliver_error(e, entry, False)
     entry.to = TO_LATE
 
@@ -333,7 +336,7 @@ cdef void give_up(Engine e, Upstream *u, Entry *entry) noexcept:
 cdef inline void overdue(Engine e, Upstream *u, const Entry *entry) noexcept:
     """One piece of evidence for all that were waiting when the last one was taken: one slow command holds up many."""
     cdef Node *node = e.node_list[u.node]
-    if u.state == UP and entry.start < u.written and entry.at > node.blamed and not e.lagging:
+    if u.state == UP and entry.start < u.written and entry.at > node.blamed and e.lagged != e.now:
         node.blamed = e.now
         blame(e, node, "it does not answer in time", False)
 

@@ -433,7 +433,7 @@ cdef void again_to(Engine e, Client *c, const Entry *entry, const char *p, size_
     if promise(e, u, entry.to, c.index, c.generation, entry.slot, part, entry.write, entry.tries, keys, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
-    shaped(u, entry.form).at = entry.at
+    shaped(u, entry.form).asked = entry.asked
     for i in range(entry.total):
         length = command_at(p + at, n - at, key, &size)
         if e.owners[i] == node and give(e, u, p + at, length) < 0:

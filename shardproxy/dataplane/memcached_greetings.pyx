@@ -15,12 +15,12 @@ from libc.string cimport memcmp, memcpy, strlen
 from shardproxy.core.buffers cimport buf_consume, buf_head
 from shardproxy.core.memcached_wire cimport scan_meta
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE
-from shardproxy.dataplane.calls cimport numeric_text
+from shardproxy.dataplane.addresses cimport numeric_text
+from shardproxy.dataplane.connecting cimport say, upstream_ready
 from shardproxy.dataplane.engine cimport GREETING, STREAM_ABOVE, TEXT, Engine, Node, Upstream, sockaddr_storage, wall_us
 from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.replies cimport quoted
 from shardproxy.dataplane.system cimport AF_INET, AF_INET6, getsockname, sockaddr
-from shardproxy.dataplane.upstreams cimport say, upstream_ready
 
 from shardproxy.core.memcached.connections import asker, connections
 

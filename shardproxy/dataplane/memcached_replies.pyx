@@ -193,7 +193,7 @@ cdef bint fault(Engine e, Node *node, Entry *entry, const char *p, size_t n, bin
     what = TOO_LARGE if says(p + 13, n - 13, "object too large") else \
         FULL if says(p + 13, n - 13, "out of memory") else REFUSED
     e.count[<int>ERROR_REPLIES] += 1
-    node.errors += 1
+    node.errors[entry.write] += 1
     if entry.form == SUM or entry.form == ALL:
         if what > entry.fault:
             entry.fault = what

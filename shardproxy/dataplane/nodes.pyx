@@ -128,7 +128,9 @@ cdef take_policy(Engine e, pool):
     e.timeout = int(pool.timeout * 1e6) or 1 << 60
     e.allowed = [int(each * 1e6) or e.timeout for each in (pool.timeouts.read, pool.timeouts.write, pool.timeouts.script)]
     e.longest = int(pool.longest * 1e6) or e.timeout
+    e.patience = min(e.timeout, *e.allowed) // 4
     e.attempt_timeout = int(pool.attempt_timeout * 1e6) or e.timeout
+    e.lag_most = min(e.attempt_timeout, e.allowed[0], e.allowed[1], e.allowed[2]) // 4
     e.connect_timeout = int(pool.connect_timeout * 1e6)
     e.reset_after = int(pool.reset_after * 1e6) or 1 << 60
     e.connections = min(pool.connections_per_node, MAX_SHARED)
@@ -154,6 +156,7 @@ cdef void set_mode(Engine e, Node *node, uint8_t mode, record):
         e.placement += 1        # a transaction that is being held may belong elsewhere now
     node.mode = mode
     node.out = record.state == "out"
+    node.stays = record.stays
     if mode != SERVE:
         snprintf(node.why, sizeof(node.why), "%s", <const char *>reason)
     elif record.state == "up":
@@ -300,7 +303,8 @@ cdef bint resolve(str address, Node *node, bint names):
                                     flags=0 if names else sockets.AI_NUMERICHOST)
     except OSError:
         return False
-    family, _, _, _, where = found[0]
+    # of several addresses the one that all workers take, see proxy/resolve.choose
+    family, _, _, _, where = min((each for each in found if each[0] == found[0][0]), key=lambda each: each[4][0])
     text = where[0].encode()
     node.address.ss_family = family
     if family == AF_INET:

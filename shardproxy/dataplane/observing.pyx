@@ -1,4 +1,4 @@
-"""What an administrator does to all clients: hold them back (CLIENT PAUSE), or look at what they send (MONITOR).
+"""What is done to all clients: held back (CLIENT PAUSE, and while keys move), or what they send looked at (MONITOR).
 
 Rules: nobody pays for either but by a look at a flag while nobody does it. Who is held back is not read, so that nothing
 piles up; its earlier commands are answered. What is shown is what is run: commands of a transaction when it is sent.
@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memset
 from shardproxy.core.buffers cimport buf_head
 from shardproxy.core.commands cimport FLAG_CONTAINER, FLAG_UNSEEN, Row
 from shardproxy.core.resp cimport REQ_OK, Progress, Request, parse_request
-from shardproxy.dataplane.calls cimport address_text
+from shardproxy.dataplane.addresses cimport address_text
 from shardproxy.dataplane.engine cimport Client, Engine
 
 
@@ -23,10 +23,21 @@ cdef void pause(Engine e, uint8_t what, uint64_t ends) noexcept:
 
 
 cdef void unpause(Engine e) noexcept:
-    cdef uint32_t i
-    cdef Client *c
     e.pausing = 0
     e.pause_ends = 0
+    resume(e)
+
+
+cdef void hold(Engine e, uint64_t until) noexcept:
+    e.held_until = until
+    if not until:
+        resume(e)
+
+
+cdef void resume(Engine e) noexcept:
+    """Everybody tries again: who is held back by something else as well still is."""
+    cdef uint32_t i
+    cdef Client *c
     for i in range(e.client_room):
         c = e.client_list[i]
         if c != NULL and c.paused and not c.dead:

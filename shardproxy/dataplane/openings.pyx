@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 
 from shardproxy.core.proxy_protocol import parse
 
+from shardproxy.dataplane.addresses cimport numeric_text
 from shardproxy.dataplane.arrivals cimport is_local
-from shardproxy.dataplane.calls cimport numeric_text
 from shardproxy.dataplane.clients cimport client_readable
 from shardproxy.dataplane.counters cimport BAD_HEADERS, CLIENTS_REFUSED, OPENING, TLS_FAILURES, TLS_HANDSHAKES
 from shardproxy.dataplane.engine cimport OF_LISTENER, Client, Engine, Origin, sockaddr_storage

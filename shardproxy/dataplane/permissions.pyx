@@ -13,7 +13,7 @@ from shardproxy.core.permit cimport (
 )
 from shardproxy.core.resp cimport Request
 from shardproxy.dataplane.answers cimport refuse_bytes
-from shardproxy.dataplane.calls cimport client_handle
+from shardproxy.dataplane.client_handle cimport client_handle
 from shardproxy.dataplane.counters cimport DENIED
 from shardproxy.dataplane.engine cimport TX_BROKEN, Client, Engine
 from shardproxy.dataplane.slots cimport client_close

@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.string cimport strlen
 
+from shardproxy.dataplane.connecting cimport start
 from shardproxy.dataplane.counters cimport OVERLOADED
 from shardproxy.dataplane.deliveries cimport deliver_error
 from shardproxy.dataplane.engine cimport (
@@ -18,7 +19,7 @@ from shardproxy.dataplane.engine cimport (
 from shardproxy.dataplane.links cimport link_lost
 from shardproxy.dataplane.losses cimport ghost
 from shardproxy.dataplane.slots cimport client_push, client_push_in_order
-from shardproxy.dataplane.upstreams cimport fit, give, own_of, promise, start, upstream_give_up, upstream_leave, upstream_new
+from shardproxy.dataplane.upstreams cimport fit, give, own_of, promise, upstream_give_up, upstream_leave, upstream_new
 
 cdef const char *NOTHING_IS_KNOWN = ">2\r\n$10\r\ninvalidate\r\n_\r\n"    # what a node sends for FLUSHALL
 

@@ -7,7 +7,8 @@ from shardproxy.core.acl import Users
 from shardproxy.core.commands import CommandTable
 from shardproxy.core.networks import Networks
 from shardproxy.core.topology import Topology
-from shardproxy.dataplane.calls import Call, ClientHandle
+from shardproxy.dataplane.calls import Call
+from shardproxy.dataplane.client_handle import ClientHandle
 from shardproxy.dataplane.links import Link
 
 class Reactor:
@@ -200,6 +201,9 @@ class Reactor:
         """CLIENT PAUSE: clients' next commands, all or what may write, wait so long, or as before."""
 
     def unpause(self) -> None: ...
+    def hold(self, seconds: float) -> None:
+        """Before keys move: all clients' next commands wait so long at most; 0: no longer."""
+
     def monitor(self, on_command: Callable[[int, str, str, list[bytes]], None] | None) -> None:
         """MONITOR: gets (database, the client's address, name in the table, arguments) of each command."""
 

@@ -16,6 +16,7 @@ from shardproxy.core.buffers cimport buf_total, buf_trim
 from shardproxy.core.script_store cimport scripts_new
 from shardproxy.dataplane.arrivals cimport grow_clients, open_spare, take_connections
 from shardproxy.dataplane.clients cimport client_readable, client_resume
+from shardproxy.dataplane.connecting cimport upstream_writable
 from shardproxy.dataplane.console cimport Console
 from shardproxy.dataplane.counters cimport BUFFER_BYTES, RETRIES_LEFT, TICKS
 from shardproxy.dataplane.dues cimport NEVER, due_alarm, due_alarms
@@ -25,7 +26,7 @@ from shardproxy.dataplane.engine cimport (
 )
 from shardproxy.dataplane.links cimport tell
 from shardproxy.dataplane.openings cimport openings_due, wake_listeners
-from shardproxy.dataplane.observing cimport unpause
+from shardproxy.dataplane.observing cimport hold, unpause
 from shardproxy.dataplane.private cimport give_up_lost
 from shardproxy.dataplane.replies cimport upstream_readable
 from shardproxy.dataplane.slots cimport client_close, client_flush, client_free, client_release, in_time, part
@@ -35,7 +36,7 @@ from shardproxy.dataplane.system cimport (
     EPOLLRDHUP, TFD_CLOEXEC, TFD_NONBLOCK, CLOCK_MONOTONIC, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     eventfd, tag, timerfd_create,
 )
-from shardproxy.dataplane.upstreams cimport upstream_flush, upstreams_free, upstream_writable, upstreams_due
+from shardproxy.dataplane.upstreams cimport upstream_flush, upstreams_due, upstreams_free
 from shardproxy.dataplane.waiting cimport follow_keys
 
 from shardproxy.dataplane.counters import PAGE_BYTES
@@ -94,6 +95,7 @@ cdef class Reactor(Console):
         self.raised = raised
         self.retry_tokens = RETRIES_AT_FIRST
         self.slow_call = self.attempt_timeout = 1000000
+        self.lag_most = self.attempt_timeout // 4
         self.listeners = {}
         self.opening = {}
         self.announced = {}
@@ -104,6 +106,7 @@ cdef class Reactor(Console):
         self.connections = 1
         self.timeout = self.connect_timeout = self.longest = 1000000
         self.allowed = [1000000, 1000000, 1000000]
+        self.patience = 250000
         self.reset_after = 10000000
         self.take_limits(limits)
         self.take_page(page)
@@ -181,7 +184,8 @@ cdef class Reactor(Console):
         n = epoll_wait(self.epoll, self.events, EVENTS, 0)
         self.now = monotonic_us()
         # cron comes ten times a second: what is later than that has made others late
-        self.lagging = self.now > self.seen + CRON + self.attempt_timeout // 4
+        if self.now > self.seen + CRON + self.lag_most:
+            self.lagged = self.now
         self.seen = self.now
         if self.retry_tokens > RETRIES_MOST:
             self.retry_tokens = RETRIES_MOST
@@ -354,6 +358,8 @@ cdef class Reactor(Console):
         self.in_tick = True
         if self.pausing and (self.now >= self.pause_ends or self.draining):
             unpause(self)
+        if self.held_until and (self.now >= self.held_until or self.draining):
+            hold(self, 0)
         if self.moving:
             follow_keys(self)
         wake_listeners(self)

@@ -11,6 +11,8 @@ from libc.string cimport memcmp
 
 from shardproxy.core.buffers cimport Buf, buf_consume, buf_head, buf_release, buf_reserve, buf_tail
 from shardproxy.core.resp cimport SCAN_BAD, SCAN_DONE, scan_frame, usual_frame
+from shardproxy.dataplane.absence cimport drop_stale_run
+from shardproxy.dataplane.connecting cimport shake
 from shardproxy.dataplane.counters cimport (
     BUCKETS, COUNTERS, ERROR_REPLIES, PUSHES_DROPPED, UPSTREAM_BYTES_IN, bucket_of,
 )
@@ -28,7 +30,7 @@ from shardproxy.dataplane.memcached_replies cimport meta_replies
 from shardproxy.dataplane.private cimport owner_of, tracked, unlease
 from shardproxy.dataplane.scripts cimport unlearn, unlearn_node
 from shardproxy.dataplane.tls cimport Tls, tls_recv, tls_why
-from shardproxy.dataplane.upstreams cimport shake, upstream_done
+from shardproxy.dataplane.upstreams cimport upstream_done
 from shardproxy.dataplane.waiting cimport wait_elsewhere
 
 cdef extern from "<string.h>" nogil:
@@ -143,7 +145,7 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             unlearn_node(node)
         if p[0] == c'-' and not u.midway:
             e.count[<int>ERROR_REPLIES] += 1
-            node.errors += 1
+            node.errors[entry.write] += 1
             if entry.to == TO_NOBODY and entry.part == QUEUED:
                 keep_refusal(u, p, u.scanned)
             elif entry.to == TO_NOBODY and u.proto == 3 and not u.raised and no_hello(p, u.scanned):
@@ -160,6 +162,8 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
             n = len(made)
         if e.stale != NULL and not entry.write and u.db == 0:
             keep_reply(e, u, entry, NULL if u.midway else p, n)
+        elif e.stale != NULL and u.lease & WAITING:
+            run_now(e, u, entry)
         if (u.moving or u.recalled) and u.lease & WAITING and not u.midway and is_nil(p, n):
             wait_elsewhere(e, u, entry)
         if u.refusal[0] and entry.to != TO_NOBODY:
@@ -180,13 +184,17 @@ cdef void upstream_readable(Engine e, Upstream *u) noexcept:
 
 cdef inline void answered(Engine e, Upstream *u, Node *node, const Entry *entry, bint sick) noexcept:
     """The FIFO's head has all that it was promised."""
-    cdef uint64_t us = e.now - entry.at
+    cdef uint64_t us = e.now - entry.asked
     u.done += 1
     if not sick:
-        node.ok += 1
         node.streak = 0
-        # what may take longer than others, or blocks, is not slow when it does
-        node.slow += us > e.slow_call and entry.due <= entry.at + e.timeout
+        # what may take longer than others, or blocks, is not slow when it does; nor is who answers what another did not
+        if e.now - entry.at <= e.slow_call or entry.due > entry.asked + e.timeout or entry.at <= e.lagged:
+            node.ok += 1
+        elif entry.at > node.slowed:
+            node.slowed = e.now     # all that waits behind it is slow as well: one piece of evidence, as in `overdue`
+            node.ok += 1
+            node.slow += 1
     if not u.lease & (WAITING | KEPT):      # what is asked apart may take its time
         node.latency[entry.write][bucket_of(us)] += 1
         e.count[<int>COUNTERS + (BUCKETS if entry.write else 0) + bucket_of(us)] += 1
@@ -212,6 +220,13 @@ cdef void keep_reply(Engine e, Upstream *u, const Entry *entry, const char *fram
     cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
     stale_put(e.stale, buf_head(&u.out) + (entry.start - u.base), end - entry.start, u.proto, frame,
               n if frame != NULL else STREAM_ABOVE + 1, entry.at, e.now)
+
+
+cdef void run_now(Engine e, Upstream *u, const Entry *entry) noexcept:
+    """What blocked writes when it ends: what was read while it waited, of the keys that it writes, is old."""
+    cdef size_t start = entry.start + entry.prefix - u.base
+    cdef uint64_t end = u.given if u.head + 1 == u.tail else u.fifo[(u.head + 1) & u.mask].start
+    drop_stale_run(e, buf_head(&u.out) + start, end - u.base - start)
 
 
 cdef bytes raised(Engine e, Upstream *u, const Entry *entry, bytes frame):

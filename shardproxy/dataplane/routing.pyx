@@ -51,7 +51,7 @@ cdef int route(Engine e, Client *c, Request *r) noexcept:
     if c.subscriber and c.proto == 2 and not row.flags & FLAG_LISTENING:
         only_listens(e, c, row)
         return TAKEN
-    if e.pausing and paused(e, c, row):
+    if (e.pausing or e.held_until) and paused(e, c, row):
         return WAIT
     c.last_row = row.id
     status = run(e, c, r, row)
@@ -92,9 +92,9 @@ cdef bint counted(Engine e, Request *r, const Row *row) noexcept:
 
 
 cdef bint paused(Engine e, Client *c, const Row *row) noexcept:
-    """CLIENT PAUSE holds it back."""
+    """CLIENT PAUSE holds it back, or keys are about to move."""
     cdef bint writes = row.flags & FLAG_REPLICATES or row.kind == KIND_MULTI and row.name[0] == c'e' and c.tx_replicates
-    c.paused = e.now < e.pause_ends and (e.pausing == PAUSE_ALL or writes)
+    c.paused = e.now < e.held_until or e.now < e.pause_ends and (e.pausing == PAUSE_ALL or writes)
     return c.paused
 
 

@@ -407,7 +407,7 @@ cdef void send_again(Engine e, Client *c, const Entry *entry, const char *p, siz
     if promise(e, u, TO_CLIENT, c.index, c.generation, entry.slot, 0, entry.write, entry.tries, 1, entry.due) < 0:
         client_close(e, c, "out of memory")
         return
-    u.fifo[(u.tail - 1) & u.mask].at = entry.at
+    u.fifo[(u.tail - 1) & u.mask].asked = entry.asked
     if row.flags & ANY_CALL:
         script = script_of(e, r, row)
         if script != NULL:
@@ -451,7 +451,7 @@ cdef void share_again(Engine e, Client *c, Request *r, const Row *row, const Ent
             e.count[<int>REHASHED] += 1
             send_share(e, c, r, row, u, node, entry.slot, part, entry.tries, entry.due)
             if not c.dead:
-                u.fifo[(u.tail - 1) & u.mask].at = entry.at
+                u.fifo[(u.tail - 1) & u.mask].asked = entry.asked
                 u.again = u.given
         if c.dead or slot_at(c, entry.slot).fan == NULL:
             return

@@ -246,7 +246,7 @@ cdef void client_flush(Engine e, Client *c) noexcept:
             client_close(e, c, NULL)
             return
     if c.stalled and c.paused and not c.leaving:
-        pass                    # until the pause is over: see observing.unpause
+        pass                    # until the pause is over: see observing.resume
     elif c.stalled and not c.leaving:
         if (c.head == c.tail if c.barred else in_flight(c) <= e.eff_requests // 2) and bytes_of(c) <= e.eff_soft // 2:
             if c.origin == NULL or c.barred or has_room(e, c):

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from shardproxy.core.buffers cimport buf_append, queue_grow
 from shardproxy.dataplane.dues cimport due_add
-from shardproxy.dataplane.engine cimport SERVE, UP, WAITING, Client, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport SERVE, TO_NOBODY, UP, WAITING, Client, Engine, Entry, Node, Upstream
 
 cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
@@ -19,7 +19,7 @@ cdef inline void keep_lane(Engine e, Client *c) noexcept nogil:
 cdef inline bint at_ease(Engine e, const Upstream *u) noexcept nogil:
     cdef uint32_t waiting = u.tail - u.head
     return (u.state == UP and not u.doomed and (u.given - u.written) * e.shared_count <= e.budget.queue
-            and (waiting <= ALWAYS or waiting <= MAX_QUEUE and e.now <= u.fifo[u.head & u.mask].at + e.timeout // 4))
+            and (waiting <= ALWAYS or waiting <= MAX_QUEUE and e.now <= u.fifo[u.head & u.mask].at + e.patience))
 
 # The upstream that this client's commands for that node, due then, travel on; NULL: e.text is the error line, e.missing says whether
 # reads find nothing instead, e.crowded whether a client that has requests in flight should rather wait.
@@ -30,7 +30,6 @@ cdef inline Upstream *upstream_for(Engine e, int number, Client *c, uint64_t due
     if node.mode == SERVE and not node.memcached and c.own == NULL and not c.tracking and c.db == 0:
         u = node.shared[c.proto - 2][c.lane]
         if u != NULL and at_ease(e, u):
-            node.requests += 1
             return u
     return upstream_found(e, number, c, due)
 
@@ -43,7 +42,6 @@ cdef Upstream *own_of(Client *c, int number) noexcept nogil
 # One more upstream of that node, not connected; NULL: no memory.
 cdef Upstream *upstream_new(Engine e, int number, uint8_t proto, uint16_t db) noexcept
 cdef void upstream_give_up(Engine e, Upstream *u) noexcept
-cdef void start(Engine e, Upstream *u) noexcept
 # Promise the next `frames` replies to somebody, until `due`: 0, or what blocks, for ever. The request's bytes follow in u.out.
 # -1: no memory.
 cdef inline int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint32_t generation, uint32_t slot,
@@ -65,11 +63,12 @@ cdef inline int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint
     entry.tries = 0 if u.private else tries     # what it has been told before is lost with it
     entry.form = entry.trusting = entry.fault = 0
     entry.frames = frames
-    entry.at = e.now
+    entry.at = entry.asked = e.now
     entry.start = u.given
     entry.prefix = 0
     entry.loads = entry.skip = 0
     entry.total = entry.tally = 0
+    e.node_list[u.node].requests[write] += to != TO_NOBODY
     due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
@@ -81,20 +80,12 @@ cdef inline int give(Engine e, Upstream *u, const char *p, size_t n) noexcept:
     e.mark_upstream(u)
     return 0
 
-cdef void upstream_writable(Engine e, Upstream *u) noexcept
 cdef void upstream_flush(Engine e, Upstream *u) noexcept
 cdef void upstream_done(Upstream *u) noexcept nogil
 cdef void upstream_leave(Engine e, Upstream *u) noexcept
 cdef void release(Engine e, Node *node) noexcept
-cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept
 cdef void fit(Engine e) noexcept
 cdef void shrink(Upstream *u) noexcept
 # Deadlines, connections that take too long, upstreams that make no progress, and reconnecting.
 cdef void upstreams_due(Engine e) noexcept
 cdef void upstreams_free(Engine e) noexcept
-cdef void upstream_ready(Engine e, Upstream *u) noexcept
-# Go on with its TLS handshake; True: it is done, and the greeting is on its way.
-cdef bint shake(Engine e, Upstream *u, bint first) noexcept
-# Bytes of a greeting.
-cdef void say(Engine e, Upstream *u, bytes greeting) noexcept
-cdef void keep_alive(Engine e, int fd) noexcept

@@ -1,2 +1,2 @@
-# Connections to nodes: made, kept, written to, given up.
+# Connections to nodes: chosen, written to, kept, given up.
 # For cimport only: nothing here is called from Python.

@@ -1,221 +1,36 @@
-"""Connections to nodes: made, kept, written to.
+"""Connections to nodes: which one a request travels on, its bytes on their way out, and the end of a connection.
 
 Rules: requests go out in the order they were promised, and only a reply, or the loss of the connection, takes an entry
 from the FIFO. The bytes of a read stay in the out-buffer until it is answered, behind what is sent. Nothing is
-written while the node's shard is held. What goes wrong is losses'.
+written while the node's shard is held. How one comes about is connecting's; what goes wrong is losses'.
 """
 
-from libc.errno cimport EAGAIN, ECONNREFUSED, EINPROGRESS, EINTR, ENOENT, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
 from shardproxy.core.buffers cimport buf_consume, buf_head, buf_release, queue_free
 from shardproxy.core.resp cimport Scan
-from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT, UPSTREAM_CONNECTS
+from shardproxy.dataplane.connecting cimport pass_on, start, try_now, watch
+from shardproxy.dataplane.counters cimport HELD, OVERLOADED, SHARD_DOWN, UPSTREAM_BYTES_OUT
 from shardproxy.dataplane.engine cimport (
-    CACHING_YES, CONNECTING, DOWN, GREETING, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, OF_UPSTREAM, SCRATCH, SERVE, TEXT,
-    TO_NOBODY, TRACKING, UP, WAITING, Client, Engine, Entry, Node, Upstream,
+    CACHING_YES, CONNECTING, DOWN, HOLD, MAX_UPSTREAMS, MISS, NOWHERE, SERVE, TEXT, TO_NOBODY, TRACKING, UP, WAITING,
+    Client, Engine, Entry, Node, Upstream,
 )
-from shardproxy.dataplane.greetings cimport greet, killed
-from shardproxy.dataplane.losses cimport blame, deadlines, prune, sift, upstream_lost
+from shardproxy.dataplane.greetings cimport killed
+from shardproxy.dataplane.losses cimport deadlines, prune, sift, upstream_lost
 from shardproxy.dataplane.memcached_greetings cimport look_again
 from shardproxy.dataplane.private cimport lease, private_drop
 from shardproxy.dataplane.scripts cimport unlearn
-from shardproxy.dataplane.system cimport (
-    AF_UNIX, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, IPPROTO_TCP, MSG_NOSIGNAL, SO_ERROR, SO_KEEPALIVE,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
-    TCP_USER_TIMEOUT, connect, epoll_ctl, epoll_event, getsockopt, send, setsockopt, sockaddr, socket, tag,
-)
-from shardproxy.dataplane.tls cimport (
-    FAILED, GONE, SHAKEN, Tls, tls_behind, tls_end, tls_free, tls_new, tls_pass, tls_recv, tls_shake, tls_why,
-)
-
-cdef extern from "<string.h>" nogil:
-    const char *strerror(int number)
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum:
-        SO_LINGER
-    struct linger:
-        int l_onoff
-        int l_linger
+from shardproxy.dataplane.system cimport EPOLLIN, EPOLLOUT
+from shardproxy.dataplane.tls cimport Tls, tls_behind, tls_end, tls_free
 
 cdef enum:
-    BACKOFF_FIRST = 50000       # us
-    BACKOFF_MOST = 5000000
     POOL_IDLE = 60000000        # us that a private one waits for its next client
     PORTION = 50                # part of what a node answers in a second that it gets at once of requests sent again
-
-
-# --- connecting ---
-
-cdef void keep_alive(Engine e, int fd) noexcept:
-    """TCP notices a peer that is gone without a word while nothing is sent."""
-    cdef int on = e.keepalive > 0, third = e.keepalive // 3 + 1, count = 3
-    if on:
-        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &e.keepalive, sizeof(int))
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &third, sizeof(int))
-        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(int))
-
-cdef void set_why(Engine e, Upstream *u, const char *why) noexcept:
-    cdef Node *node = e.node_list[u.node]
-    cdef Upstream *other = node.first
-    snprintf(u.why, TEXT, "%s", why)
-    while other != NULL:
-        if other.state == UP:
-            return              # the node is there; it is this protocol, or this connection, that it refuses
-        other = other.after
-    if strlen(node.why) == 0:
-        e.event("node_down", {"node": node.name.decode(errors="replace"), "reason": why.decode(errors="replace")})
-    snprintf(node.why, TEXT, "%s", why)
-
-
-cdef void start(Engine e, Upstream *u) noexcept:
-    cdef Node *node = e.node_list[u.node]
-    cdef epoll_event ev
-    cdef int one = 1, ms, fd, status
-    cdef linger none
-    u.wanted = True
-    u.progress = e.now
-    if not node.resolved:
-        failed(e, u, "its host name cannot be resolved", False)
-        return
-    fd = socket(node.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0:
-        failed(e, u, strerror(errno), False)
-        return
-    if node.address.ss_family != AF_UNIX:
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-        # and a node that is gone while bytes wait for its acknowledgement; clients may take their time to read
-        ms = 30000 if e.reset_after < 30000000 else <int>(e.reset_after // 1000 if e.reset_after < 1 << 40 else 0)
-        setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms))
-        keep_alive(e, fd)
-        if node.memcached:
-            # it has no CLIENT KILL, and is waited for no longer than memcached_greetings' PATIENCE. Closed by RST, also when
-            # our process dies: no byte is sent again by our kernel, and of what a node that hangs has not read yet it runs
-            # no more than it takes at once
-            none.l_onoff = 1
-            none.l_linger = 0
-            setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none))
-    status = connect(fd, <const sockaddr *>&node.address, node.address_size)
-    if status < 0 and errno != EINPROGRESS:
-        status = errno
-        close(fd)
-        failed(e, u, strerror(status), refusal(status))
-        return
-    u.fd = fd
-    u.state = CONNECTING
-    u.events = EPOLLOUT
-    ev.events = EPOLLOUT
-    ev.data.u64 = tag(OF_UPSTREAM, u.index, u.generation)
-    if epoll_ctl(e.epoll, EPOLL_CTL_ADD, fd, &ev) < 0:
-        upstream_lost(e, u, strerror(errno), False)
-
-
-cdef inline bint refusal(int number) noexcept nogil:
-    """Nobody is there: no use in asking again to be sure."""
-    return number == ECONNREFUSED or number == ENOENT
-
-
-cdef void failed(Engine e, Upstream *u, const char *why, bint refused) noexcept:
-    """A connection that did not come about: the next try is later, and later each time."""
-    cdef uint64_t wait = BACKOFF_FIRST
-    cdef int i
-    for i in range(u.failures if u.failures < 10 else 10):
-        wait *= 2
-    if wait > BACKOFF_MOST:
-        wait = BACKOFF_MOST
-    u.failures += 1
-    u.retry_at = e.now + wait // 2 + e.random() % (wait // 2 + 1)
-    set_why(e, u, why)
-    blame(e, e.node_list[u.node], why, refused)
-    sift(e, u, why)
-
-
-cdef void upstream_ready(Engine e, Upstream *u) noexcept:
-    cdef Node *node = e.node_list[u.node]
-    u.state = UP
-    u.proved = u.more = u.full = False
-    if u.proto == 3 and not u.raised:
-        node.speaks = 3
-    u.since = u.progress = u.measured = e.now
-    u.done = 0
-    prune(e, u)
-    e.count[<int>UPSTREAM_CONNECTS] += 1
-    if node.why[0]:
-        node.why[0] = 0
-        e.event("node_up", {"node": node.name.decode(errors="replace")})
-    if u.out.len:
-        e.mark_upstream(u)
-
-
-cdef void upstream_writable(Engine e, Upstream *u) noexcept:
-    cdef int error = 0
-    cdef uint32_t size = sizeof(error)
-    if u.state == CONNECTING:
-        getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &size)
-        if error:
-            close(u.fd)
-            u.fd = -1
-            u.state = DOWN
-            u.generation += 1
-            failed(e, u, strerror(error), refusal(error))
-            return
-        u.state = GREETING
-        watch(e, u, EPOLLIN)
-        if u.node in e.secured:
-            context, name = e.secured[u.node]
-            u.tls = tls_new(e, context, False, name)
-            if u.tls == NULL:
-                upstream_lost(e, u, e.text, False)
-            else:
-                shake(e, u, True)
-        else:
-            greet(e, u)
-        return
-    e.mark_upstream(u)
-
-
-cdef bint shake(Engine e, Upstream *u, bint first) noexcept:
-    """The TLS handshake, then the greeting; False: it is not done, or has failed."""
-    cdef int status = tls_shake(e, <Tls>u.tls, u.fd, first)
-    if status == FAILED:
-        upstream_lost(e, u, tls_why(u.tls), False)
-    elif status == GONE:
-        upstream_lost(e, u, "it closed the connection in the TLS handshake", False)
-    elif status == SHAKEN:
-        greet(e, u)
-    return status == SHAKEN and u.state == GREETING
-
-
-cdef void say(Engine e, Upstream *u, bytes greeting) noexcept:
-    cdef const char *why
-    # small, and the first bytes on a new connection: it always fits
-    if pass_on(u, greeting, len(greeting)) != len(greeting):
-        if u.tls != NULL:
-            tls_recv(e, <Tls>u.tls, u.fd, e.scratch, SCRATCH)       # its alert says why it has closed
-        why = tls_why(u.tls)
-        if why == NULL:
-            why = "could not write to it"
-        upstream_lost(e, u, why, False)
-
-
-cdef inline ssize_t pass_on(Upstream *u, const char *p, size_t n) noexcept:
-    """As send; what is encrypted counts as sent."""
-    return send(u.fd, p, n, MSG_NOSIGNAL) if u.tls == NULL else tls_pass(<Tls>u.tls, u.fd, p, n)
-
-
-cdef inline void watch(Engine e, Upstream *u, uint32_t events) noexcept:
-    cdef epoll_event ev
-    if events != u.events:
-        u.events = events
-        ev.events = events
-        ev.data.u64 = tag(OF_UPSTREAM, u.index, u.generation)
-        epoll_ctl(e.epoll, EPOLL_CTL_MOD, u.fd, &ev)
 
 
 # --- requests ---
@@ -304,7 +119,7 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
             node.shared[proto - 2][k] = u
     if u.state == DOWN and e.now >= u.retry_at and u.failures == 0:
         start(e, u)
-    if u.over or u.doomed or not e.holds and (u.state == DOWN or u.state != UP and u.failures):
+    if u.over or u.doomed or not (e.holds and not node.stays) and (u.state == DOWN or u.state != UP and u.failures):
         shard_down(e, node, u.why)
         return NULL
     if (u.given - u.written) * (e.shared_count + u.private) > e.budget.queue or u.tail - u.head > MAX_QUEUE:
@@ -321,7 +136,6 @@ cdef Upstream *connected(Engine e, int number, Upstream *u, uint8_t proto, uint1
         return NULL
     if node.mode == HOLD:
         e.count[<int>HELD] += 1
-    node.requests += 1
     return u
 
 
@@ -330,12 +144,12 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
 
     Where a node that has stopped altogether will be out, and its keys elsewhere, before the deadline, waiting is better.
     """
-    if e.holds and e.now > u.progress + e.timeout // 4:
+    if e.holds and not e.node_list[u.node].stays and e.now > u.progress + e.patience:
         return False
     # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
     if u.again > u.written:
         return False
-    return (e.now > u.fifo[u.head & u.mask].at + e.timeout // 4
+    return (e.now > u.fifo[u.head & u.mask].at + e.patience
             and u.state == UP and u.tail - u.head > u.rate * (due - e.now) / 1e6)
 
 
@@ -506,7 +320,8 @@ cdef void upstreams_due(Engine e) noexcept:
         elif u.state != UP:
             if u.killing and node.memcached:
                 look_again(e, u)
-            if e.now > u.progress + e.connect_timeout:
+            # from the end of a lag of our own: what has come meanwhile is only being read
+            if e.now > (u.progress if u.progress > e.lagged else e.lagged) + e.connect_timeout:
                 upstream_lost(e, u, "it does not accept the connection in time" if u.state == CONNECTING
                               else "it accepts the connection and says nothing", True)
         shrink(u)
@@ -522,7 +337,8 @@ cdef void upstreams_due(Engine e) noexcept:
                     and e.now > u.progress + e.reset_after:
                 upstream_lost(e, u, "it makes no progress at all", True)
         if e.now > u.measured + 100000:
-            if u.head != u.tail or u.done:
+            # while nothing may go out, that nothing comes back says nothing
+            if (u.head != u.tail or u.done) and u.state == UP and node.mode != HOLD:
                 u.rate = (u.rate + u.done * 1e6 / (e.now - u.measured)) / 2
             u.done = 0
             u.measured = e.now
@@ -558,6 +374,7 @@ cdef void release(Engine e, Node *node) noexcept:
     cdef Upstream *u = node.first
     while u != NULL:
         prune(e, u)
+        try_now(e, u)
         e.mark_upstream(u)
         if u.head != u.tail:
             u.progress = e.now

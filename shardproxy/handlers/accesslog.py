@@ -13,7 +13,7 @@ from shardproxy.handlers.base import Server, gather, part
 from shardproxy.handlers.client import line, record_of
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import ClientHandle
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 MOST = 128  # as Redis's acllog-max-len
 SAME = 60.0  # seconds

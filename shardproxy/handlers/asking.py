@@ -7,7 +7,7 @@ or more than one node, `holds` (command_policy), so that its client's later comm
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
@@ -17,7 +17,8 @@ from shardproxy.core.memcached_wire import Scanner
 from shardproxy.handlers.base import BadReply
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.dataplane.links import Link
     from shardproxy.handlers.base import Server
 
@@ -204,6 +205,7 @@ async def ask_in_steps(
             if moved():
                 raise Moved
             wrote = wrote or step.writes
+            replies: list[memcached.Reply] = []
             try:
                 frames = await ask_memcached(
                     server,
@@ -215,13 +217,16 @@ async def ask_in_steps(
                     keys=keys,
                     timeout=max(due - clock(), 0.001) if timeout > 0 else timeout,
                 )
+                replies = [memcached.parse(frame) for frame in frames]
             except NoAnswer as error:
                 if moved() and error.line.startswith(b"-SHARDDOWN"):  # this step has not run
                     raise Moved from None
                 if not step.spare:
                     raise
-                frames = []
-            step = program.send([memcached.parse(frame) for frame in frames])
+            except ValueError as error:
+                if not step.spare:
+                    program.throw(memcached.OfNode(errors.memcached_said(str(error))))  # its end
+            step = program.send(replies)
     except StopIteration as done:
         return memcached.encode(done.value, proto)
     except NoAnswer as error:
@@ -237,6 +242,12 @@ def memcached_node(server: "Server", node: int) -> memcached.Node:
     return memcached.Node(time.time, ahead or 0.0, limit, name, address)
 
 
+def _answered(call: "Call", args: Sequence[Argument]) -> Mapping[int, bytes]:
+    """What the run of its transaction has brought, if this is what was asked there."""
+    first = args[0] if isinstance(args[0], bytes) else str(args[0]).encode()
+    return call.answered if first.lower() == call.args[0].lower() else {}
+
+
 async def ask_all(
     server: "Server", call: "Call", *args: Argument, write: bool = True, timeout: float = -1
 ) -> list[Answer]:
@@ -244,7 +255,7 @@ async def ask_all(
 
     A memcached is asked only what is about all keys, and refuses it.
     """
-    client, answered = call.client, call.answered
+    client, answered = call.client, _answered(call, args)
     places = _places(server, call)
 
     async def one(node: int) -> bytes:
@@ -285,7 +296,8 @@ async def ask_all_apart(
     server: "Server", call: "Call", *args: Argument, timeout: float = LONG
 ) -> list[Answer]:
     """Every shard's node, each on a connection of its own."""
-    places, proto, db, answered = _places(server, call), call.proto, call.client.db, call.answered
+    places, proto, db = _places(server, call), call.proto, call.client.db
+    answered = _answered(call, args)
 
     async def one(node: int) -> bytes:
         return answered.get(node) or await ask_apart(server, node, *args, proto=proto, db=db, timeout=timeout)

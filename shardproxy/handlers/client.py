@@ -15,7 +15,8 @@ from shardproxy.handlers.base import Server, gather, handles, part
 from shardproxy.handlers.connection import integer_in, printable
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 AT_ONCE = 100  # records, between two turns of the loop
 TYPES = ("normal", "master", "replica", "slave", "pubsub")

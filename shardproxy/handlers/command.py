@@ -159,10 +159,12 @@ def glob(pattern: str) -> str:
 def _keys(server: Server, args: Sequence[bytes]) -> list[tuple[int, tuple[str, ...]]]:
     """What a command's keys are, and how it uses them; ValueError.
 
-    Redis takes PFMERGE KEY for malformed when asked for its keys, and runs it.
+    Asked for keys Redis takes PFMERGE KEY, which it runs, for malformed, and MSET KEY VALUE KEY for sound.
     """
-    found = server.commands.keys_and_flags_of(args)
     row = server.commands.row(*args[:2])
+    if row is not None and row.name in ("mset", "msetnx") and len(args) > 2 and len(args) % 2 == 0:
+        args = [*args, b""]
+    found = server.commands.keys_and_flags_of(args)
     if row is not None and any(spec.is_hollow(len(args)) for spec in row.key_specs):
         raise ValueError("Invalid arguments specified for command")
     return found

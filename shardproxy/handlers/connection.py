@@ -14,7 +14,8 @@ from shardproxy.handlers.asking import ask, redis_places
 from shardproxy.handlers.base import Answer, Server, handles
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 INT64 = range(-(1 << 63), 1 << 63)
 INT32 = range(-(1 << 31), 1 << 31)
@@ -79,20 +80,38 @@ def time_(server: Server, call: "Call") -> bytes:
 MOST_FAILURES = 1024  # failed logins that wait for their answer; more are answered at once and closed
 
 
-def login(server: Server, call: "Call", name: bytes, password: bytes) -> str:
-    """Logs the client in, if it may: "", or the error."""
-    client = call.client
+def may_log_in(server: Server, client: "ClientHandle", name: bytes, password: bytes) -> str:
+    """ "", or the error."""
     user = server.users.login(name.decode(errors="surrogateescape"), password)
     if user is None:
-        server.access_log.denied(
-            time.time(), client, name[:128].decode(errors="replace"), "auth", "toplevel", call.args[0].upper()
-        )
         return errors.WRONGPASS
     limit = server.users.limits.get(user.name, 0)
     if limit and client.user != name and server.reactor.logins(name) >= limit:
         return errors.too_many_of_user(user.name)
-    client.login(name)
     return ""
+
+
+def login(server: Server, call: "Call", name: bytes, password: bytes) -> str:
+    """Logs the client in, if it may: "", or the error."""
+    error = may_log_in(server, call.client, name, password)
+    if error == errors.WRONGPASS:
+        user = name[:128].decode(errors="replace")
+        server.access_log.denied(time.time(), call.client, user, "auth", "toplevel", call.args[0].upper())
+    elif not error:
+        call.client.login(name)
+    return error
+
+
+def login_in(server: Server, args: list[bytes]) -> tuple[bytes, bytes] | None:
+    """Whom an AUTH or HELLO would log in, and the password; None: nobody."""
+    if args[0].lower() == b"auth":
+        if len(args) > 3 or (len(args) == 2 and server.users.default.nopass):
+            return None
+        return (args[1] if len(args) == 3 else DEFAULT.encode()), args[-1]
+    options = args[2:] if len(args) > 1 and integer_in(args[1]) in (2, 3) else []
+    if len(options) > 2 and options[0].lower() == b"setname" and printable(options[1]):
+        options = options[2:]
+    return (options[1], options[2]) if len(options) > 2 and options[0].lower() == b"auth" else None
 
 
 def failed(server: Server, call: "Call", text: str) -> Answer:

@@ -132,12 +132,20 @@ async def randomkey(server: Server, call: "Call") -> bytes:
     if isinstance(answers, bytes):
         return answers
     sizes = {answer.shard: value_of(answer.frame, int) for answer in answers}
+    drawn = {name: call.answered[node] for name, node in nodes.items() if node in call.answered}
+    for (
+        name,
+        frame,
+    ) in drawn.items():  # by its transaction's run; what followed there may have changed the size
+        sizes[name] = max(sizes.get(name, 0), 1) if value_of(frame) is not None else 0
     key = None
     for _ in range(RANDOM_TRIES):
         if not any(sizes.values()):
             break
         name = random.choices(list(sizes), list(sizes.values()))[0]
-        frame = await ask(server, nodes[name], "RANDOMKEY", client=call.client, write=False)
+        frame = drawn.pop(name, b"") or await ask(
+            server, nodes[name], "RANDOMKEY", client=call.client, write=False
+        )
         if is_error(frame):
             return frame
         found = value_of(frame, (bytes, type(None)))

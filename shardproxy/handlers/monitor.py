@@ -14,7 +14,8 @@ from shardproxy.core import errors, reply
 from shardproxy.handlers.base import Server, handles, part
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
 
 TOLD_EVERY, TOLD_LASTS = 2.0, 7.0  # seconds
 BACKLOG = 1 << 20  # bytes of lines for other workers in one turn of the loop

@@ -51,6 +51,7 @@ class Listener:
         self.failures = 0
         self.why = ""  # it is not there
         self.retry: asyncio.TimerHandle | None = None
+        self.closed = False
         self.connect()
 
     def connect(self) -> None:
@@ -100,7 +101,7 @@ class Listener:
 
     def lost(self, why: str) -> None:
         self.link = None
-        if self.retry is None:
+        if self.retry is None and not self.closed:  # it may be told only after its end
             self.again(why)
 
     def again(self, why: str) -> None:
@@ -125,6 +126,7 @@ class Listener:
 
     def close(self) -> None:
         """Who waits for it looks where else to wait."""
+        self.closed = True
         if self.retry is not None:
             self.retry.cancel()
         if self.link is not None:

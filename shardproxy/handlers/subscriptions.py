@@ -22,7 +22,7 @@ from shardproxy.handlers.receivers import Receivers
 
 if TYPE_CHECKING:
     from shardproxy.core.acl import Users
-    from shardproxy.dataplane.calls import ClientHandle
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.handlers.base import Server
 
 NOTIFICATIONS = (b"__keyspace@", b"__keyevent@")
@@ -214,7 +214,8 @@ class Subscriptions:
                 found = await asyncio.gather(*(self.said(each, SUBSCRIBE) for each in subscriptions))
         except TimeoutError:
             silent = {number for each in subscriptions for number in each.nodes}
-            behind = [number for number in silent if self.listener(number).waiting]
+            silent = silent or {self.server.reactor.node_of(subscriptions[0].name)}  # all went out meanwhile
+            behind = [each for each in silent if each in self.listeners and self.listeners[each].waiting]
             return self.down(min(behind, default=min(silent)), timeout)
         return next(filter(None, found), b"")
 

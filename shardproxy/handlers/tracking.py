@@ -10,6 +10,7 @@ pushes, so the node redirects to a connection of ours.
 """
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +22,8 @@ from shardproxy.handlers.client import all_clients
 from shardproxy.handlers.connection import integer_in
 
 if TYPE_CHECKING:
-    from shardproxy.dataplane.calls import Call, ClientHandle
+    from shardproxy.dataplane.calls import Call
+    from shardproxy.dataplane.client_handle import ClientHandle
     from shardproxy.dataplane.links import Link
 
 TEND = 0.5  # seconds between looks at what is not connected
@@ -111,7 +113,12 @@ class Tracker:
         self.stop()
         self.setups.clear()
         self.begin()
-        self.home.keep(self.start())
+        self.home.keep(self.start_again())
+
+    async def start_again(self) -> None:
+        """What cannot be connected in time is connected later: Trackers.tend."""
+        with contextlib.suppress(TimeoutError):
+            await self.start()
 
     def lost(self, number: int) -> None:
         self.links.pop(number, None)

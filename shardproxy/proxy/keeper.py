@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from shardproxy.core.health import Evidence, Health, fail_open
-from shardproxy.core.topology import RETURNING, Pool, Shard, State, Topology, replaced
+from shardproxy.core.topology import FAIL_OPEN, RETURNING, Pool, Shard, State, Topology, replaced
 from shardproxy.proxy import memcached, probe
 from shardproxy.proxy.certificates import Way
 from shardproxy.proxy.owing import CODE, Known
@@ -97,6 +97,17 @@ class Keeper:
         self._meter: asyncio.Task[None] | None = None
         self._lags: list[tuple[float, float]] = []  # our loop's: (when, how late)
 
+    @property
+    def invalidated(self) -> Mapping[str, int]:
+        """How many keys of each node have been deleted because what they held was old."""
+        return self._returns.invalidated
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        """Seconds since each node last answered anybody."""
+        now = self._clock()
+        return {address: now - watch.health.heard_at for address, watch in self._watches.items()}
+
     # --- its life ---
 
     def follow(self, ways: Map) -> None:
@@ -109,14 +120,16 @@ class Keeper:
         for address in self._watches.keys() - places.keys():
             gone = self._watches.pop(address)
             self._returns.forget(address)
+            self.mistaken.pop(address, None)
             for task in (gone.task, gone.sweeper):
                 if task is not None:
                     task.cancel()
         for address, (pool, shard) in places.items():
             if (watch := self._watches.get(address)) is None:
-                watch = self._watches[address] = Watch(Health(pool.health, now, self._chance(), pool.timeout))
+                health = Health(pool.health, now, self._chance(), pool.shortest)
+                watch = self._watches[address] = Watch(health)
                 self._begin(address, watch, shard)
-            watch.health.policy, watch.health.deadline = pool.health, pool.timeout
+            watch.health.follow(pool.health, pool.shortest)
             if shard.returning:
                 watch.health.next_probe = now
             watch.wake.set()
@@ -165,7 +178,7 @@ class Keeper:
 
     async def _tidy_all(self, pool: Pool, addresses: Sequence[str]) -> None:
         started = self._clock()
-        await asyncio.sleep(pool.timeout)  # what was sent before has run
+        await asyncio.sleep(pool.longest)  # what was sent before has run
         await asyncio.gather(*map(self._returns.tidy, addresses))
         del self._tidying[pool.name]
         for address in addresses:
@@ -298,7 +311,9 @@ class Keeper:
         timeout, watch.asking_urgently = health.probe_timeout, health.urgent
         way = self.way(address)
         check = memcached.check if way.memcached else probe.check
-        watch.asking = self._keep(check(address, way, timeout, health.policy, self._run_id))
+        watch.asking = self._keep(
+            check(address, way, timeout, health.policy, self._run_id, health.look_at_role)
+        )
         try:
             await asyncio.wait([watch.asking])
         finally:
@@ -317,7 +332,10 @@ class Keeper:
             self._beat(address, watch)
             return
         await asyncio.sleep(0)  # the look at our own lag was due as well
-        if failure.refused or not self._lagged(started, LAG_PART * timeout):
+        if failure.ours:
+            self._log("not_probed", node=address, reason=str(failure))
+            health.not_probed(self._clock(), self._chance())
+        elif failure.refused or not self._lagged(started, LAG_PART * timeout):
             health.probed(self._clock(), False, str(failure), self._chance(), failure.refused)
 
     def _beat(self, address: str, watch: Watch) -> None:
@@ -446,7 +464,7 @@ def shown(watch: Watch, ignored: bool, moving: bool) -> Shown:
     if watch.fenced:
         return Shown("suspect", RETURNING, swept)
     if ignored:
-        return Shown("unknown", f"fail open: {health.reason}", swept)
+        return Shown("unknown", FAIL_OPEN + health.reason, swept)
     return Shown("suspect" if moving and watch.leaving else health.state, health.reason, swept)
 
 

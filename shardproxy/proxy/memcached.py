@@ -21,7 +21,7 @@ from shardproxy.core.memcached import connections as who
 from shardproxy.core.memcached.wire import LISTINGS
 from shardproxy.core.memcached_wire import ProtocolError, Scanner, encode_key
 from shardproxy.proxy.certificates import Way
-from shardproxy.proxy.probe import BEGINNING, KEY_LIFE, Line, NodeRefuses, Told, crowded
+from shardproxy.proxy.probe import BEGINNING, KEY_LIFE, KEYS, Line, NodeRefuses, Told, crowded
 
 OLDEST = (1, 6)  # the meta protocol
 TRIES = 5  # of a compare-and-swap between proxies
@@ -104,12 +104,18 @@ class MetaLine(Line):
 
     async def _unlink(self, *keys: bytes) -> int:
         names = [name for key in keys if (name := encode_key(key)) is not None]
+        deleted = 0
         for at in range(0, len(names), BATCH):
             batch = names[at : at + BATCH]
             request = b"".join(b"md %b%b\r\n" % (name, b" b" if base64 else b"") for name, base64 in batch)
             for answer in await self._exchange(request, len(batch)):
                 _expect(answer, b"HD", b"NF")
-        return len(names)
+                deleted += answer.startswith(b"HD")
+        return deleted
+
+    async def _size(self) -> int:
+        (answer,) = await self._exchange(b"stats\r\n", 1)
+        return int(stats_of(answer).get("curr_items", "0"))
 
     async def _flush(self, *_: object) -> str:
         (answer,) = await self._exchange(b"flush_all\r\n", 1)
@@ -159,7 +165,7 @@ class MetaLine(Line):
         self._writer.write(LISTINGS[how])
 
     async def _beats(self, key: bytes) -> tuple[dict[str, int], bytes]:
-        """Who has used it when, and its CAS value; b"": there is nothing. Raises ReplyError for anything else."""
+        """Who has used it when, and its CAS value; b"": nothing is there. ReplyError: something else is."""
         (answer,) = await self._exchange(b"mg %b v c\r\n" % key, 1)
         if answer.startswith(b"EN"):
             return {}, b""
@@ -193,6 +199,7 @@ class MetaLine(Line):
     _spoken: ClassVar[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {
         "UNLINK": _unlink,
         "FLUSHDB": _flush,
+        "DBSIZE": _size,
         "TIME": _time,
         "SCAN": _scan,
         "ZRANGE": _zrange,
@@ -246,8 +253,10 @@ async def ask(address: str, way: Way, timeout: float) -> Told:
     return Told(version, "allkeys-lru" if evicts else "noeviction", 1, [])
 
 
-async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: str) -> None:
-    """As probe.check."""
+async def check(
+    address: str, way: Way, timeout: float, policy: Policy, run_id: str, role: bool = False
+) -> None:
+    """As probe.check; there are no roles."""
     try:
         async with asyncio.timeout(timeout), MetaLine(address, way, timeout) as line:
             (answer,) = await line.say(b"mn\r\n")
@@ -263,26 +272,29 @@ async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: 
 
 async def _write(line: MetaLine, run_id: str) -> None:
     """As probe's: sets a key that nobody has, reads it back, deletes it."""
-    token = secrets.token_hex(8).encode()
-    key = b"shardproxy:probe:%b:%b" % (run_id.encode(), token)
     life = KEY_LIFE // 1000
-    made, found, gone = await line.say(
-        b"ms %b %d T%d ME\r\n%b\r\nmg %b v\r\nmd %b\r\n" % (key, len(token), life, token, key, key), 3
-    )
-    if made.startswith(b"NS"):
-        raise NodeRefuses("the probe's key is taken by something else")
-    if not made.startswith(b"HD"):
-        raise NodeRefuses(f"it answers a set with {made[:BEGINNING].decode(errors='replace').strip()!r}")
-    if found != b"VA %d\r\n%b\r\n" % (len(token), token):
-        raise NodeRefuses("a key that was set reads otherwise")
-    if not gone.startswith(b"HD"):
-        raise NodeRefuses("a key that was set cannot be deleted")
+    for _ in range(KEYS):
+        token = secrets.token_hex(8).encode()
+        key = b"shardproxy:probe:%b:%b" % (run_id.encode(), token)
+        made, found, gone = await line.say(
+            b"ms %b %d T%d ME\r\n%b\r\nmg %b v\r\nmd %b\r\n" % (key, len(token), life, token, key, key), 3
+        )
+        if made.startswith(b"NS"):
+            raise NodeRefuses("the probe's key is taken by something else")
+        if not made.startswith(b"HD"):
+            raise NodeRefuses(f"it answers a set with {made[:BEGINNING].decode(errors='replace').strip()!r}")
+        if found not in (b"VA %d\r\n%b\r\n" % (len(token), token), b"EN\r\n"):
+            raise NodeRefuses("a key that was set reads otherwise")
+        if not gone.startswith((b"HD", b"NF")):
+            raise NodeRefuses("a key that was set cannot be deleted")
+        if found.startswith(b"VA") and gone.startswith(b"HD"):
+            return
+    raise NodeRefuses("a key that was set is gone at once")
 
 
 def misfit(stats: dict[str, str], max_memory_percent: float) -> str:
     """What a node says of itself that keeps it from serving as a shard; empty: nothing."""
     if "version" not in stats:
         return "it does not answer stats"
-    return crowded(
-        stats, max_memory_percent, ("bytes", "limit_maxbytes", "curr_connections", "max_connections")
-    )
+    names = ("bytes", "limit_maxbytes", "curr_connections", "max_connections")
+    return crowded(stats, max_memory_percent, True, names)

@@ -6,6 +6,7 @@ else is found out. A probe never touches a key that it did not make itself.
 """
 
 import asyncio
+import errno
 import os
 import secrets
 import ssl
@@ -22,6 +23,10 @@ from shardproxy.proxy.certificates import Way
 BEGINNING = 80  # bytes that are kept of what a node says, to quote
 MOST = 16 << 20  # bytes of a reply; COMMAND of Redis 8 has a third of a megabyte
 KEY_LIFE = 60_000  # milliseconds that a probe's key stays when we cannot delete it
+# Of our own: no descriptor, memory or port left to connect with
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+FULL = "ERR max number of clients"  # which is no login's fault
+KEYS = 3  # that a probe tries, one after the other, while a node that is full throws them out
 
 
 T = TypeVar("T")
@@ -30,12 +35,12 @@ T = TypeVar("T")
 class NodeRefuses(Exception):
     """The node could not be asked; the text says why. refused: there is nobody to connect to.
 
-    answer: what it said, which may quote a password: to look at, never to show.
+    answer: what it said, which may quote a password: to look at, never to show. ours: it is our own fault.
     """
 
-    def __init__(self, reason: str, refused: bool = False, answer: str = "") -> None:
+    def __init__(self, reason: str, refused: bool = False, answer: str = "", ours: bool = False) -> None:
         super().__init__(reason)
-        self.refused, self.answer = refused, answer
+        self.refused, self.answer, self.ours = refused, answer, ours
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -107,7 +112,8 @@ class Line:
                 raise NodeRefuses(tls_reason(error)) from None
             number = error.errno or 0  # name lookups have negative numbers of their own
             reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-            raise NodeRefuses(reason, isinstance(error, ConnectionRefusedError | FileNotFoundError)) from None
+            refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+            raise NodeRefuses(reason, refused, ours=number in OURS) from None
         except UnicodeError:
             raise NodeRefuses("no such host") from None
 
@@ -131,8 +137,9 @@ class Line:
         answer = await self._reply()
         if isinstance(answer, hiredis.ReplyError):
             # only the code: the text may quote what was sent, which is a password
-            code = str(answer).split(" ")[0][:BEGINNING]
-            raise NodeRefuses(f"it refuses the login: {code}", answer=str(answer))
+            said = str(answer)
+            code = said[:BEGINNING] if said.startswith(FULL) else said.split(" ")[0][:BEGINNING]
+            raise NodeRefuses(f"it refuses the login: {code}", answer=said)
 
     async def _ask(self, requests: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         assert self._writer is not None
@@ -191,8 +198,13 @@ async def ask(address: str, way: Way, timeout: float) -> Told:
 # --- probes ---
 
 
-async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: str) -> None:
-    """A probe as deep as the policy says. Raises NodeRefuses with what is wrong; `timeout` seconds in all."""
+async def check(
+    address: str, way: Way, timeout: float, policy: Policy, run_id: str, role: bool = False
+) -> None:
+    """A probe as deep as the policy says. Raises NodeRefuses with what is wrong; `timeout` seconds in all.
+
+    role: what it is said to be is looked at however deep: a replica answers PING as a primary does.
+    """
     try:
         async with asyncio.timeout(timeout), Line(address, way, timeout, text=True) as line:
             (pong,) = await line.ask(("PING",))
@@ -207,24 +219,39 @@ async def check(address: str, way: Way, timeout: float, policy: Policy, run_id: 
                 fault = misfit(fields_of(info) if isinstance(info, str) else {}, policy.max_memory_percent)
                 if fault:
                     raise NodeRefuses(fault)
+            elif role:
+                (info,) = await line.ask(("INFO", "replication"))
+                if fault := demoted(fields_of(info) if isinstance(info, str) else {}):
+                    raise NodeRefuses(fault)
     except TimeoutError:
         raise NodeRefuses(f"no answer in {timeout:g} s") from None
 
 
 async def _write(line: Line, run_id: str) -> None:
     """Sets a key that nobody has, reads it back, deletes it. Who finds it taken leaves it alone."""
-    token = secrets.token_hex(8)
-    key = f"shardproxy:probe:{run_id}:{token}"
-    made, found = await line.ask(("SET", key, token, "NX", "PX", KEY_LIFE), ("GET", key))
-    if made is None:
-        raise NodeRefuses("the probe's key is taken by something else")
-    if made != "OK":
-        raise NodeRefuses(f"it answers SET with {str(made)[:BEGINNING]!r}")
-    (gone,) = await line.ask(("DEL", key))
-    if found != token:
-        raise NodeRefuses("a key that was set reads otherwise")
-    if gone != 1:
-        raise NodeRefuses("a key that was set cannot be deleted")
+    for _ in range(KEYS):
+        token = secrets.token_hex(8)
+        key = f"shardproxy:probe:{run_id}:{token}"
+        made, found = await line.ask(("SET", key, token, "NX", "PX", KEY_LIFE), ("GET", key))
+        if made is None:
+            raise NodeRefuses("the probe's key is taken by something else")
+        if made != "OK":
+            raise NodeRefuses(f"it answers SET with {str(made)[:BEGINNING]!r}")
+        (gone,) = await line.ask(("DEL", key))
+        if found not in (token, None):
+            raise NodeRefuses("a key that was set reads otherwise")
+        if gone not in (0, 1):
+            raise NodeRefuses("a key that was set cannot be deleted")
+        if found and gone:
+            return
+    raise NodeRefuses("a key that was set is gone at once")
+
+
+def demoted(fields: dict[str, str]) -> str:
+    """Why it is no primary, by INFO replication; empty: it is, or does not say."""
+    if fields.get("role", "master") == "master":
+        return ""
+    return f"it is a replica, and its link to the primary is {fields.get('master_link_status', '?')}"
 
 
 def misfit(fields: dict[str, str], max_memory_percent: float) -> str:
@@ -233,18 +260,20 @@ def misfit(fields: dict[str, str], max_memory_percent: float) -> str:
         return "it does not answer INFO"
     if fields.get("loading", "0") != "0":
         return "it is loading its data"
-    if fields.get("role", "master") != "master":
-        link = fields.get("master_link_status", "?")
-        return f"it is a replica, and its link to the primary is {link}"
-    return crowded(
-        fields, max_memory_percent, ("used_memory", "maxmemory", "connected_clients", "maxclients")
-    )
+    evicts = fields.get("maxmemory_policy", "noeviction") != "noeviction"
+    names = ("used_memory", "maxmemory", "connected_clients", "maxclients")
+    return demoted(fields) or crowded(fields, max_memory_percent, evicts, names)
 
 
-def crowded(fields: dict[str, str], max_memory_percent: float, names: tuple[str, str, str, str]) -> str:
-    """Why it has no room; empty: it has. names: of memory used, its limit, clients, their limit."""
+def crowded(
+    fields: dict[str, str], max_memory_percent: float, evicts: bool, names: tuple[str, str, str, str]
+) -> str:
+    """Why it has no room; empty: it has. names: of memory used, its limit, clients, their limit.
+
+    evicts: it makes room when it is full, which a cache always is; then only a limit below that counts.
+    """
     used, most, clients, room = (_number(fields, name) for name in names)
-    if most and used > max_memory_percent * most:
+    if most and used > max_memory_percent * most and not (evicts and max_memory_percent >= 1.0):
         return f"its memory is full: {used / most:.0%} of {names[1]}"
     if room and clients >= room:
         return f"it is out of clients: {clients} of {room}"

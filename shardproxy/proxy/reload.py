@@ -57,6 +57,12 @@ class Owner(Protocol):
     reloader: "Reloader"
     handed_over: asyncio.Event
 
+    async def hold(self) -> None:
+        """Before keys move: no worker takes a command until it has adopted what comes next, or `release`."""
+
+    def release(self) -> None:
+        """It does not come."""
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: acl.Users
     ) -> list[str]:
@@ -257,14 +263,32 @@ class Reloader:
         warnings = [*moved(owner.topology, topology), *new.warnings] if changed else []
         late: list[str] = []
         if changed:
-            topology = topology.again() if topology is owner.topology else topology
-            late = await owner.adopt(config, topology, ways.credentials, users)
+            topology, late = await self._adopt(lambda old: old.with_config(config), config)
         found = {"changed": changed, "needs_restart": restart, "warnings": warnings, "not_acknowledged": late}
         told = {key: value for key, value in found.items() if value}
         if told or why != FILE_CHANGED:
             owner.log("reloaded", why=why, generation=topology.generation, **told)
         await self._keep_state()
         return Outcome(answer={"generation": topology.generation} | found)
+
+    async def _adopt(
+        self, derive: Callable[[Topology], Topology], config: Config
+    ) -> tuple[Topology, list[str]]:
+        """Swaps in what is derived of the newest topology; that, and who is late.
+
+        While keys move nobody asks for any: one worker would use their old place, and another the new.
+        """
+        owner = self._owner
+        try:
+            if owner.topology.moves_keys(derive(owner.topology)):
+                await owner.hold()
+            topology = derive(owner.topology)
+            topology = topology.again() if topology is owner.topology else topology
+            late = await owner.adopt(config, topology, self._ways.credentials, self._users)
+            return topology, late
+        except BaseException:
+            owner.release()
+            raise
 
     def _refuse_expired(self, ways: Ways, config: Config) -> None:
         """A certificate that is over does not take the place of another; raises ValueError."""
@@ -289,15 +313,14 @@ class Reloader:
         if name not in known:
             return Outcome(errors.no_such_shard(name, known))
         drained = owner.topology.draining
+        wanted = {**drained, pool.name: pick(frozenset(drained.get(pool.name, ())))}
         try:
-            topology = owner.topology.with_draining(
-                {**drained, pool.name: pick(frozenset(drained.get(pool.name, ())))}
-            )
+            topology = owner.topology.with_draining(wanted)
         except ValueError as error:
             return Outcome(errors.not_drained(str(error)))
         late: list[str] = []
         if topology is not owner.topology:
-            late = await owner.adopt(owner.config, topology, self._ways.credentials, self._users)
+            topology, late = await self._adopt(lambda old: old.with_draining(wanted), owner.config)
             owner.log("shards_drained", shards=topology.draining, generation=topology.generation)
             await self._keep_state()
         return Outcome(

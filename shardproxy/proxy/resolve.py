@@ -33,9 +33,15 @@ def numeric(ip: str, port: int) -> str:
 
 
 def choose(found: Iterable[str], known: str | None) -> str | None:
-    """The address to use of those that a name has now."""
+    """The address to use of those that a name has now, all IP:PORT.
+
+    Answers come in any order, and all workers have to take the same: of the family that comes first, which is
+    the one that this machine reaches best, the least.
+    """
     found = list(found)
-    return known if known in found else next(iter(found), None)
+    if not found or known in found:
+        return known if found else None
+    return min(each for each in found if each.startswith("[") == found[0].startswith("["))
 
 
 class Resolver:

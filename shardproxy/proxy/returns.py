@@ -19,6 +19,7 @@ Anything that fails ends the return, and what is owed is kept. Nothing is remove
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
@@ -92,6 +93,7 @@ class Returns:
         self, fleet: Fleet, way: Callable[[str], Way], run_id: str, log: Callable[..., None]
     ) -> None:
         self._fleet, self._way, self._run_id, self._log = fleet, way, run_id.encode(), log
+        self.invalidated: Counter[str] = Counter()  # keys deleted of each node, for what they hold is old
         self._ghosts: dict[str, set[str]] = {}
         self._missed: dict[str, set[str]] = {}
         self._owed: dict[str, Owed] = {}  # of nodes that are out
@@ -101,7 +103,7 @@ class Returns:
 
     def forget(self, address: str) -> None:
         """It has left the topology."""
-        for each in (self._ghosts, self._missed, self._owed, self._unswept, self._debts):
+        for each in (self._ghosts, self._missed, self._owed, self._unswept, self._debts, self.invalidated):
             each.pop(address, None)
 
     def move(self, old: str, new: str) -> None:
@@ -220,7 +222,9 @@ class Returns:
                 raise NodeRefuses("what it has of others' keys is not known any more, since a moment ago")
             if unused:
                 async for _ in self._databases(line):
+                    (size,) = await line.ask(("DBSIZE",))
                     await call(line, ("FLUSHDB", "ASYNC"))
+                    self.invalidated[address] += size if isinstance(size, int) else 0
             if pool.removes:
                 await self._tell_use(line)
             while self._to_delete(pool, address, deleted):
@@ -356,7 +360,7 @@ class Returns:
 
     async def _delete(self, line: Line, pool: Pool, address: str, deleted: set[bytes]) -> None:
         keys = self._to_delete(pool, address, deleted)
-        await self._unlink(line, keys)
+        await self._unlink(line, address, keys)
         deleted.update(keys)
         if self._must_look_through(address):
             await self._pay(line, pool, address)
@@ -367,7 +371,7 @@ class Returns:
             if debt.everything:
                 await self._look_through(line, address)
             else:
-                await self._unlink(line, debt.keys)
+                await self._unlink(line, address, debt.keys)
         except BaseException:
             self._debts.setdefault(address, Owed(pool.remember)).merge(debt)
             raise
@@ -470,7 +474,7 @@ class Returns:
                 await self._look_through(line, where, home.name)
             else:
                 keys = [key for key in owed.keys if misplaced(pool, shard, key, home.name)]
-                await self._unlink(line, keys)
+                await self._unlink(line, where, keys)
 
     async def _look_through(self, line: Line, address: str, sweeping: str = "") -> None:
         """Deletes every key of a node that is not its to serve; sweeping: see misplaced."""
@@ -482,13 +486,14 @@ class Returns:
                 cursor, keys = found
                 pool, shard = self._place(address)
                 if pool.removes:  # else since a moment ago it does not
-                    await unlink(line, [key for key in keys if misplaced(pool, shard, key, sweeping)])
+                    old = [key for key in keys if misplaced(pool, shard, key, sweeping)]
+                    self.invalidated[address] += await unlink(line, old)
 
-    async def _unlink(self, line: Line, keys: Collection[bytes]) -> None:
+    async def _unlink(self, line: Line, address: str, keys: Collection[bytes]) -> None:
         """In every database: nobody remembers which one a key was written in."""
         if keys:
             async for _ in self._databases(line):
-                await unlink(line, keys)
+                self.invalidated[address] += await unlink(line, keys)
 
     async def _databases(self, line: Line) -> AsyncIterator[int]:
         """One after the other, each selected; then the first again."""
@@ -514,7 +519,10 @@ async def call(line: Line, request: Sequence[str | bytes | int]) -> object:
     return reply
 
 
-async def unlink(line: Line, keys: Iterable[bytes]) -> None:
-    rest = iter(keys)
+async def unlink(line: Line, keys: Iterable[bytes]) -> int:
+    """How many there were."""
+    rest, deleted = iter(keys), 0
     while batch := list(islice(rest, BATCH)):
-        await call(line, ("UNLINK", *batch))
+        answer = await call(line, ("UNLINK", *batch))
+        deleted += answer if isinstance(answer, int) else 0
+    return deleted

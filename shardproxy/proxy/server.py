@@ -291,6 +291,12 @@ class Proxy:
         limits = {name: -(-limit // workers) for name, limit in users.limits.items()}
         return msgspec.structs.replace(users, limits=limits)
 
+    async def hold(self) -> None:
+        """As a `reload.Owner` of one worker: there is nobody who would ask meanwhile."""
+
+    def release(self) -> None:
+        """There is no hold."""
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:
@@ -469,6 +475,14 @@ class Proxy:
     @property
     def mistaken(self) -> Mapping[str, int]:
         return self.keeper.mistaken if self.keeper else {}
+
+    @property
+    def invalidated(self) -> Mapping[str, int]:
+        return self.keeper.invalidated if self.keeper else {}
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent if self.keeper else {}
 
     @property
     def workers(self) -> Mapping[int, int]:

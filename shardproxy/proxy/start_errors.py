@@ -38,6 +38,9 @@ def no_fixed_address(address: str) -> str:
     return f"--takeover: {address}, the first of `listen`, has no fixed port to find the running one by"
 
 
+CLOSED = "it closed the connection; is another takeover under way?"
+
+
 def takeover_failed(reason: str) -> str:
     return f"--takeover: the running shardproxy gave no sockets: {reason}. It goes on as before"
 

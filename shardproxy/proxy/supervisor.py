@@ -9,6 +9,7 @@ counts from a base of its own; when the supervisor is gone its channels close, a
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -52,6 +53,8 @@ YOUNG = 5.0  # a worker that dies before is replaced later each time
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 30.0
 ACKNOWLEDGE = 1.0  # seconds beyond a pool's timeout that workers have to take a topology over
 IDS = 1 << 32  # client ids of one spawn
+HOLD_MOST = 5.0  # seconds that workers are waited for before keys move
+STARTING_STEP = 0.01  # seconds between two looks at workers that are just starting
 PULSE = 0.5  # seconds between two looks at how late our own loop is
 
 
@@ -97,6 +100,10 @@ class Supervisor:
         self.transitions = Transitions(self.log, hook_of(config, hidden), hidden=hidden)
         self.credentials, self.users = Credentials.read(config), read_users(config)
         self._lag = LoopLag(PULSE)
+        self._steady = (
+            asyncio.Event()
+        )  # cleared: keys are about to move, and no worker begins with where they were
+        self._steady.set()
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
         self.run_id, self.started = secrets.token_hex(20), time.time()
@@ -238,6 +245,7 @@ class Supervisor:
                 env=_environment(),
             )
         slot.channel = await Channel(lambda name, body: self._answer(slot, name, body)).open(ours)
+        await self._steady.wait()
         order = Order(
             config=config_to_wire(self.config),
             logins=self.credentials.to_wire(),
@@ -250,7 +258,7 @@ class Supervisor:
             bound=bound,
             topology=self.topology.as_json(),
             users=self.users.to_wire(),
-            transitions=list(self.transitions.latest),
+            transitions=self.transitions.kept(),
         )
         try:
             await slot.channel.ask("start", msgspec.to_builtins(order, builtin_types=(bytes,)), START_LIMIT)
@@ -325,6 +333,25 @@ class Supervisor:
 
     alone = False  # as a Fleet
 
+    async def hold(self) -> None:
+        """In two steps: one that stands still is found out, and logged, before anybody has to wait for it."""
+        await self._starting()
+        self._steady.clear()
+        if not await self._send("hold", 0.0, self.topology, HOLD_MOST):
+            await self._send("hold", 2 * HOLD_MOST, self.topology, HOLD_MOST)
+
+    def release(self) -> None:
+        self._steady.set()
+        self._keep(self._send("hold", 0.0, self.topology))
+
+    async def _starting(self) -> None:
+        """Waits for those who are: they will serve by the topology that they were given."""
+        limit = time.monotonic() + HOLD_MOST
+        while any(slot.alive and not slot.ready.is_set() for slot in self.slots):
+            if time.monotonic() > limit:
+                return
+            await asyncio.sleep(STARTING_STEP)
+
     async def adopt(
         self, config: Config, topology: Topology, credentials: Credentials, users: Users
     ) -> list[str]:
@@ -334,6 +361,7 @@ class Supervisor:
         self.transitions.changed(self.topology, topology)
         self.config, self.topology, self.credentials, self.users = config, topology, credentials, users
         told = self._keep(self._send("reload", self._whole(), topology))
+        self._steady.set()
         self.keeper.follow(ways)  # what comes of it is told after that
         return [f"worker {number}" for number in await told]
 
@@ -347,11 +375,11 @@ class Supervisor:
     async def _send_topology(self, topology: Topology) -> bool:
         return not await self._send("topology", topology.as_json(), topology)
 
-    async def _send(self, name: str, body: Any, topology: Topology) -> list[int]:
+    async def _send(self, name: str, body: Any, topology: Topology, most: float = math.inf) -> list[int]:
         """The workers that have not acknowledged the topology that this brings them."""
         living = {slot.number: slot.ready.is_set() for slot in self.slots if slot.alive}
         patience = ACKNOWLEDGE + max(pool.longest for pool in topology.pools)
-        acks = await self.broadcast(name, body, timeout=patience)
+        acks = await self.broadcast(name, body, timeout=min(patience, most))
         behind = [number for number in living if acks.get(number, -1) < topology.generation]
         if silent := [number for number in behind if living[number] and self.slots[number].alive]:
             self.log("worker_silent", workers=silent, generation=topology.generation)
@@ -386,6 +414,14 @@ class Supervisor:
     @property
     def mistaken(self) -> Mapping[str, int]:
         return self.keeper.mistaken
+
+    @property
+    def invalidated(self) -> Mapping[str, int]:
+        return self.keeper.invalidated
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        return self.keeper.silent
 
     @property
     def workers(self) -> Mapping[int, int]:

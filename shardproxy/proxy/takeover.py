@@ -308,7 +308,9 @@ def take_over(config: Config, slots: int) -> Sockets:
         _close(received)
         if isinstance(error, StartError):
             raise
-        raise StartError(start_errors.takeover_failed(str(error) or type(error).__name__)) from None
+        gone = isinstance(error, ConnectionResetError | BrokenPipeError)
+        why = start_errors.CLOSED if gone else str(error) or type(error).__name__
+        raise StartError(start_errors.takeover_failed(why)) from None
     listeners, used = [], {0}
     for given in offer.listeners:
         if given.address in config.listen:
@@ -324,9 +326,7 @@ def _receive(visitor: socket.socket, received: list[socket.socket]) -> Offer:
     """The offer and, into `received`, its sockets."""
     data = visitor.recv(MOST)
     if not data:
-        raise StartError(
-            start_errors.takeover_failed("it closed the connection; is another takeover under way?")
-        )
+        raise StartError(start_errors.takeover_failed(start_errors.CLOSED))
     offer = msgspec.json.decode(data, type=Offer)
     if offer.refused:
         raise StartError(start_errors.takeover_failed(offer.refused))

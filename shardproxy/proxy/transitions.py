@@ -14,8 +14,9 @@ import threading
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from itertools import chain
+from typing import Any, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -23,8 +24,12 @@ from shardproxy.config import Config
 from shardproxy.core.topology import State, Topology
 
 KEPT = 100  # the latest, for those who look
+KEPT_OF_ONE = 10  # of each node, whatever happens to the others
 QUEUED = 100  # for the hook
-HOOK_LIMIT = 10.0  # seconds; then a program is killed, and a URL given up
+HOOK_LIMIT = 10.0  # seconds; then a program is killed, and a step of a URL given up
+HOOK_THREAD = "on_transition"
+URL_LIMIT = 30.0  # for all of its steps
+THREADS = 10  # at once, of URLs that have been given up and still dribble
 
 
 Tell: TypeAlias = Callable[[bytes], Awaitable[None]]
@@ -86,20 +91,31 @@ class Transitions:
         hidden: the variables that the hook must not see; `hide` adds to them.
         """
         self._hidden = set() if hidden is None else hidden
-        self.latest: deque[Transition] = deque(latest, KEPT)
+        self.latest: deque[Transition] = deque(maxlen=KEPT)
+        self._of: dict[str, deque[Transition]] = {}  # by address, the latest of each
         self.counts: Counter[tuple[str, State]] = Counter()  # by address and new state
         self._log, self._tell = log, tell
         self._queue: deque[Transition] = deque()
         self._left_out = 0
         self._telling: asyncio.Task[None] | None = None
+        for transition in latest:
+            self._keep(transition)
+
+    def _keep(self, transition: Transition) -> None:
+        self.latest.append(transition)
+        self._of.setdefault(transition.node, deque(maxlen=KEPT_OF_ONE)).append(transition)
 
     def changed(self, old: Topology, new: Topology) -> None:
         """From the loop's thread; returns at once."""
         for transition in changes(old, new, time.time()):
-            self.latest.append(transition)
+            self._keep(transition)
             self.counts[transition.node, transition.new] += 1
             if self._tell is not None:
                 self._queue.append(transition)
+        for address in old.nodes.keys() - new.nodes.keys():
+            self._of.pop(address, None)
+            for state in get_args(State):
+                self.counts.pop((address, state), None)
         while len(self._queue) > QUEUED:
             self._queue.popleft()
             self._left_out += 1
@@ -110,9 +126,13 @@ class Transitions:
         """Passwords that a new configuration names; those of the old ones stay hidden."""
         self._hidden |= password_variables(config)
 
-    def of(self, address: str, most: int = 10) -> list[Transition]:
+    def of(self, address: str) -> list[Transition]:
         """The latest of one node, the newest first."""
-        return [each for each in reversed(self.latest) if each.node == address][:most]
+        return list(reversed(self._of.get(address, ())))
+
+    def kept(self) -> list[Transition]:
+        """The latest of each node, the oldest first: for who begins with them."""
+        return sorted(chain.from_iterable(self._of.values()), key=lambda each: (each.time, each.generation))
 
     async def _tell_all(self) -> None:
         assert self._tell is not None
@@ -142,11 +162,18 @@ class HookFailed(Exception):
     """The text says how; it holds no URL."""
 
 
-def password_variables(config: Config) -> set[str]:
-    pools = config.pool.values()
-    named = {pool.password_env for pool in pools}
-    named |= {shard.password_env for pool in pools for shard in pool.shards.values()}
-    return {name for name in named if name}
+def password_variables(config: object) -> set[str]:
+    """Of a configuration or a part of it: the variables that any option `..._env` names."""
+    found: set[str] = set()
+    parts = config
+    if isinstance(config, msgspec.Struct):
+        parts = {name: getattr(config, name) for name in config.__struct_fields__}
+    for name, value in parts.items() if isinstance(parts, Mapping) else ():
+        if isinstance(value, str):
+            found |= {value} if name.endswith("_env") else set()
+        else:
+            found |= password_variables(value)
+    return found
 
 
 def hook_of(config: Config, hidden: Collection[str]) -> Tell | None:
@@ -156,7 +183,7 @@ def hook_of(config: Config, hidden: Collection[str]) -> Tell | None:
         return None
     if where.startswith("/"):
         return lambda data: run(where, data, {k: v for k, v in os.environ.items() if k not in hidden})
-    return lambda data: in_thread(post, where, data)
+    return lambda data: post_in_time(where, data)
 
 
 async def run(path: str, data: bytes, environment: dict[str, str], limit: float = HOOK_LIMIT) -> None:
@@ -199,8 +226,19 @@ async def in_thread(work: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, error)
 
-    threading.Thread(target=body, name="on_transition", daemon=True).start()
+    threading.Thread(target=body, name=HOOK_THREAD, daemon=True).start()
     await done
+
+
+async def post_in_time(url: str, data: bytes, limit: float = URL_LIMIT) -> None:
+    """`post`, but no longer than that: who answers a byte now and then never ends. Raises HookFailed."""
+    if sum(thread.name == HOOK_THREAD for thread in threading.enumerate()) >= THREADS:
+        raise HookFailed("too many before it have not ended")
+    try:
+        async with asyncio.timeout(limit):
+            await in_thread(post, url, data)
+    except TimeoutError:
+        raise HookFailed(f"no answer in {limit:g} s") from None
 
 
 def post(url: str, data: bytes, limit: float = HOOK_LIMIT) -> None:

@@ -50,6 +50,14 @@ class Watched(Protocol):
         """How often each node was put out and its very next probe succeeded."""
 
     @property
+    def invalidated(self) -> Mapping[str, int]:
+        """How many keys of each node were deleted because they were old."""
+
+    @property
+    def silent(self) -> Mapping[str, float]:
+        """Seconds since each node last answered, requests or probes."""
+
+    @property
     def workers(self) -> Mapping[int, int]:
         """The live workers: slot → process id."""
 

@@ -122,12 +122,18 @@ class Worker:
         if name == "reload":
             config, topology, logins, users = body
             self.proxy.meet()
-            return self._reconfigure(
-                config_from_wire(config),
-                Topology.from_json(topology),
-                Credentials.from_wire(logins),
-                users_from_wire(users),
-            )
+            try:
+                return self._reconfigure(
+                    config_from_wire(config),
+                    Topology.from_json(topology),
+                    Credentials.from_wire(logins),
+                    users_from_wire(users),
+                )
+            finally:
+                self.proxy.reactor.hold(0)
+        if name == "hold":
+            self.proxy.reactor.hold(body)
+            return self.proxy.topology.generation
         if name == "topology":
             new = Topology.from_json(body)
             if new.generation > self.proxy.topology.generation:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from redis.exceptions import RedisError
 from servers import ProxyProcess, Raw, toml
 
 from shardproxy import AsyncShardedRedis, ShardedRedis
@@ -28,6 +29,14 @@ def keys_of(client: AsyncShardedRedis | ShardedRedis, shard: str, count: int = 2
     """The first keys that live there."""
     found = (f"key:{number}" for number in range(10_000))
     return [key for key in found if client.locate(key).home == shard][:count]
+
+
+def caught(client: ShardedRedis, key: str) -> Any:
+    """What is read there, or the error."""
+    try:
+        return client.get(key)
+    except RedisError as error:
+        return error
 
 
 def nodes_of(raw: Raw) -> list[dict[str, Any]]:

@@ -33,9 +33,9 @@ import hiredis
 import psutil
 import pytest
 from asking import nodes_of
-from faults import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 from history import OK, OUTCOMES, UNKNOWN, History, Operation, check, number_in, value_of
 from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
+from toxics import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, Timeout, Toxic
 
 QUICK = 'timeout = "300ms"\nconnect_timeout = "300ms"\nhealth = { interval = "200ms", timeout = "250ms" }'
 POOLS = {
@@ -229,13 +229,21 @@ class Stage:
             name: stack.enter_context(kind()) for name, kind in zip("abc", NODES[protocol], strict=True)
         }
         self.network = stack.enter_context(FaultProxy(self.nodes["c"].port))
-        urls = {name: node.url for name, node in self.nodes.items()}
-        urls["c"] = f"{self.nodes['c'].scheme}://{self.network.address}"
-        config = toml(urls, top=f"workers = {workers}", pool=POOLS[pool])
-        self.proxy = stack.enter_context(ProxyProcess(config))
-        self.workers = workers
+        self.urls = {name: node.url for name, node in self.nodes.items()}
+        self.urls["c"] = f"{self.nodes['c'].scheme}://{self.network.address}"
+        self.pool, self.workers = POOLS[pool], workers
+        self.weights = dict.fromkeys("abc", 1)
+        self.proxy = stack.enter_context(ProxyProcess(self.config()))
         self.happened: list[str] = []
         self.run: Run | None = None
+
+    def config(self, retries: int = 2) -> str:
+        shards = "\n".join(
+            f'{name} = {{ primary = "{url}", weight = {self.weights[name]} }}'
+            for name, url in self.urls.items()
+        )
+        pool = f"{self.pool}\nretries = {retries}"
+        return f"{toml({}, top=f'workers = {self.workers}', pool=pool)}{shards}\n"
 
     # each names itself in `happened` and leaves the node well
 
@@ -307,7 +315,24 @@ class Stage:
         time.sleep(self.random.uniform(0.2, 1.5))
         self.network.toxics = ()
 
-    KINDS = (kill, hang, twice, hiccup, again_before_it_is_back, busy, cut, toxic)
+    def reload(self, shard: str) -> None:
+        """Three times another weight, or where keys that move back would find old values another option."""
+        moves = "on_return" in self.pool and '"keep"' not in self.pool
+        for turn in range(3):
+            if moves:
+                self.weights[shard] = self.weights[shard] % 3 + 1
+            self.proxy.config_path.write_text(self.config(retries=2 - turn % 2))
+            until(self.loaded, f"it to be loaded: {self.happened[-3:]}", PATIENT)
+            self.more(20)
+
+    def loaded(self) -> bool:
+        """False: what the last change has left is not tidied yet, with a node that does not answer."""
+        with Raw(self.proxy.port, PATIENT) as raw:
+            found = str(raw.value("PROXY", "RELOAD"))
+        assert found.startswith("{") or "being deleted" in found, found
+        return found.startswith("{")
+
+    KINDS = (kill, hang, twice, hiccup, again_before_it_is_back, busy, cut, toxic, reload)
 
     def troubles(self, kinds: Sequence[Callable[["Stage", str], None]], count: int) -> None:
         """Each of these once, in any order, and then others; `count` in all. Well at the end."""

@@ -1,7 +1,7 @@
 """The same trial for as long as one likes: `python -m tests.adversity.soak --minutes 10`
 
 Rounds of witnesses in trouble (see test_wrong_client), each on fresh nodes and a fresh proxy, with a random
-client count, worker count and pool; besides the nodes' troubles the network's (see faults) and, with
+client count, worker count and pool; besides the nodes' troubles the network's (see toxics) and, with
 several workers, kills of workers. Prints a line a round, and the mistakes of the first round that has any;
 the exit code is then 1. `--clients 4000 --workers 1` sets what else is left to chance, `--seed 7` repeats
 the choices of a run, not its timing.
@@ -23,9 +23,9 @@ if __name__ == "__main__":
     sys.path[:0] = [str(here.parent), str(here)]
 
 import pytest
-from faults import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, SlowClose, Timeout, Toxic
 from servers import ProxyProcess, RedisNode, redis_nodes, toml
 from test_wrong_client import DURABLE, Trouble, all_quiet, judge, raise_open_files, trial
+from toxics import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, SlowClose, Timeout, Toxic
 from witness import Court
 
 TOXICS: Sequence[tuple[str, list[Toxic]]] = (

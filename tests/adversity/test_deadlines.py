@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 import pytest
 from asking import counters, key_on, shard_of
-from faults import FakeNode, FaultProxy, Held, Latency, Slicer, Talk, Timeout, obey
+from faults import FakeNode, Talk, obey
 from servers import ProxyProcess, RedisNode, pack, redis_nodes, toml, until
+from toxics import FaultProxy, Held, Latency, Slicer, Timeout
 
 # what the engine does alone: fail open is for good, no node is put out
 ALONE = "\nhealth = { fail_open_ratio = 0.0 }"

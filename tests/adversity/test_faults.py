@@ -7,19 +7,9 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from faults import (
-    Bandwidth,
-    FakeNode,
-    FaultProxy,
-    Latency,
-    LimitData,
-    ResetPeer,
-    Slicer,
-    SlowClose,
-    Timeout,
-    Toxic,
-)
+from faults import FakeNode
 from servers import Raw, pack
+from toxics import Bandwidth, FaultProxy, Latency, LimitData, ResetPeer, Slicer, SlowClose, Timeout, Toxic
 
 VALUE = b"0123456789" * 30
 

@@ -1,6 +1,7 @@
 """What is answered of a shard that is out: nothing found (`miss`), or the last value (`stale_while_down`)."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +95,26 @@ def test_a_write_ends_what_was_kept_of_its_keys_and_of_no_other(
         put_out(raw, nodes[0])
         assert raw.ask("GET", a).startswith(b"-SHARDDOWN shard 'a'")
         assert raw.ask("GET", other) == b"$1\r\n1\r\n"
+
+
+def test_what_blocked_writes_when_it_ends(nodes: list[RedisNode]) -> None:
+    """Long after it was sent: what was read meanwhile of the key that it moves to is old then."""
+    with (
+        proxy_of(nodes, STALE + '\ntimeout = "400ms"') as proxy,
+        proxy.raw() as raw,
+        proxy.raw() as waiter,
+    ):
+        a = key_on(raw, "a")
+        source, target = f"{{{a}}}source", f"{{{a}}}target"
+        seed(nodes[0], "RPUSH", target, "old")
+        waiter.send(pack("BLMOVE", source, target, "LEFT", "LEFT", 0))
+        until(lambda: "blocked_clients:1" in raw.value("INFO", "clients"), "it to wait")
+        time.sleep(1)  # until then a write may be on its way, and nothing is kept of its keys
+        assert raw.value("LRANGE", target, 0, -1) == ["old"]
+        assert raw.value("RPUSH", source, "new") == 1
+        assert waiter.frame() == b"$3\r\nnew\r\n"
+        put_out(raw, nodes[0])
+        assert raw.ask("LRANGE", target, 0, -1).startswith(b"-SHARDDOWN shard 'a'")
 
 
 def test_a_write_through_another_worker_ends_what_was_kept(nodes: list[RedisNode]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from asking import key_on, node_of
-from faults import FaultProxy, Held
 from servers import MemcachedNode, ProxyProcess, pack, toml, until
+from toxics import FaultProxy, Held
 
 from shardproxy.core.memcached.connections import connections
 

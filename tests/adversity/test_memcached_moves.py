@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from asking import key_on, node_of
-from faults import FaultProxy, Link, Send, Toxic
 from servers import MemcachedNode, ProxyProcess, RedisNode, pack, toml, until
+from toxics import FaultProxy, Link, Send, Toxic
 
 PATIENT = 'timeout = "60s"\nattempt_timeout = "60s"\nconnect_timeout = "60s"\nhealth = { interval = "1h" }'
 REHASH = """kind = "cache"\non_shard_down = "rehash"\non_return = "keep"

@@ -1,10 +1,13 @@
 """More than a node answers in time is refused at once; what is sent again is bounded."""
 
 import asyncio
+import contextlib
+import time
 
-from asking import counters, node_of
+import pytest
+from asking import counters, node_of, shard_of
 from faults import FakeNode, Talk, obey
-from servers import ProxyProcess, pack, redis_nodes, shards_of, toml, until
+from servers import MemcachedNode, ProxyProcess, RedisNode, pack, redis_nodes, shards_of, toml, until, urls_of
 
 ALONE = "health = { fail_open_ratio = 0.0 }"
 
@@ -20,9 +23,14 @@ class SlowNode(FakeNode):
         super().__init__(slow)
 
 
-def test_more_than_a_node_answers_in_time_is_refused_at_once_but_a_pipeline_waits() -> None:
+@pytest.mark.parametrize(
+    "times",
+    ['timeout = "2s"\ntimeouts = { write = "10m" }', 'timeout = "1h"\ntimeouts = { read = "2s" }'],
+    ids=["a write has longer", "a read has less"],
+)
+def test_more_than_a_node_answers_in_time_is_refused_at_once_but_a_pipeline_waits(times: str) -> None:
     """2000 writes wait, which may take long; a read may not: behind them it would be late."""
-    pool = f'timeout = "2s"\ntimeouts = {{ write = "10m" }}\n{ALONE}'
+    pool = f"{times}\n{ALONE}"
     with SlowNode() as node, ProxyProcess(toml({"a": node.address}, pool=pool)) as proxy:
         crowd = [proxy.raw() for _ in range(5)]
         for raw in crowd:
@@ -41,6 +49,7 @@ def test_more_than_a_node_answers_in_time_is_refused_at_once_but_a_pipeline_wait
             for _ in range(5):
                 assert is_refused()
             assert counters(raw)["overloaded"] == refused
+        node.behave = obey
         for raw in crowd:
             assert raw.frames(3) == [b"+OK\r\n"] * 3
             raw.close()
@@ -95,3 +104,39 @@ def test_what_is_sent_again_is_a_small_part_of_all_requests() -> None:
         assert found["retry_budget_empty"] > 0
         # the first time each, then ten tokens that are there at first, and a tenth of one for each request
         assert found["retries"] <= count + 10 + count / 10
+
+
+@pytest.mark.parametrize("kind", [RedisNode, MemcachedNode])
+def test_what_a_node_that_hangs_has_held_up_is_no_fault_of_its_stand_ins(
+    kind: type[RedisNode | MemcachedNode],
+) -> None:
+    """Hundreds of reads are sent again at once, long after they were read: stand-ins that were all but idle
+    refuse none of them, and do not count as slow."""
+    pool = """kind = "cache"
+on_shard_down = "rehash"
+timeout = "30s"
+attempt_timeout = "1s"
+health = { interval = "1h", slow_call = "1s" }"""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(kind()) for _ in range(3)]
+        proxy = stack.enter_context(ProxyProcess(toml(urls_of(nodes), pool=pool)))
+        raw = stack.enter_context(proxy.raw())
+        until(lambda: all(node_of(raw, name)["state"] == "up" for name in "abc"))
+        homes = {key: shard_of(raw, key) for key in (f"key{number}" for number in range(900))}
+        mine = [key for key, home in homes.items() if home == "a"]
+        for _ in range(3):  # so few in a while that this is all that is known of how fast a node is
+            for name in "abc":
+                raw.ask("GET", next(key for key, home in homes.items() if home == name))
+            time.sleep(0.15)
+        nodes[0].pause()
+        crowd = [stack.enter_context(proxy.raw()) for _ in range(4)]
+        for client in crowd:
+            client.send(b"".join(pack("GET", key) for key in mine))
+        try:
+            replies = {reply for client in crowd for reply in client.frames(len(mine))}
+        finally:
+            nodes[0].resume()
+        assert replies == {b"$-1\r\n"}
+        assert counters(raw)["overloaded"] == counters(raw)["timeouts"] == 0
+        assert {event["node"] for event in proxy.events("node_state")} == {nodes[0].address}
+        assert not proxy.events("fail_open")

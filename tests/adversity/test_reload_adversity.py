@@ -169,7 +169,7 @@ def test_drained_and_put_back_under_load(nodes: list[RedisNode]) -> None:
         assert [client.faults for client in clients] == [[]] * len(clients)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_a_takeover_under_load(nodes: list[RedisNode], before: int, after: int) -> None:
     """Who is connected goes on undisturbed, who comes is never refused, and the old one ends by itself."""
     port = free_port()

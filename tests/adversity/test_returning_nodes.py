@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from asking import counters, key_on, node_of, shard_of
-from faults import Behave, FakeNode, FaultProxy, Latency, Link, Send, Talk, Toxic, obey
+from faults import Behave, FakeNode, Talk, obey
 from servers import (
     MemcachedNode,
     Node,
@@ -23,6 +23,7 @@ from servers import (
     until,
     urls_of,
 )
+from toxics import FaultProxy, Latency, Link, Send, Toxic
 
 HEALTH = 'timeout = "500ms"\nhealth = { interval = "500ms" }'
 
@@ -354,6 +355,26 @@ def test_a_node_without_room_for_clients() -> None:
                 client.close()
             becomes(raw, "a", "up")
             until(lambda: raw.ask("SET", key, "1") == b"+OK\r\n")
+
+
+def test_what_asks_a_node_that_fail_open_keeps_is_told_why_at_once() -> None:
+    """One of three is out, and its keys are elsewhere; on the next one that dies no verdict is coming."""
+    with (
+        redis_nodes(3) as nodes,
+        ProxyProcess(toml(shards_of(nodes), pool=rehash("keep"))) as proxy,
+        proxy.raw() as raw,
+    ):
+        for shard in "abc":
+            becomes(raw, shard, "up")
+        b = key_on(raw, "b")
+        nodes[0].kill()
+        becomes(raw, "a", "out")
+        nodes[1].kill()
+        becomes(raw, "b", "unknown")
+        assert raw.ask("GET", b).startswith(b"-SHARDDOWN shard 'b'")
+        nodes[1].start()
+        becomes(raw, "b", "up")
+        assert raw.ask("SET", b, "1") == b"+OK\r\n"
 
 
 def test_most_nodes_look_down_none_is_put_out_of_those_that_have_not_moved() -> None:

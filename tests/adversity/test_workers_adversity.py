@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 from asking import counters, in_flight, key_on, node_of
-from faults import FakeNode, FaultProxy, Held, Talk, obey
+from faults import FakeNode, Talk, obey
 from servers import ProxyProcess, Raw, RedisNode, pack, redis_nodes, shards_of, toml, until
+from toxics import FaultProxy, Held
 
 
 def children(pid: int) -> list[int]:

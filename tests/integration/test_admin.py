@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -58,14 +59,15 @@ def ready(proxy: ProxyProcess) -> tuple[int, dict[str, Any]]:
 
 
 def metrics(proxy: ProxyProcess) -> dict[str, dict[str, float]]:
-    """Name → shard, process or "" → value; of others the last."""
+    """Name → shard, process or "" → value; of others the sum."""
     status, text = get(proxy, "/metrics")
     assert status == 200
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             label = sample.labels.get("shard") or sample.labels.get("process") or ""
-            found.setdefault(sample.name, {})[label] = sample.value
+            of_name = found.setdefault(sample.name, {})
+            of_name[label] = of_name.get(label, 0) + sample.value
     return found
 
 
@@ -118,6 +120,59 @@ def test_ready_then_degraded_then_unready_then_ready(proxy: ProxyProcess, nodes:
         for node in nodes:
             node.start()
         until(lambda: status() == "ready", "all back", patience=60)
+
+
+def test_all_nodes_hang_and_nobody_asks_anything(nodes: list[RedisNode], workers: int) -> None:
+    """Their connections are still there, and that is all."""
+    pool = QUICK + '\nhealth = { interval = "300ms", timeout = "300ms" }'
+    with ProxyProcess(toml(shards_of(nodes), top=HERE.format(workers), pool=pool)) as proxy:
+        with proxy.raw() as client:
+            until(lambda: client.ask("MGET", *"abcdefgh").startswith(b"*"))
+        until(lambda: ready(proxy)[1]["status"] == "ready")
+        for node in nodes:
+            node.pause()
+        until(lambda: ready(proxy)[0] == 503)
+        assert ready(proxy)[1]["faults"] == ["no node reachable"]
+        for node in nodes:
+            node.resume()
+        until(lambda: ready(proxy)[1]["status"] == "ready")
+
+
+@pytest.mark.parametrize("workers", [2], indirect=True)
+def test_workers_that_all_hang_are_none(proxy: ProxyProcess) -> None:
+    pids = [event["pid"] for event in proxy.events("worker_ready")]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: ready(proxy)[1]["faults"] == ["no live worker"])
+    assert get(proxy, "/healthz")[0] == 200
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: ready(proxy)[1]["status"] == "ready")
+
+
+def test_errors_and_requests_are_counted_by_command_class(proxy: ProxyProcess) -> None:
+    with proxy.raw() as client:
+        assert client.ask("LPUSH", "list", "x") == b":1\r\n"
+        assert client.ask("INCR", "list").startswith(b"-WRONGTYPE")
+        assert client.ask("GET", "list").startswith(b"-WRONGTYPE")
+        assert client.ask("GET", "list").startswith(b"-WRONGTYPE")
+        shard = json.loads(client.value("PROXY", "LOCATE", "list"))["shard"]
+
+        def counted(name: str) -> dict[str, float]:
+            found = (
+                re.search(
+                    rf'^shardproxy_node_{name}_total{{command_class="{kind}",.*shard="{shard}"}} (.*)$',
+                    text,
+                    re.M,
+                )
+                for kind in ("read", "write")
+                for text in [get(proxy, "/metrics")[1]]
+            )
+            return dict(zip(("read", "write"), (float(each[1]) for each in found if each), strict=True))
+
+        until(lambda: counted("errors") == {"read": 2, "write": 1})
+        requests = counted("requests")
+        assert requests["read"] == 2 and requests["write"] >= 2, "the proxy asks for itself, too"
 
 
 def test_metrics_count_what_clients_did(proxy: ProxyProcess, workers: int) -> None:
@@ -303,6 +358,7 @@ def test_the_port_goes_to_the_successor(nodes: list[RedisNode], workers: int) ->
         until(lambda: _answers(old))
         with ProxyProcess(config, "--takeover") as new:
             until(lambda: new.events("admin_listening"), "the port of who went before")
+            assert new.events("admin_waits")
             until(lambda: ready(new)[1]["status"] == "ready")
             assert client.ask("PING") == b"+PONG\r\n", "who was connected is served by the old one"
             client.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from servers import MemcachedNode, RedisNode, SomethingElse, free_port, program, until
+from impostors import SomethingElse
+from servers import MemcachedNode, RedisNode, free_port, program, until
 
 from shardproxy.cli import main
 

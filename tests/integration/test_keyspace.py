@@ -239,6 +239,26 @@ def test_order_in_a_pipeline(proxy: ProxyProcess) -> None:
             assert frames[9:] == [b":1\r\n", b":0\r\n"]
 
 
+def test_in_a_transaction_what_looks_at_all_keys_sees_what_is_before_it(proxy: ProxyProcess) -> None:
+    with proxy.raw() as raw:
+        raw.ask("FLUSHALL")
+        for first, then, found in (("SET", "DEL", b"$3\r\nkey\r\n"), ("DEL", "SET", b"$-1\r\n")):
+            lines = ["SET key 1" if each == "SET" else "DEL key" for each in (first, then)]
+            raw.send("MULTI\r\n{}\r\nRANDOMKEY\r\nDBSIZE\r\n{}\r\nDBSIZE\r\nEXEC\r\n".format(*lines).encode())
+            sizes = (b":1\r\n", b":0\r\n") if first == "SET" else (b":0\r\n", b":1\r\n")
+            said = raw.frames(7)[-1]
+            assert found + sizes[0] in said and said.endswith(sizes[1]), (first, said)
+
+
+def test_dbsize_in_a_transaction_counts_without_heartbeats(nodes: list[RedisNode]) -> None:
+    """The number that the run has brought is no answer to how many heartbeats there are."""
+    pool = 'kind = "cache"\non_shard_down = "rehash"\non_return = "flush"'
+    with ProxyProcess(toml(shards_of(nodes), pool=pool)) as proxy, proxy.raw() as raw:
+        raw.ask("FLUSHALL")
+        raw.send(b"MULTI\r\nSET a 1\r\nSET {a}b 1\r\nDBSIZE\r\nEXEC\r\nDBSIZE\r\n")
+        assert raw.frames(6)[4:] == [b"*3\r\n+OK\r\n+OK\r\n:2\r\n", b":2\r\n"]
+
+
 # --- all nodes ---
 
 ALIKE = """

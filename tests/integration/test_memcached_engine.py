@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import pytest
 from certs import Authority
-from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, SomethingElse, pack, toml, until
+from impostors import SomethingElse
+from servers import MemcachedNode, ProxyProcess, Raw, RedisNode, pack, toml, until
 from test_every_command import LINES, ROWS, words
 
 from shardproxy.core.memcached import PROGRAMS

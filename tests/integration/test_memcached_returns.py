@@ -1,4 +1,4 @@
-"""What is done on memcacheds when one of them returns, on real ones; test_returns has the same of Redis."""
+"""What is done on memcacheds when one of them returns, real ones; test_returns has it of Redis nodes."""
 
 import asyncio
 import json

@@ -1,8 +1,10 @@
 """`on_transition`: what a program and a URL are told, how they fail, and that no secret goes along."""
 
+import contextlib
 import http.server
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,16 @@ from typing import Any, ClassVar
 import pytest
 from servers import ProxyProcess, redis_nodes, shards_of, toml, until
 
-from shardproxy.config import Config, PoolConfig, ShardConfig
+from shardproxy.config import (
+    Config,
+    KeyConfig,
+    NodeTlsConfig,
+    PoolConfig,
+    SessionsConfig,
+    ShardConfig,
+    TlsConfig,
+    UserConfig,
+)
 from shardproxy.proxy import transitions
 from shardproxy.proxy.transitions import HookFailed, Transitions, hook_of, password_variables
 
@@ -136,6 +147,59 @@ async def test_anything_but_success_fails_and_is_not_followed(
     with pytest.raises(HookFailed, match=f"HTTP status {status}"):
         await hook(b"{}")
     assert len(kind.got) == 1
+
+
+async def test_a_url_that_dribbles_is_given_up_and_ties_up_few_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its bytes comes in time."""
+    monkeypatch.setattr(transitions, "THREADS", 3)
+    ended = threading.Event()
+
+    def dribble(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.02):
+                connection.sendall(b"x")
+
+    def take(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=dribble, args=(listener.accept()[0],)).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taking = threading.Thread(target=take, args=(listener,))
+        taking.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/token"
+        try:
+            for _ in range(3):
+                with pytest.raises(HookFailed, match=r"no answer in 0\.1 s"):
+                    await transitions.post_in_time(url, b"{}", 0.1)
+            with pytest.raises(HookFailed, match="too many before it"):
+                await transitions.post_in_time(url, b"{}", 0.1)
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            taking.join()
+    until(lambda: not any(thread.name == transitions.HOOK_THREAD for thread in threading.enumerate()))
+
+
+def test_every_variable_that_holds_a_secret_is_hidden() -> None:
+    shard = ShardConfig(primary="redis://127.0.0.1:7001", password_env="SHARD")
+    config = Config(
+        tls=TlsConfig(
+            key_password_env="TLS", sni={"host": KeyConfig(cert="c", key="k", key_password_env="SNI")}
+        ),
+        users={"app_env": UserConfig(acl="on +@all", password_env="USER")},
+        sessions=SessionsConfig(secrets_env="SESSIONS"),
+        pool={
+            "main": PoolConfig(
+                password_env="POOL", tls=NodeTlsConfig(key_password_env="NODE"), shards={"a_env": shard}
+            )
+        },
+    )
+    secret = {"TLS", "SNI", "USER", "SESSIONS", "POOL", "NODE", "SHARD"}
+    assert password_variables(config) == secret
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/token", "http://[::1/token", "http://a b/token"])

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from servers import ProxyProcess, Raw, RedisNode, Relay, redis_nodes, shards_of, toml, until
+from impostors import Relay
+from servers import ProxyProcess, Raw, RedisNode, redis_nodes, shards_of, toml, until
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from impostors import Relay, SomethingElse
 from servers import (
     ProxyProcess,
     Raw,
     RedisNode,
-    Relay,
-    SomethingElse,
     free_port,
     pack,
     redis_nodes,

@@ -1,6 +1,7 @@
 """What is done on nodes when one of them returns, on real ones; the workers are only told of."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -409,6 +410,65 @@ async def test_a_probe_of_a_node_that_is_not(nodes: list[RedisNode], depth: str)
     finally:
         ask(node, "CONFIG", "SET", "maxmemory", 0)
     assert await found() == ""
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
+async def test_a_cache_that_is_full_is_well(policy: str) -> None:
+    """It throws out what is old, and stays at its limit; who throws nothing out is full."""
+    with RedisNode("--maxmemory", "4mb", "--maxmemory-policy", policy) as node, node.raw() as raw:
+        for number in range(60):
+            raw.ask("SET", f"key:{number}", "x" * 100_000)
+        raw.ask("SET", "key", "x" * 1000)
+        try:
+            await probe.check(node.address, Way(), 5.0, Policy(probe="deep"), RUN_ID)
+            found = ""
+        except NodeRefuses as refusal:
+            found = str(refusal)
+        assert ("OOM" in found) == (policy == "noeviction")
+        assert policy == "noeviction" or found == ""
+        if policy == "allkeys-lru":
+            with pytest.raises(NodeRefuses, match="its memory is full"):
+                limit = Policy(probe="deep", max_memory_percent=0.9)
+                await probe.check(node.address, Way(), 5.0, limit, RUN_ID)
+
+
+@pytest.mark.parametrize("thrown_out", [1, probe.KEYS])
+async def test_a_probe_key_may_be_thrown_out_now_and_then(
+    nodes: list[RedisNode], monkeypatch: pytest.MonkeyPatch, thrown_out: int
+) -> None:
+    """As a node that is full does with any key."""
+    asked = 0
+    ask_node = probe.Line.ask
+
+    async def ask_it(self: probe.Line, *requests: Any, **how: Any) -> list[Any]:
+        nonlocal asked
+        found = await ask_node(self, *requests, **how)
+        if requests[0][0] == "SET":
+            asked += 1
+            if asked <= thrown_out:
+                assert await ask_node(self, ("DEL", requests[0][1])) == [1]
+                return [found[0], None]
+        return found
+
+    monkeypatch.setattr(probe.Line, "ask", ask_it)
+    checked = probe.check(nodes[0].address, Way(), 5.0, Policy(probe="write"), RUN_ID)
+    if thrown_out < probe.KEYS:
+        await checked
+        assert asked == thrown_out + 1
+    else:
+        with pytest.raises(NodeRefuses, match="gone at once"):
+            await checked
+    assert ask(nodes[0], "KEYS", "*") == []
+
+
+async def test_what_we_lack_ourselves_is_not_held_against_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "open_connection", none_left)
+    with pytest.raises(NodeRefuses, match="Too many open files") as found:
+        await probe.check("127.0.0.1:1", Way(), 1.0, Policy(), RUN_ID)
+    assert found.value.ours and not found.value.refused
 
 
 async def test_a_probe_key_that_is_taken_is_left_alone(

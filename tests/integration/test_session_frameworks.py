@@ -1,9 +1,11 @@
-"""What only one framework has: websockets, background tasks, Django's auth and checks, Flask's flashes."""
+"""What only one framework has, or an app: start-up, loading by hand, background tasks, Flask's flashes.
+
+Websockets are in test_session_websockets.py, Django in test_session_django.py.
+"""
 
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -11,7 +13,7 @@ import pytest
 import redis as redis_py
 import webapps
 from webapps import SECRETS, during
-from webdrive import WebSocket, browser
+from webdrive import browser
 
 from shardproxy.sessions import (
     AsyncMemorySessionStore,
@@ -19,154 +21,9 @@ from shardproxy.sessions import (
     AsyncSessionStore,
     MemorySessionStore,
     SessionStore,
-    SessionUnavailable,
     UnfitPool,
 )
 from shardproxy.sessions.asgi import SessionMiddleware, SessionNotLoaded, load_session
-
-
-async def signed_in(store: AsyncMemorySessionStore, user_id: str = "ann") -> AsyncSession:
-    session = store.new()
-    await session.login(user_id)
-    return session
-
-
-def cookie(session: Any, name: str = "__Host-id") -> str:
-    return f"{name}={session.cookie}"
-
-
-# --- websockets ---
-
-Serve = Callable[[Any, Any, Any], Awaitable[None]]
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Tells what the session has; "save" saves first."""
-    session = scope["session"]
-    assert (await receive())["type"] == "websocket.connect"
-    await send({"type": "websocket.accept"})
-    while (message := await receive())["type"] == "websocket.receive":
-        session["last"] = message["text"]
-        if message["text"] == "save":
-            await session.save()
-        await send({"type": "websocket.send", "text": f"{session.user_id} {session['last']}"})
-    scope["ended"] = message.get("code")
-
-
-async def test_a_websocket_saves_only_when_told() -> None:
-    store = AsyncMemorySessionStore(SECRETS)
-    session = await signed_in(store)
-    async with WebSocket(SessionMiddleware(echo, store), cookie=cookie(session)) as ws:
-        assert (await ws.receive())["type"] == "websocket.accept"
-        await ws.send("hello")
-        assert (await ws.receive())["text"] == "ann hello"
-        assert dict(await store.load(session.cookie)) == {}
-        await ws.send("save")
-        await ws.receive()
-        assert dict(await store.load(session.cookie)) == {"last": "save"}
-        await ws.send("bye")
-        await ws.receive()
-    assert dict(await store.load(session.cookie)) == {"last": "save"}
-    assert ws.scope["ended"] == 1001
-
-
-@pytest.mark.parametrize("how", ["revoke", "revoke_all", "destroy"])
-async def test_a_websocket_ends_with_its_session(how: str) -> None:
-    store = AsyncMemorySessionStore(SECRETS)
-    session, other = await signed_in(store), await signed_in(store, "bob")
-    app = SessionMiddleware(echo, store, recheck=0.01)
-    async with (
-        WebSocket(app, cookie=cookie(session)) as ws,
-        WebSocket(app, cookie=cookie(other)) as bystander,
-        WebSocket(app) as stranger,
-    ):
-        for each in (ws, bystander, stranger):
-            assert (await each.receive())["type"] == "websocket.accept"
-        if how == "revoke":
-            assert await store.revoke(session.handle)
-        elif how == "revoke_all":
-            assert await store.revoke_all("ann") == 1
-        else:
-            await session.destroy()
-        closed = await ws.receive()
-        assert (closed["type"], closed["code"]) == ("websocket.close", 4401)
-        await asyncio.wait_for(ws.task, 10)
-        assert ws.scope["ended"] == 4401
-        await bystander.send("still here")
-        assert (await bystander.receive())["text"] == "bob still here"
-        await stranger.send("me too")
-        assert (await stranger.receive())["text"] == "None me too"
-
-
-async def test_a_websocket_that_only_sends_ends_too() -> None:
-    async def feed(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        try:
-            while True:
-                await send({"type": "websocket.send", "text": "news"})
-                await asyncio.sleep(0.01)
-        except OSError:
-            scope["ended"] = True
-
-    store = AsyncMemorySessionStore(SECRETS)
-    session = await signed_in(store)
-    async with WebSocket(SessionMiddleware(feed, store, recheck=0.01), cookie=cookie(session)) as ws:
-        await ws.receive()
-        await store.revoke_all("ann")
-        while (await ws.receive())["type"] != "websocket.close":
-            pass
-        await asyncio.wait_for(ws.task, 10)
-    assert ws.scope["ended"]
-    assert ws.from_app.empty(), "nothing is sent after the close"
-
-
-async def test_a_websocket_whose_store_is_away_lives_on() -> None:
-    store = AsyncMemorySessionStore(SECRETS)
-    session = await signed_in(store)
-    run, looks = store._executor.run, []
-
-    async def broken(call: Any) -> Any:
-        looks.append(call)
-        raise SessionUnavailable("broken by the test")
-
-    async with WebSocket(SessionMiddleware(echo, store, recheck=0.01), cookie=cookie(session)) as ws:
-        await ws.receive()
-        store._executor.run = broken  # type: ignore[method-assign]
-        while len(looks) < 3:
-            await asyncio.sleep(0.01)
-        await ws.send("hello")
-        assert (await ws.receive())["text"] == "ann hello"
-        async with WebSocket(SessionMiddleware(echo, store), cookie=cookie(session)) as late:
-            refused = await late.receive()
-            assert (refused["type"], refused["code"]) == ("websocket.close", 1013)
-        store._executor.run = run  # type: ignore[method-assign]
-        await store.revoke_all("ann")
-        assert (await ws.receive())["code"] == 4401
-
-
-async def test_a_websocket_may_log_in_before_it_is_accepted_and_not_after() -> None:
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        session = scope["session"]
-        await receive()
-        await session.login("ann")
-        await send({"type": "websocket.accept"})
-        with pytest.raises(RuntimeError, match="response has begun"):
-            await session.login("bob")
-        with pytest.raises(RuntimeError, match="response has begun"):
-            await session.renew()
-        session["a"] = 1
-        await session.save()
-        await send({"type": "websocket.send", "text": session.user_id})
-
-    store = AsyncMemorySessionStore(SECRETS)
-    async with WebSocket(SessionMiddleware(serve, store)) as ws:
-        accepted = dict((await ws.receive())["headers"])
-        value = accepted[b"set-cookie"].decode().split(";")[0].partition("=")[2]
-        assert (await ws.receive())["text"] == "ann"
-    loaded = await store.load(value)
-    assert (loaded.user_id, dict(loaded)) == ("ann", {"a": 1})
-
 
 # --- ASGI ---
 
@@ -470,180 +327,6 @@ def test_flask_flashes_static_files_and_the_test_client() -> None:
     with test_client.session_transaction() as opened:
         opened["planted"] = "by a test"
     assert test_client.get("/show").json == {"user": None, "data": {"planted": "by a test"}}
-
-
-# --- Django ---
-
-
-def django_browser(store: MemorySessionStore, **options: Any) -> httpx.Client:
-    return browser(webapps.django_app(store, **options))
-
-
-def test_djangos_user_is_the_shared_one() -> None:
-    store = MemorySessionStore(SECRETS)
-    with django_browser(store) as client:
-        client.get("/login?_user=1")
-        assert client.get("/show?_name").json() == {"user": "1", "data": {}, "name": "ann"}
-        elsewhere = store.load(client.cookies["__Host-id"])
-        assert elsewhere.user_id == "1" and elsewhere["_auth_user_id"] == "1"
-        elsewhere.login("2")  # in another framework
-        client.cookies.set("__Host-id", str(elsewhere.cookie), domain="shop.example")
-        assert client.get("/show?_name").json()["name"] == "bob"
-
-
-def test_who_is_logged_in_elsewhere_is_so_in_django_and_its_password_counts() -> None:
-    webapps.set_up_django()
-    from django.contrib.auth import get_user_model
-
-    store = MemorySessionStore(SECRETS)
-    session = store.new()
-    session.login("2")
-    with django_browser(store) as client:
-        client.cookies.set("__Host-id", str(session.cookie), domain="shop.example")
-        assert client.get("/show?_name").json() == {"user": "2", "data": {}, "name": "bob"}
-        bob = get_user_model().objects.get(pk=2)
-        bob.set_password("another")
-        bob.save()
-        gone = client.get("/show?_name")
-        assert gone.json()["name"] == "" and gone.headers["clear-site-data"]
-        assert store.load(session.cookie).user_id is None, "nowhere else either"
-
-
-@pytest.mark.parametrize("user_id", ["77", "no number", "\x00", "9" * 40])
-def test_a_user_whom_django_does_not_know_is_nobody_there(user_id: str) -> None:
-    store = MemorySessionStore(SECRETS)
-    session = store.new()
-    session.login(user_id)
-    with django_browser(store) as client:
-        client.cookies.set("__Host-id", str(session.cookie), domain="shop.example")
-        assert client.get("/show?_name").json() == {"user": user_id, "data": {}, "name": ""}
-        client.get("/set?a=1")
-        assert client.get("/show").json() == {"user": user_id, "data": {"a": "1"}}, "and still is somebody"
-
-
-def test_keys_of_djangos_auth_in_an_anonymous_session_are_no_login() -> None:
-    store = MemorySessionStore(SECRETS)
-    webapps.set_up_django()
-    from django.contrib.auth import get_user_model
-
-    ann = get_user_model().objects.get(pk=1)
-    session = store.new()
-    session.update(
-        {
-            "_auth_user_id": "1",
-            "_auth_user_backend": "django.contrib.auth.backends.ModelBackend",
-            "_auth_user_hash": ann.get_session_auth_hash(),
-        }
-    )
-    session.save()
-    with django_browser(store) as client:
-        client.cookies.set("__Host-id", str(session.cookie), domain="shop.example")
-        assert client.get("/show?_name").json() == {"user": None, "data": {}, "name": ""}
-
-
-def django_engine(store: MemorySessionStore) -> Any:
-    webapps.set_up_django()
-    from django.conf import settings
-
-    from shardproxy.sessions.django import SessionStore
-
-    settings.SHARDPROXY_SESSIONS = {"STORE": store}
-    return SessionStore
-
-
-def test_django_without_its_auth() -> None:
-    store = MemorySessionStore(SECRETS)
-    engine = django_engine(store)
-    session = engine()
-    session["a"] = 1
-    session.login("x")
-    again = engine(session.session_key)
-    assert (again.user_id, again["a"]) == ("x", 1)
-    again["a"] = 2
-    again.save()
-    assert engine(session.session_key).user_id == "x"
-
-
-def test_set_expiry() -> None:
-    now = [1_000_000.0]
-    store = MemorySessionStore(SECRETS)
-    store.memory.clock = lambda: now[0]
-    engine = django_engine(store)
-    from datetime import timedelta
-
-    # seconds without a request, within the absolute timeout; or until then, whatever happens
-    for value, lives, idle in ((60, 60, True), (timedelta(seconds=90), 90, False), (10**6, 10**6, False)):
-        session = engine()
-        session["a"] = 1
-        session.set_expiry(value)
-        session.save()
-        assert session.bound.expires_in == pytest.approx(lives, abs=1)
-        now[0] += lives * 0.7
-        again = engine(session.session_key)
-        assert again["a"] == 1
-        again["b"] = 2
-        again.save()
-        now[0] += lives * 0.7
-        assert ("a" in engine(session.session_key)) is idle
-        now[0] += lives * 1.1
-        assert "a" not in engine(session.session_key)
-
-
-def test_cycle_key_is_a_renewal_and_flush_the_end() -> None:
-    store = MemorySessionStore(SECRETS)
-    engine = django_engine(store)
-    session = engine()
-    session["a"] = 1
-    session.save()
-    old = session.session_key
-    session.cycle_key()
-    assert session.session_key != old and not engine().exists(old)
-    assert store.load(old)["a"] == 1, "a parallel request may still come with it"
-    session.flush()
-    assert session.session_key is None and not store.load(old) and session.bound.is_new
-
-
-def test_taking_the_auth_keys_away_by_hand_is_a_logout() -> None:
-    store = MemorySessionStore(SECRETS)
-    with django_browser(store) as client:
-        client.get("/login?_user=1")
-        client.get("/set?a=1")
-        old = client.cookies["__Host-id"]
-        engine = django_engine(store)(old)
-        for name in ("_auth_user_id", "_auth_user_backend", "_auth_user_hash"):
-            del engine[name]
-        engine.save()
-        assert store.load(old).is_new
-        left = store.load(engine.session_key)
-        assert (left.user_id, dict(left)) == (None, {"a": "1"})
-
-
-@pytest.mark.parametrize(
-    ("changed", "ids"),
-    [
-        ({}, set()),
-        ({"SESSION_ENGINE": "django.contrib.sessions.backends.db"}, {"E001"}),
-        ({"MIDDLEWARE": ["django.contrib.sessions.middleware.SessionMiddleware"]}, {"E002"}),
-        ({"MIDDLEWARE": []}, {"E003"}),
-        ({"SHARDPROXY_SESSIONS": {}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": "no.such.store"}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": object()}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore(), "STROE": 1}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore(), "COOKIE": {"domain": "x"}}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore(), "TRUSTED_PROXIES": ["x"]}}, {"E004"}),
-        ({"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore(SECRETS),
-                                  "ASYNC_STORE": AsyncMemorySessionStore()}}, {"E005"}),
-        ({"SESSION_COOKIE_NAME": "sid", "SESSION_COOKIE_AGE": 60}, {"W001"}),
-    ],
-)  # fmt: skip
-def test_system_checks(changed: dict[str, Any], ids: set[str]) -> None:
-    webapps.set_up_django()
-    from django.test.utils import override_settings
-
-    from shardproxy.sessions.django import check_settings
-
-    with override_settings(**{"SHARDPROXY_SESSIONS": {"STORE": MemorySessionStore()}, **changed}):
-        assert {each.id.partition(".")[2] for each in check_settings()} == ids
 
 
 def test_importing_the_store_imports_no_framework() -> None:

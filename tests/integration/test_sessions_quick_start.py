@@ -114,7 +114,7 @@ def test_djangos_settings(run: Any) -> None:
     webapps.set_up_django()
     from django.test.utils import override_settings
 
-    from shardproxy.sessions.django import check_settings
+    from shardproxy.sessions.django_settings import check_settings
 
     names = run(quick_start("Django"))
     given = {name: names[name] for name in ("SESSION_ENGINE", "SHARDPROXY_SESSIONS")}

@@ -160,6 +160,41 @@ def test_strangers_at_the_door(nodes3: list[RedisNode]) -> None:
         assert process.process.poll() is None
 
 
+def test_one_takeover_at_a_time(nodes3: list[RedisNode]) -> None:
+    """The second is told so, and may try again."""
+    listen = [f"127.0.0.1:{free_port()}"]
+    text = toml(shards_of(nodes3), listen=listen)
+    with ProxyProcess(text) as old, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+        until(lambda: first.connect_ex(door_name(listen)) == 0, "the door to open")
+        first.settimeout(10)
+        first.send(json.dumps({"format": 1, "pid": 1}).encode())
+        assert json.loads(first.recv(1 << 16))["refused"] == ""
+        second = ProxyProcess(text, "--takeover")
+        try:
+            assert second.launch().wait() == 1
+            assert "is another takeover under way?" in second.events("cannot_start")[0]["reason"]
+        finally:
+            second.stop()
+        first.close()
+        until(lambda: old.events("takeover_failed"), "the old one to notice")
+        with successor(nodes3, listen):
+            assert old.wait() == 0
+
+
+def test_a_bad_configuration_takes_nothing_over(nodes3: list[RedisNode]) -> None:
+    listen = [f"127.0.0.1:{free_port()}"]
+    with ProxyProcess(toml(shards_of(nodes3), listen=listen)) as old:
+        bad = ProxyProcess(toml(shards_of(nodes3), listen=listen, pool='on_return = "flush"'), "--takeover")
+        try:
+            assert bad.launch().wait() == 2
+            assert "1 mistake in the configuration" in bad.log_text()
+        finally:
+            bad.stop()
+        with old.raw() as raw:
+            assert pid_of(raw) == old.pid
+        assert old.events("takeover_failed") == old.events("handed_over") == []
+
+
 def test_newcomers_are_never_refused(nodes3: list[RedisNode]) -> None:
     """Connecting and asking all the time while processes hand over, with other numbers of workers."""
     port = free_port()

@@ -1,5 +1,7 @@
 """What no order of evidence and probes may do to a node's state; nodes that stop and go under any load."""
 
+from collections.abc import Sequence
+from itertools import product
 from typing import TypeAlias
 
 from hypothesis import given
@@ -32,6 +34,28 @@ policies = st.builds(
 
 @given(policies, steps)
 def test_no_order_of_events_breaks_the_rules(policy: Policy, steps: list[tuple[float, float, Event]]) -> None:
+    follow_rules(policy, steps)
+
+
+def test_nor_does_any_short_one() -> None:
+    """All of them, of so many steps."""
+    events: list[Event] = [
+        (True, False),
+        (False, False),
+        (False, True),
+        None,
+        Evidence(1, 0, 0, 0, False, "why"),
+        Evidence(0, 1, 0, 1, False, "why"),
+        Evidence(9, 9, 0, 1, False, "why"),
+        Evidence(9, 0, 9, 0, False, "why"),
+        Evidence(0, 1, 0, 1, True, "why"),
+    ]
+    policy = Policy(failures=2, consecutive=2, minimum=10, window=2.0)
+    for sequence in product(events, repeat=5):
+        follow_rules(policy, [(1.0, 0.5, event) for event in sequence])
+
+
+def follow_rules(policy: Policy, steps: Sequence[tuple[float, float, Event]]) -> None:
     now = 0.0
     health = Health(policy, now, 0.0, 0.5)
     good = bad = 0  # probes in a row

@@ -81,6 +81,11 @@ async def test_failing_open_is_degraded_but_ready_while_something_is_connected()
     seen = await look(watched)
     assert seen.status == "degraded"
     assert [node["shard"] for node in ready(seen)["down"]] == ["a", "b", "c"]
+    health = CONFIG.pool["main"].health
+    watched.silent = dict.fromkeys((A, B, C), health.interval + health.timeout + 0.1)
+    assert (await look(watched)).faults == ["no node reachable"], "connected, but nobody has heard of them"
+    watched.silent[B] = 0.3
+    assert (await look(watched)).status == "degraded"
 
 
 async def test_nodes_that_nobody_has_asked_yet_are_not_down() -> None:
@@ -133,6 +138,7 @@ async def test_a_node_is_the_sum_of_what_workers_see() -> None:
     assert node.counted == {"requests": 7, "errors": 2, "lost": 0}
     assert node.now == {"upstreams": 3, "in_flight": 6, "queue_bytes": 300, "held": 5}
     assert node.latency["read"][-1] == 7
+    assert node.classes == {"read": {"requests": 7, "errors": 0}, "write": {"requests": 0, "errors": 2}}
 
 
 async def test_imbalance_is_relative_to_weight() -> None:
@@ -177,10 +183,14 @@ async def test_metrics_of_a_node() -> None:
     watched.states({B: "suspect"}, "slow")
     watched.states({B: "up"})
     watched.mistaken[B] = 1
+    watched.invalidated[B] = 4
     watched.parts[0].nodes[1]["held"] = 3
     found = await samples(watched)
     b = (("node", B), ("pool", "main"), ("shard", "b"))
-    assert found["shardproxy_node_requests_total"][b] == 20
+    assert found["shardproxy_node_requests_total"][("command_class", "read"), *b] == 20
+    assert found["shardproxy_node_requests_total"][("command_class", "write"), *b] == 0
+    assert found["shardproxy_node_errors_total"][("command_class", "write"), *b] == 1
+    assert found["shardproxy_node_invalidated_total"][b] == 4
     assert found["shardproxy_node_in_flight"][b] == 2
     assert found["shardproxy_node_queue_bytes"][b] == 100
     assert found["shardproxy_node_held"][b] == 3, "what the engine tells anew shows by itself"
@@ -235,7 +245,8 @@ async def test_labels_and_reasons_of_any_kind_are_escaped() -> None:
     watched.topology = replace(watched.topology, pools=(replace(pool, shards=shards),))
     watched.states({A: "out"}, nasty)
     found = await samples(watched)
-    assert found["shardproxy_node_requests_total"][("node", A), ("pool", "main"), ("shard", nasty)] == 10
+    labels = (("command_class", "read"), ("node", A), ("pool", "main"), ("shard", nasty))
+    assert found["shardproxy_node_requests_total"][labels] == 10
     text = page(await look(watched))
     assert "<script" not in text
     assert "&lt;script&gt;" in text

@@ -1,8 +1,10 @@
 """Changes while it runs, the parts without sockets: reload, drained shards, the state file, takeover."""
 
+import asyncio
 import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,12 +14,14 @@ from fakes import CONFIG, FakeClient, FakeServer, ask
 from shardproxy.config import Credentials, Limits, Secret, ShardConfig, load
 from shardproxy.config.tables import differences
 from shardproxy.core import errors
+from shardproxy.core.acl import Users
 from shardproxy.core.topology import RETURNING, Topology
 from shardproxy.handlers.base import Outcome
 from shardproxy.handlers.operate import is_local
 from shardproxy.proxy import state
-from shardproxy.proxy.reload import change, moved, moves
+from shardproxy.proxy.reload import Reloader, change, moved, moves
 from shardproxy.proxy.resolve import choose, numeric, split
+from shardproxy.proxy.supervisor import STARTING_STEP, Supervisor
 from shardproxy.proxy.takeover import deal, door_name
 
 replace = msgspec.structs.replace
@@ -199,6 +203,94 @@ def test_when_keys_move_between_nodes_that_stay() -> None:
     assert not moves(durable, durable.with_config(with_shards(**POOL.shards | {"a": heavy})))
 
 
+def test_which_changes_are_made_for_all_workers_at_once() -> None:
+    """Those that have a key looked for at another node than before, whatever the kind of the pool."""
+    made = Topology.from_config(CONFIG)
+    for shards in (
+        {**POOL.shards, "d": shard(7004)},
+        {"a": POOL.shards["a"], "b": POOL.shards["b"]},
+        {**POOL.shards, "a": shard(7001, weight=2)},
+        {**POOL.shards, "a": shard(7009)},
+    ):
+        assert made.moves_keys(made.with_config(with_shards(**shards)))
+    assert made.moves_keys(drained := made.with_draining({"main": ["a"]}))
+    assert drained.moves_keys(drained.with_draining({}))
+    for option in ({"hash_tag": ""}, {"virtual_nodes": 100}):
+        assert made.moves_keys(made.with_config(replace(CONFIG, pool={"main": replace(POOL, **option)})))
+    for option in ({"timeout": 9.0}, {"retries": 0}, {"partial": "nil"}):
+        assert not made.moves_keys(made.with_config(replace(CONFIG, pool={"main": replace(POOL, **option)})))
+    assert not made.moves_keys(made.again())
+    # what goes with the fence of a return is held already
+    undrained = Topology.from_config(cache(**POOL.shards)).with_draining({"main": ["a"]})
+    assert not undrained.moves_keys(undrained.with_draining({}))
+
+
+class Owner:
+    """Writes down what is asked of it; one whose `adopt` fails."""
+
+    def __init__(self, fails: bool) -> None:
+        self.config, self.topology, self.fails = CONFIG, Topology.from_config(CONFIG), fails
+        self.handed_over, self.keeper = asyncio.Event(), None
+        self.asked: list[str] = []
+
+    def log(self, event: str, **fields: Any) -> None:
+        self.asked.append(event)
+
+    async def hold(self) -> None:
+        self.asked.append("hold")
+        # what becomes known of nodes meanwhile is not lost
+        self.topology = self.topology.with_node_state("127.0.0.1:7002", "up")
+
+    def release(self) -> None:
+        self.asked.append("release")
+
+    async def adopt(self, config: Any, topology: Topology, *beside: Any) -> list[str]:
+        if self.fails:
+            raise OSError
+        assert topology.generation > self.topology.generation
+        self.topology = topology
+        return []
+
+
+async def test_keys_move_behind_a_hold() -> None:
+    owner = Owner(fails=False)
+    reloader = Reloader(owner, Credentials({}), Users())  # type: ignore[arg-type]
+    answer = (await reloader.operate("drain", "a", True)).answer
+    assert answer["generation"] == owner.topology.generation
+    assert owner.asked == ["hold", "shards_drained"]
+    assert owner.topology.draining == {"main": ("a",)}
+    assert owner.topology.nodes["127.0.0.1:7002"].state == "up"
+
+
+async def test_a_change_that_fails_holds_nobody_back() -> None:
+    owner = Owner(fails=True)
+    reloader = Reloader(owner, Credentials({}), Users())  # type: ignore[arg-type]
+    assert (await reloader.operate("drain", "a", True)).error == errors.INTERNAL
+    assert owner.asked == ["hold", "release", "change_failed"]
+
+
+async def test_keys_do_not_move_while_a_worker_is_starting() -> None:
+    """It was told where they are; one that begins meanwhile is told when they have moved."""
+    supervisor = Supervisor(CONFIG, 2)
+    running: Any = SimpleNamespace(returncode=None)
+    for slot in supervisor.slots:
+        slot.process = running
+    supervisor.slots[0].ready.set()
+    holding = asyncio.create_task(supervisor.hold())
+    done, _ = await asyncio.wait([holding], timeout=3 * STARTING_STEP)
+    assert not done
+    supervisor.slots[1].ready.set()
+    await holding
+    beginning = asyncio.create_task(supervisor._steady.wait())
+    done, _ = await asyncio.wait([beginning], timeout=STARTING_STEP)
+    assert not done
+    supervisor.release()
+    assert await beginning
+    for slot in supervisor.slots:
+        slot.process = None
+    await supervisor.close()
+
+
 def test_the_same_again_has_the_next_generation() -> None:
     made = Topology.from_config(CONFIG, 3)
     assert made.again().generation == 4
@@ -346,9 +438,16 @@ def test_which_nodes_need_a_lookup() -> None:
 
 def test_an_address_stays_while_it_is_among_the_answers() -> None:
     assert choose(["b:1", "a:1"], "a:1") == "a:1"
-    assert choose(["b:1", "c:1"], "a:1") == "b:1"
+    assert choose(["b:1", "c:1"], "a:1") == choose(["c:1", "b:1"], "a:1") == "b:1"
     assert choose(["b:1"], None) == "b:1"
     assert choose([], "a:1") is None
+
+
+def test_all_workers_take_the_same_of_several_addresses() -> None:
+    """Of the family that the machine has put first."""
+    for found in (["10.0.0.2:1", "10.0.0.1:1", "[::1]:1"], ["10.0.0.1:1", "[::1]:1", "10.0.0.2:1"]):
+        assert choose(found, None) == "10.0.0.1:1"
+    assert choose(["[::2]:1", "10.0.0.1:1", "[::1]:1"], None) == "[::1]:1"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from shardproxy.core.health import (
     QUICK,
+    RARE,
+    READ_ONLY,
     REFUSED_MOST,
     URGENT_GAP,
     Evidence,
@@ -137,13 +139,86 @@ def test_rates_count_when_there_are_enough(what: str) -> None:
 def test_the_window_forgets() -> None:
     made = up()
     made.observe(0.0, evidence(ok=9, failed=9, streak=0), 0.0)
-    made.observe(POLICY.window + 1.0, evidence(ok=1, failed=1, streak=0), 0.0)
+    made.observe(RARE * POLICY.window + 1.0, evidence(ok=1, failed=1, streak=0), 0.0)
     assert made.state == "up"
-    window = Window(10.0)
+    window = Window(10.0, 20)
     for second in range(1000):
         total, _, _ = window.add(second / 10, evidence(ok=1000))
         assert total <= 100 * 1000
     assert total >= 90 * 1000
+
+
+@pytest.mark.parametrize("what", ["failed", "slow"])
+@pytest.mark.parametrize("rate", [1, 10, 1000, 100_000])
+def test_rates_work_at_any_rate(what: str, rate: int) -> None:
+    """Every other request is bad. They are told of ten times a second at most."""
+    made, now, each = up(), 0.0, max(rate // 10, 1)
+    for number in range(25 * min(rate, 10)):
+        bad = each // 2 if each > 1 else number % 2
+        made.observe(
+            now, evidence(each - bad, bad, 0, 0) if what == "failed" else evidence(each, 0, bad), 0.0
+        )
+        now += max(0.1, 1 / rate)
+        if made.state == "suspect":
+            break
+    assert made.state == "suspect"
+    assert now <= (25.0 if rate == 1 else 2.5)
+
+
+def test_what_went_well_last_is_not_held_against_it() -> None:
+    made = up()
+    made.observe(0.0, evidence(ok=5, failed=10, slow=5, streak=0), 0.0)
+    made.observe(1.0, evidence(ok=5), 0.0)
+    assert made.state == "up"
+
+
+def test_rates_that_a_probe_has_refuted_rest_for_a_window() -> None:
+    """Its PING is quick and its requests are slow: now and then it is suspect, not all the time."""
+    made, now, suspected = up(), 1.0, 0
+    while now < 100.0:
+        made.observe(now, evidence(ok=1000, slow=1000), 0.0)
+        if made.state == "suspect":
+            suspected += 1
+            made.probed(now + 0.01, True, "", 0.0)
+        now += 0.1
+    assert 9 <= suspected <= 11
+    made.observe(now, evidence(failed=3), 0.0)
+    assert made.state == "suspect", "what fails in a row does not rest"
+
+
+def test_who_refuses_to_write_is_asked_for_its_role_until_a_probe_is_good() -> None:
+    made = up()
+    made.observe(1.0, evidence(failed=1), 0.0)
+    assert not made.look_at_role
+    made.observe(1.0, Evidence(5, 1, 0, 1, False, READ_ONLY), 0.0)
+    assert made.look_at_role and made.urgent
+    made.probed(1.1, False, "it is a replica", 0.0)
+    assert (made.state, made.reason) == ("out", f"{READ_ONLY}; a probe: it is a replica")
+    made.probed(2.0, True, "", 0.0)
+    assert made.look_at_role, "it has to be a primary twice"
+    made.probed(2.5, True, "", 0.0)
+    made.admitted(2.5)
+    assert not made.look_at_role
+    made.observe(3.0, Evidence(0, 1, 0, 1, False, READ_ONLY), 0.0)
+    made.probed(3.1, True, "", 0.0)
+    assert not made.look_at_role
+
+
+def test_a_probe_that_could_not_be_made_says_nothing_and_is_made_again_soon() -> None:
+    made = up()
+    for _ in range(10):
+        made.not_probed(5.0, 1.0)
+    assert (made.state, made.next_probe) == ("up", 5.0 + QUICK)
+
+
+def test_a_new_configuration_counts_from_then_on() -> None:
+    made = up()
+    made.observe(1.0, evidence(ok=9, failed=9, streak=0), 0.0)
+    made.follow(Policy(minimum=5, window=1.0), 0.3)
+    assert made.probe_timeout == POLICY.timeout
+    made.observe(2.0, evidence(ok=3, failed=3, streak=1), 0.0)
+    assert made.state == "suspect"
+    assert made.probe_timeout == pytest.approx(0.24)
 
 
 def test_a_suspect_whose_probe_fails_is_out() -> None:
@@ -232,6 +307,29 @@ def test_trials_wait_longer_when_it_flaps_up_to_a_bound() -> None:
     assert [round(wait) for wait in waits] == [30, 60, 120, 239, 299, 299]
     made.observe(now + 1000.0, evidence(refused=True), 0.99)
     assert round(made.trial_at - now - 1000.0) == 30
+
+
+def test_a_trial_that_fails_waits_as_long_again() -> None:
+    made = up()
+    for now in (100.0, 102.0, 104.0):
+        made.observe(now, evidence(refused=True), 0.99)
+        made.admitted(now + 1.0)
+    made.observe(106.0, evidence(refused=True), 1.0)
+    assert made.trial_at == 106.0 + 8 * POLICY.wait
+    made.put_off_trial(400.0, 1.0)
+    assert made.trial_at == 400.0 + 8 * POLICY.wait
+
+
+def test_when_it_was_last_heard_of() -> None:
+    made = up()
+    made.observe(3.0, evidence(ok=1), 0.0)
+    made.observe(4.0, evidence(refused=True), 0.0)
+    made.probed(5.0, False, "no answer", 0.0)
+    assert made.heard_at == 3.0
+    made.observe(6.0, evidence(ok=1), 0.0)
+    assert made.heard_at == 6.0, "out for us, and it answers"
+    made.probed(7.0, True, "", 0.0)
+    assert made.heard_at == 7.0
 
 
 def test_while_it_is_out_probes_become_rarer() -> None:

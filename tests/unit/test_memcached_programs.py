@@ -66,6 +66,12 @@ def test_replies_are_parsed() -> None:
     assert parse(b"nonsense\r\n").code == "nonsense"
 
 
+@pytest.mark.parametrize("line", ["VA", "VA x", "VA -1", "VA "])
+def test_a_value_without_its_size_is_no_reply(line: str) -> None:
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        parse(line.encode() + b"\r\n")
+
+
 @pytest.mark.parametrize("key", [b"a", b"\x80\xff", b"x" * 250])
 def test_keys_of_text_go_as_they_are(key: bytes) -> None:
     assert wire.command(b"mg", key, b" v") == b"mg " + key + b" v\r\n"
@@ -240,7 +246,6 @@ def test_an_append_that_the_node_has_no_memory_for() -> None:
     "said",
     [
         *(b"SERVER_ERROR busy {}\r\n", b"CLIENT_ERROR x\r\n", b"ERROR\r\n", b"?\r\n"),
-        *(b"VA\r\n", b"VA x\r\n", b"VA -1\r\n", b"VA \r\n"),
     ],
 )
 def test_what_no_node_should_answer_is_an_error(command: str, said: bytes) -> None:

@@ -68,6 +68,10 @@ def test_built_from_configuration() -> None:
     assert made.pool("other").shards[0].weight == 3
     assert main.ring.names == ("a", "b", "c")
     assert main.longest == 5.0
+    assert (
+        main.shortest == 0.2
+        and topology(main=three(timeout=1.0, attempt_timeout=0.3)).pool("main").shortest == 0.3
+    )
     with pytest.raises(KeyError, match="none"):
         made.pool("none")
 

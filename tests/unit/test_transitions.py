@@ -9,7 +9,7 @@ import msgspec
 from fakes import CONFIG
 
 from shardproxy.core.topology import State, Topology
-from shardproxy.proxy.transitions import KEPT, QUEUED, HookFailed, Transitions, changes
+from shardproxy.proxy.transitions import KEPT, KEPT_OF_ONE, QUEUED, HookFailed, Transitions, changes
 
 A, B = "127.0.0.1:7001", "127.0.0.1:7002"
 START = Topology.from_config(CONFIG)
@@ -57,8 +57,35 @@ def test_the_latest_are_kept_and_all_are_counted() -> None:
     feed(taken, flips(KEPT + 51))
     assert len(taken.latest) == KEPT
     assert taken.counts[A, "up"] + taken.counts[A, "out"] == KEPT + 51
-    assert [each.reason for each in taken.of(A, 2)] == [f"reason {KEPT + 50}", f"reason {KEPT + 49}"]
+    assert [each.reason for each in taken.of(A)[:2]] == [f"reason {KEPT + 50}", f"reason {KEPT + 49}"]
     assert taken.of(B) == []
+
+
+def test_one_that_flaps_does_not_drive_out_what_happened_to_others() -> None:
+    taken = Transitions(Log())
+    before = START.with_node_state(B, "up", "")
+    taken.changed(START, before)
+    flapping = [before]
+    for number in range(5000):
+        state: State = "suspect" if number % 2 else "up"
+        flapping.append(flapping[-1].with_node_state(A, state, f"reason {number}"))
+    feed(taken, flapping)
+    assert [each.new for each in taken.of(B)] == ["up"]
+    assert len(taken.of(A)) == KEPT_OF_ONE and taken.of(A)[0].reason == "reason 4999"
+    younger = Transitions(Log(), latest=taken.kept())
+    assert (younger.of(A), younger.of(B)) == (taken.of(A), taken.of(B))
+    assert younger.latest[-1] == taken.latest[-1]
+
+
+def test_nodes_that_have_left_are_forgotten() -> None:
+    """Or a stream of reloads with new addresses would grow without bound."""
+    taken = Transitions(Log())
+    up = START.with_node_state(A, "up").with_node_state(B, "up")
+    pool = up.pools[0]
+    less = msgspec.structs.replace(pool, shards=pool.shards[1:])
+    feed(taken, [START, up, msgspec.structs.replace(up, pools=(less,))])
+    assert set(taken.counts) == {(B, "up")}
+    assert taken.of(A) == [] and [each.node for each in taken.kept()] == [B]
 
 
 def test_as_json_it_says_from_and_to() -> None:

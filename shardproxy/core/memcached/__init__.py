@@ -31,6 +31,7 @@ __all__ = [
     "Failure",
     "Frames",
     "Node",
+    "OfNode",
     "Reply",
     "Status",
     "Steps",

@@ -2,7 +2,7 @@
 
 Rules: a request is one line, with `ms` and a value two; a key that is not plain text goes as base64, so
 nothing that a client sends can end a line. A reply is cut off by whoever reads the socket (`Frames` does it
-for those who have no scanner of their own) and parsed here, whatever it is: no reply raises.
+for those who have no scanner of their own) and parsed here: whatever its first word is, it is a reply.
 """
 
 import re
@@ -83,18 +83,24 @@ def room(key: bytes, client_flags: bytes, limit: int) -> int:
 
 
 def parse(frame: bytes) -> Reply:
-    """A whole reply: a line, with VA its value, with STAT all lines until END."""
+    """A whole reply: a line, with VA its value, with STAT all lines until END.
+
+    Raises ValueError, the line, when its size is missing: what follows might be anything.
+    """
     line, _, rest = frame.partition(b"\r\n")
     code, _, said = line.partition(b" ")
     match code:
-        case b"VA" if (size := said.partition(b" ")[0]).isdigit():
+        case b"VA":
+            size = said.partition(b" ")[0]
+            if not size.isdigit():
+                raise ValueError(line.decode(errors="replace"))
             return Reply("VA", rest[: int(size)], _flags(said[len(size) :]))
         case b"HD" | b"EN" | b"NF" | b"NS" | b"EX":
             return Reply(code.decode(), None, _flags(said))
         case b"STAT":
             lines = [each.split(b" ", 2) for each in frame.split(b"\r\n") if each.startswith(b"STAT ")]
             return Reply("STAT", None, {each[1].decode(errors="replace"): each[-1] for each in lines})
-    return Reply("VA?" if code == b"VA" else code.decode(errors="replace"), said)
+    return Reply(code.decode(errors="replace"), said)
 
 
 def _flags(said: bytes) -> dict[str, bytes]:
