@@ -100,9 +100,8 @@ class Supervisor:
         self.transitions = Transitions(self.log, hook_of(config, hidden), hidden=hidden)
         self.credentials, self.users = Credentials.read(config), read_users(config)
         self._lag = LoopLag(PULSE)
-        self._steady = (
-            asyncio.Event()
-        )  # cleared: keys are about to move, and no worker begins with where they were
+        # cleared: keys are about to move, and no worker begins with where they were
+        self._steady = asyncio.Event()
         self._steady.set()
         self.topology = Topology.from_config(config)
         self.slots = [Slot(number) for number in range(workers)]
