@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from shardproxy.core.buffers cimport buf_append, queue_grow
 from shardproxy.dataplane.dues cimport due_add
-from shardproxy.dataplane.engine cimport SERVE, TO_NOBODY, UP, WAITING, Client, Engine, Entry, Node, Upstream
+from shardproxy.dataplane.engine cimport SERVE, UP, WAITING, Client, Engine, Entry, Node, Upstream
 
 cdef enum:
     MAX_QUEUE = 4194304         # requests on one upstream
@@ -68,7 +68,7 @@ cdef inline int promise(Engine e, Upstream *u, uint8_t to, uint32_t client, uint
     entry.prefix = 0
     entry.loads = entry.skip = 0
     entry.total = entry.tally = 0
-    e.node_list[u.node].requests[write] += to != TO_NOBODY
+    e.node_list[u.node].requests[write] += generation != 0      # a client's: not what we ask
     due_add(u, entry, 0 if u.lease & WAITING else due)
     return 0
 
