@@ -250,6 +250,9 @@ def test_a_pipeline_gets_its_values_before_they_change(own: ProxyProcess) -> Non
             # the nodes have written what they tell before these replies
             reader.send(b"".join(b"STRLEN %s\r\n" % key.encode() for key in keys))
             frames = list(reader_frames(reader, 2 * len(keys)))
+            # what the proxy read after these commands stands behind all of their replies
+            reader.send(b"ECHO end\r\n")
+            frames += reader_frames(reader, 1)
             for frame in frames:
                 if frame.startswith(b">"):
                     cache.pop(frame.split(b"\r\n")[5].decode() if b"_" not in frame else "", None)
