@@ -88,7 +88,7 @@ def test_a_node_that_greets_and_closes_is_not_stormed() -> None:
     with Closing() as node, one_shard(node.address) as (_, raw):
         raw.ask("GET", "key")
         time.sleep(3)
-        assert 1 < node.accepted <= 20
+        assert 1 < node.accepted <= 40  # waits are by chance, from 0 on; a storm has thousands
 
 
 # --- several shards ---
