@@ -24,6 +24,7 @@ from shardproxy.proxy.owing import CODE, Known
 from shardproxy.proxy.probe import NodeRefuses
 from shardproxy.proxy.returns import Fleet, Returns
 
+FENCE_STEP = 0.01  # seconds between two looks at a return that is underway
 LAG_STEP = 0.05  # seconds between two looks at how late our loop is
 LAG_PART = 0.25  # of a probe's timeout: a loop that is later than this says nothing about nodes
 
@@ -230,9 +231,17 @@ class Keeper:
             watch.wake.set()
 
     async def tidied(self, patience: float) -> bool:
-        """Waits until no node has to be looked through any more; False: not so long (seconds)."""
-        tidying = list(self._tidying.values())
-        return not tidying or not (await asyncio.wait(tidying, timeout=patience))[1]
+        """Waits until no node has old values that a change of places could bring to light: what it serves no
+        more, or has served for one that is back. False: not so long (seconds)."""
+        limit = self._clock() + patience
+        while True:
+            sweepers = [watch.sweeper for watch in self._watches.values() if watch.sweeper]
+            busy = [task for task in (*self._tidying.values(), *sweepers) if not task.done()]
+            if not busy and not any(watch.fenced for watch in self._watches.values()):
+                return True
+            if (left := limit - self._clock()) <= 0:
+                return False
+            await asyncio.wait(busy, timeout=left) if busy else await asyncio.sleep(FENCE_STEP)
 
     async def close(self) -> None:
         tasks = list(self._tasks)

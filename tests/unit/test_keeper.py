@@ -152,6 +152,27 @@ def test_a_worker_that_does_not_acknowledge_keeps_it_out(nodes: Nodes, returns: 
     assert "node_not_returned" in [event for event, _ in logged]
 
 
+def test_a_change_of_places_waits_for_the_sweep_of_stand_ins(nodes: Nodes, returns: list[str]) -> None:
+    """What one keeps of a node that is back would be read there, if the key came to it."""
+    fleet = FakeFleet()
+
+    async def scene(keeper: Keeper) -> None:
+        await asyncio.sleep(1.0)
+        assert await keeper.tidied(0.0)
+        nodes.found[A] = refusal()
+        keeper.observe([(A, 0, 1, 0, 1, True, "Connection refused")])
+        await asyncio.sleep(1.0)
+        assert await keeper.tidied(0.0)  # its stand-ins have what is newest
+        del nodes.found[A]
+        while fleet.state(A) != "up":
+            await asyncio.sleep(0.01)
+        assert not await keeper.tidied(1.0)
+        assert await keeper.tidied(2.0)
+        assert returns[-1] == f"swept {A}"
+
+    run(scene, fleet)
+
+
 def test_keys_move_when_every_worker_leaves_the_node_alone(nodes: Nodes, returns: list[str]) -> None:
     """Each time it goes; until then they are held, by all."""
     fleet = FakeFleet()
