@@ -22,7 +22,7 @@ from shardproxy.dataplane.losses cimport upstream_lost
 from shardproxy.dataplane.replies cimport quoted
 from shardproxy.dataplane.system cimport AF_INET, AF_INET6, getsockname, sockaddr
 
-from shardproxy.core.memcached.connections import asker, connections
+from shardproxy.core.memcached.connections import REQUEST, asker, connections
 
 cdef extern from "<string.h>" nogil:
     void *memmem(const void *p, size_t n, const void *what, size_t size)
@@ -102,7 +102,7 @@ cdef bint alone(Engine e, Upstream *u, bytes listing) noexcept:
         own = asker(there, local_name(u.fd)).encode()
         if not own and u.extras < LOOKS:
             u.extras += 1
-            say(e, u, b"stats conns\r\n")
+            say(e, u, REQUEST)
             return False
         if <size_t>len(own) < sizeof(u.address):
             memcpy(u.address, <const char *>own, len(own) + 1)
@@ -132,7 +132,7 @@ cdef str local_name(int fd):
 cdef void look_again(Engine e, Upstream *u) noexcept:
     if u.killing and not u.looking and e.now > u.progress + PAUSE:
         u.looking = True
-        say(e, u, b"stats conns\r\n")
+        say(e, u, REQUEST)
 
 
 cdef inline bint says(const char *p, size_t n, const char *words) noexcept nogil:

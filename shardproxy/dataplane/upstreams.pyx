@@ -146,7 +146,7 @@ cdef inline bint late_for(Engine e, Upstream *u, uint64_t due) noexcept nogil:
     """
     if e.holds and not e.node_list[u.node].stays and e.now > u.progress + e.patience:
         return False
-    # what is sent again was asked of another node, or before that was lost: when it was asked says nothing of this one's pace
+    # what is sent again goes out in portions: while some wait, how long the queue is says nothing of the node's pace
     if u.again > u.written:
         return False
     return (e.now > u.fifo[u.head & u.mask].at + e.patience

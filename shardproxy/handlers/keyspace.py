@@ -133,10 +133,8 @@ async def randomkey(server: Server, call: "Call") -> bytes:
         return answers
     sizes = {answer.shard: value_of(answer.frame, int) for answer in answers}
     drawn = {name: call.answered[node] for name, node in nodes.items() if node in call.answered}
-    for (
-        name,
-        frame,
-    ) in drawn.items():  # by its transaction's run; what followed there may have changed the size
+    # by its transaction's run; what followed there may have changed the size
+    for name, frame in drawn.items():
         sizes[name] = max(sizes.get(name, 0), 1) if value_of(frame) is not None else 0
     key = None
     for _ in range(RANDOM_TRIES):

@@ -104,7 +104,7 @@ def moved(old: Topology, new: Topology) -> list[str]:
     ]
 
 
-def moves(old: Topology, new: Topology) -> bool:
+def needs_tidying(old: Topology, new: Topology) -> bool:
     """Whether keys move between nodes of a pool where none must find what it had of them before."""
     before = {pool.name: pool for pool in old.pools}
     return any(
@@ -242,8 +242,8 @@ class Reloader:
             users = await asyncio.to_thread(read_users, new, file=self._file)
             secrets = _digest(await asyncio.to_thread(read_session_secrets, new, file=self._file))
             self._refuse_expired(ways, config)
-            moving = moves(owner.topology, owner.topology.with_config(config))
-            if moving and owner.keeper and not await owner.keeper.tidied(TIDY):
+            untidy = needs_tidying(owner.topology, owner.topology.with_config(config))
+            if untidy and owner.keeper and not await owner.keeper.tidied(TIDY):
                 owner.log("reload_refused", why=why, mistakes=[errors.NOT_TIDIED])
                 return Outcome(errors.NOT_TIDIED)
             topology = owner.topology.with_config(config)
